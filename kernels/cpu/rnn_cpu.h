@@ -1,0 +1,81 @@
+/* The C interface of the CPU kernels: one recurrence, forward and backward through time.
+ *
+ *     h[t] = tanh(x[t]·Wxh + h[t-1]·Whh + bh),   h[-1] = h0
+ *
+ * Everything is row-major and C-contiguous, `Real` is float (RNN_FLOAT32) or double (RNN_FLOAT64). T, B, I, H >= 1:
+ * steps, batch rows, input width (the vocabulary where the input is tokens), hidden units. Buffers must not overlap
+ * unless a comment says so; none is kept after the call. The caller owns all of them.
+ *
+ * What is here is the chain of small dependent products, which no BLAS does well. Products over all T·B rows are the
+ * caller's to give to a BLAS: x·Wxh before the forward pass, dWhh, dWxh and dx after the backward pass.
+ *
+ * Same input, same SIMD level: the same bits, whatever the number of threads. Calls may run concurrently.
+ */
+#ifndef RNN_CPU_H_
+#define RNN_CPU_H_
+
+#include <stdint.h>
+
+#define RNN_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { RNN_FLOAT32 = 0, RNN_FLOAT64 = 1 };
+
+/* What a call returns. Nothing has been written unless it is RNN_OK. */
+enum {
+  RNN_OK = 0,
+  RNN_BAD_TOKEN = 1,   /* a token is outside [0, I); see bad_token below */
+  RNN_NO_MEMORY = 2,   /* the workspace (H·H and some) cannot be allocated */
+  RNN_BAD_THREADS = 3, /* RNN_OPS_NUM_THREADS is set and not a positive number */
+  RNN_BAD_SIMD = 4,    /* RNN_OPS_SIMD is set and not one of rnn_cpu_simd_levels() */
+};
+
+typedef struct {
+  int64_t T, B, I, H;
+  int32_t dtype;
+  const int32_t* tokens; /* [T,B], or null: then h holds x·Wxh on entry */
+  const void* h0;        /* [B,H] */
+  const void* Wxh;       /* [I,H]; read with tokens only */
+  const void* Whh;       /* [H,H] */
+  const void* bh;        /* [H] */
+  void* h;               /* [T,B,H]  out; all that backward needs, since tanh' = 1 - h² */
+  int64_t bad_token;     /* out, with RNN_BAD_TOKEN: its position in tokens */
+} rnn_cpu_forward_args;
+
+typedef struct {
+  int64_t T, B, I, H;
+  int32_t dtype;
+  const int32_t* tokens; /* [T,B], or null; read for dWxh only */
+  const void* Whh;       /* [H,H] */
+  const void* h;         /* [T,B,H] as forward wrote it */
+  const void* dh;        /* [T,B,H] gradient of h, or null for zeros */
+  const void* dh_last;   /* [B,H] gradient of the last state, added to that of h[T-1]; or null for zeros */
+  void* da;              /* [T,B,H]  out: gradient of x·Wxh + h·Whh + bh; may be the buffer dh */
+  void* dh0;             /* [B,H]  out, or null if not wanted */
+  void* dWxh;            /* [I,H]  out with tokens, or null if not wanted */
+  void* dbh;             /* [H]  out, or null if not wanted */
+  int64_t bad_token;     /* as above */
+} rnn_cpu_backward_args;
+
+RNN_API int rnn_cpu_forward(rnn_cpu_forward_args* args);
+RNN_API int rnn_cpu_backward(rnn_cpu_backward_args* args);
+
+/* y[i] = tanh(x[i]) as the kernels compute it, for measuring its error. y may be x. */
+RNN_API int rnn_cpu_tanh(int32_t dtype, int64_t n, const void* x, void* y);
+
+/* How many threads a call uses at most: RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this
+ * process may run on. Read anew by each call. 0 where RNN_OPS_NUM_THREADS is not a positive number. */
+RNN_API int rnn_cpu_threads(void);
+
+/* The SIMD levels that this build and this processor have, best first, separated by spaces, and the one in use:
+ * RNN_OPS_SIMD, else the best. Null where RNN_OPS_SIMD names none of them. */
+RNN_API const char* rnn_cpu_simd_levels(void);
+RNN_API const char* rnn_cpu_simd(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  /* RNN_CPU_H_ */

@@ -1,0 +1,77 @@
+// Vectors of RNN_SIMD_BYTES bytes, written with the compiler's vector extension (GCC and Clang, any processor).
+//
+// Included by isa_*.cc only, each with its own RNN_LEVEL (a namespace), so that no two levels share a function.
+#ifndef RNN_SIMD_H_
+#define RNN_SIMD_H_
+
+#include <stdint.h>
+
+#define RNN_INLINE inline __attribute__((always_inline))
+
+namespace rnn {
+namespace RNN_LEVEL {
+
+template <class Real>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef int32_t Lane;
+  typedef float Vec __attribute__((vector_size(RNN_SIMD_BYTES)));
+  typedef int32_t Int __attribute__((vector_size(RNN_SIMD_BYTES)));
+};
+
+template <>
+struct Simd<double> {
+  typedef int64_t Lane;
+  typedef double Vec __attribute__((vector_size(RNN_SIMD_BYTES)));
+  typedef int64_t Int __attribute__((vector_size(RNN_SIMD_BYTES)));
+};
+
+template <class Real>
+using Vec = typename Simd<Real>::Vec;
+template <class Real>
+using Int = typename Simd<Real>::Int;
+
+template <class Real>
+constexpr int lanes() {
+  return RNN_SIMD_BYTES / sizeof(Real);
+}
+
+template <class Real>
+RNN_INLINE Vec<Real> load(const Real* p) {
+  Vec<Real> v;
+  __builtin_memcpy(&v, p, sizeof v);  // no alignment is asked of anybody
+  return v;
+}
+
+template <class Real>
+RNN_INLINE void store(Real* p, Vec<Real> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The first n lanes only; the others read as 0 and are not written.
+template <class Real>
+RNN_INLINE Vec<Real> load(const Real* p, int64_t n) {
+  Vec<Real> v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+
+template <class Real>
+RNN_INLINE void store(Real* p, Vec<Real> v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
+// Bits of one type seen as the other.
+template <class To, class From>
+RNN_INLINE To bits(From v) {
+  static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");
+  To to;
+  __builtin_memcpy(&to, &v, sizeof to);
+  return to;
+}
+
+}  // namespace RNN_LEVEL
+}  // namespace rnn
+#endif  // RNN_SIMD_H_

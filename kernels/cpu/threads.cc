@@ -1,0 +1,129 @@
+// A pool of threads, started as they are first needed and kept asleep between calls.
+#include "threads.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace rnn {
+namespace {
+
+// About 20 µs: a call has several phases, each waited for this long before a thread goes to sleep.
+constexpr int kSpins = 1000;
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+class Pool {
+ public:
+  void run(int n, void (*task)(void*, int, int), void* context) {
+    std::unique_lock<std::mutex> turn(callers_, std::try_to_lock);
+    if (!turn.owns_lock() || !has_workers(n - 1)) {
+      for (int i = 0; i < n; ++i) task(context, i, n);
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = {n, task, context};
+      unfinished_.store(n - 1, std::memory_order_relaxed);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    task(context, 0, n);
+    for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
+      if (spins < kSpins) pause();
+      else std::this_thread::yield();
+    }
+  }
+
+ private:
+  struct Job {
+    int n;
+    void (*task)(void*, int, int);
+    void* context;
+  };
+
+  bool has_workers(int n) {
+    while (workers_ < n) {
+      try {
+        std::thread(&Pool::work, this, workers_ + 1, generation_.load()).detach();
+      } catch (const std::system_error&) {  // no more threads for this process
+        return false;
+      }
+      ++workers_;
+    }
+    return true;
+  }
+
+  void work(int index, unsigned seen) {
+    for (;;) {
+      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+      Job job;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+        seen = generation_.load(std::memory_order_relaxed);
+        job = job_;
+      }
+      if (index >= job.n) continue;
+      job.task(job.context, index, job.n);
+      unfinished_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex callers_;  // held while a job runs
+  int workers_ = 0;     // guarded by callers_
+
+  std::mutex mutex_;  // guards job_
+  std::condition_variable wake_;
+  Job job_ = {};
+  std::atomic<unsigned> generation_{0};  // of job_; changes under mutex_
+  std::atomic<int> unfinished_{0};
+};
+
+// Never destroyed, since its threads outlive main(). A forked child has none of them and starts its own pool.
+Pool* pool = new Pool;
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+
+// The number that a variable starts with ("4" or OpenMP's "4,2"), 0 where it is no positive number, -1 where unset.
+int number_in(const char* variable) {
+  const char* text = getenv(variable);
+  if (!text || !*text) return -1;
+  char* end;
+  const long value = strtol(text, &end, 10);
+  return value >= 1 && value <= 1 << 16 && (*end == 0 || *end == ',') ? static_cast<int>(value) : 0;
+}
+
+}  // namespace
+
+int thread_limit() {
+  const int ours = number_in("RNN_OPS_NUM_THREADS");
+  if (ours >= 0) return ours;
+  const int openmp = number_in("OMP_NUM_THREADS");
+  if (openmp > 0) return openmp;
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  const unsigned processors = std::thread::hardware_concurrency();
+  return processors ? static_cast<int>(processors) : 1;
+}
+
+void run_parallel(int n, void (*task)(void*, int, int), void* context) {
+  if (n == 1) task(context, 0, 1);
+  else pool->run(n, task, context);
+}
+
+}  // namespace rnn

@@ -1,0 +1,16 @@
+// Threads that share the work of one call.
+#ifndef RNN_THREADS_H_
+#define RNN_THREADS_H_
+
+namespace rnn {
+
+// RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may run on; 0 where the first is
+// set and not a positive number.
+int thread_limit();
+
+// Calls task(context, i, n) once for each i in [0, n) and returns when all have finished. The calls run side by side on
+// a pool of threads; where another caller has the pool, or no thread can be had, this thread makes all of them itself.
+void run_parallel(int n, void (*task)(void* context, int i, int n), void* context);
+
+}  // namespace rnn
+#endif  // RNN_THREADS_H_

@@ -1,0 +1,155 @@
+"""What the recurrence takes: the shapes, dtypes and token values of its arguments, and the errors for everything else.
+
+Nothing here computes or imports MXNet: arrays are looked at through ``shape`` and ``dtype`` only, so that NumPy arrays
+at the door of the kernels and NDArrays at the door of the operators get the same checks and the same sentences.
+
+Shapes are written in letters, one a dimension: T steps, B batch rows, I input width, H hidden units. A letter stands for
+one size wherever it appears, whichever argument it was first read from.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+NAMES = ("inputs", "state", "Wxh", "Whh", "bh")
+FLOATS = (np.dtype("float32"), np.dtype("float64"))
+TOKENS = np.dtype("int32")
+
+_STATE_AND_WEIGHTS = ("BH", "IH", "HH", "H")
+_DENSE = {False: "TBI", True: "BI"}  # by step: the letters of a float input, of tokens all but the last
+
+
+class Signature(NamedTuple):
+    """The sizes and kinds of one call. ``I`` is the number of symbols where the input is tokens."""
+    T: int
+    B: int
+    I: int
+    H: int
+    dtype: np.dtype
+    tokens: bool
+
+
+def check(inputs, state, Wxh, Whh, bh=None, step=False):
+    """Check the arguments of a recurrence against one another and say what they are.
+
+    Parameters
+    ----------
+    inputs : float (T, B, I) or int32 tokens (T, B); with ``step`` float (B, I) or int32 tokens (B,)
+    state, Wxh, Whh : float (B, H), (I, H), (H, H)
+    bh : float (H,), or None where there is none (the backward pass)
+    step : bool
+        One step instead of a sequence; T is then 1.
+
+    Returns
+    -------
+    Signature
+
+    Raises
+    ------
+    TypeError
+        Not an array, or of a dtype that does not belong there: floats are all float32 or all float64, tokens int32.
+    ValueError
+        A wrong number of dimensions, shapes that do not fit one another, or an empty dimension.
+    """
+    shapes, dtypes = [], []
+    for name, array in zip(NAMES, (inputs, state, Wxh, Whh) if bh is None else (inputs, state, Wxh, Whh, bh)):
+        try:
+            shapes.append(tuple(array.shape))
+            dtypes.append(np.dtype(array.dtype))
+        except (AttributeError, TypeError):
+            raise TypeError(f"{name}: got {type(array).__name__}, needs an array") from None
+    dtype, tokens = check_dtypes(dtypes)
+    if tokens == ("I" in letters(shapes[0], step)[0]):
+        cast = "" if tokens else "; cast tokens with astype('int32')"
+        raise ValueError(f"inputs: got {dtypes[0]} of shape {shapes[0]}, needs {_needed_inputs(step)}{cast}")
+    size = sizes(shapes, step)
+    for name, shape in zip(NAMES, shapes):
+        if 0 in shape:
+            raise ValueError(f"{name}: got shape {shape}, needs every dimension to be at least 1")
+    return Signature(size.get("T", 1), size["B"], size["I"], size["H"], dtype, tokens)
+
+
+def check_dtypes(dtypes):
+    """Check the dtypes of (inputs, state, Wxh, Whh[, bh]) → (dtype of the floats, whether the inputs are tokens)."""
+    tokens = dtypes[0] == TOKENS
+    if not tokens and dtypes[0] not in FLOATS:
+        cast = "; cast tokens with astype('int32')" if dtypes[0].kind in "iub" else ""
+        raise TypeError(f"inputs: got dtype {dtypes[0]}, needs float32, float64 or int32 (tokens){cast}")
+    dtype = dtypes[1]
+    for name, got in zip(NAMES[1:], dtypes[1:]):
+        if got not in FLOATS:
+            raise TypeError(f"{name}: got dtype {got}, needs float32 or float64")
+        if got != dtype:
+            raise TypeError(f"{name}: got dtype {got}, needs {dtype}, the dtype of state")
+    if not tokens and dtypes[0] != dtype:
+        raise TypeError(f"inputs: got dtype {dtypes[0]}, needs {dtype}, the dtype of state")
+    return dtype, tokens
+
+
+def letters(inputs_shape, step=False):
+    """The letters of each argument's shape. The inputs' number of dimensions tells dense from tokens; () is unknown."""
+    dense = _DENSE[step]
+    if inputs_shape and len(inputs_shape) not in (len(dense), len(dense) - 1):
+        raise ValueError(f"inputs: got shape {tuple(inputs_shape)}, needs {_needed_inputs(step)}")
+    return (dense[:len(inputs_shape)],) + _STATE_AND_WEIGHTS
+
+
+def sizes(shapes, step=False):
+    """Read the size of each letter off the shapes that are known, and see that they fit one another.
+
+    Parameters
+    ----------
+    shapes : sequence of shapes of (inputs, state, Wxh, Whh[, bh])
+        A shape not known is empty; a dimension not known is 0 or negative.
+
+    Returns
+    -------
+    dict
+        Size by letter; those that no shape tells are left out.
+
+    Raises
+    ------
+    ValueError
+        A wrong number of dimensions, or shapes that do not fit one another.
+    """
+    found = {}
+    patterns = letters(shapes[0], step)
+    for index, (pattern, shape) in enumerate(zip(patterns, shapes)):
+        if shape and len(shape) != len(pattern):
+            raise _misfit(index, patterns, shapes)
+        for letter, size in zip(pattern, shape):
+            if size > 0 and found.setdefault(letter, size) != size:
+                raise _misfit(index, patterns, shapes)
+    return found
+
+
+def check_tokens(tokens, I):
+    """Raise a ValueError that names the first token outside [0, I), if there is one. tokens: NumPy int32 array."""
+    if tokens.view(np.uint32).max() < I:  # as unsigned numbers, negative ones lie above every I
+        return
+    position = np.unravel_index(np.argmax(tokens.view(np.uint32) >= I), tokens.shape)
+    where = ", ".join(str(index) for index in position)
+    raise ValueError(f"inputs: got token {tokens[position]} at [{where}], needs 0 <= token < {I}, I = {I} from Wxh")
+
+
+def _misfit(index, patterns, shapes):
+    """The error for the argument at ``index``, held against those before it, which fit one another."""
+    sizes, sources = {}, {}
+    for name, pattern, shape in zip(NAMES, patterns[:index], shapes):
+        for letter, size in zip(pattern, shape):
+            if size > 0 and letter not in sizes:
+                sizes[letter], sources[letter] = size, name
+    pattern = patterns[index]
+    needed = _brackets(pattern)
+    known = [letter for letter in dict.fromkeys(pattern) if letter in sizes]
+    if known:
+        why = " and ".join(f"{letter} = {sizes[letter]} from {sources[letter]}" for letter in known)
+        needed = f"{_brackets([str(sizes.get(letter, letter)) for letter in pattern])}, {needed} with {why}"
+    return ValueError(f"{NAMES[index]}: got shape {tuple(shapes[index])}, needs {needed}")
+
+
+def _brackets(words):
+    return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
+
+
+def _needed_inputs(step):
+    return "(B, I) of floats or (B,) of int32 tokens" if step else "(T, B, I) of floats or (T, B) of int32 tokens"

@@ -1,0 +1,190 @@
+"""The recurrence on the CPU: the compiled kernels (kernels/cpu) for the chain of steps, NumPy's BLAS for the rest.
+
+``forward`` and ``backward`` work on NumPy arrays and write into arrays that the caller gives. What depends on the step
+before is one call into the shared library; the products over all T·B rows (x·Wxh before it, dWhh, dWxh and dx after it)
+are ``numpy.matmul``. Both release the GIL, and calls may run concurrently.
+
+Shapes are written in letters: T steps, B batch rows, I input width (the vocabulary where the input is tokens), H hidden
+units.
+"""
+import ctypes
+import os
+
+import numpy as np
+
+from rnn_ops.backends import arguments
+
+_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_cpu_kernels.so")
+_DTYPES = {np.dtype("float32"): 0, np.dtype("float64"): 1}
+_OK, _BAD_TOKEN, _NO_MEMORY, _BAD_THREADS, _BAD_SIMD = range(5)
+
+_SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32)]
+
+
+def _buffers(*names):
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+class _ForwardArgs(ctypes.Structure):  # rnn_cpu_forward_args
+    _fields_ = _SIZES + _buffers("tokens", "h0", "Wxh", "Whh", "bh", "h") + [("bad_token", ctypes.c_int64)]
+
+
+class _BackwardArgs(ctypes.Structure):  # rnn_cpu_backward_args
+    _fields_ = (_SIZES + _buffers("tokens", "Whh", "h", "dh", "dh_last", "da", "dh0", "dWxh", "dbh") +
+                [("bad_token", ctypes.c_int64)])
+
+
+def _load():
+    if not os.path.exists(_LIBRARY):
+        raise ImportError(
+            f"rnn_ops in {os.path.dirname(os.path.dirname(_LIBRARY))} has no compiled kernels: this is a source folder. "
+            "Build them with 'pip install -e .' in it, or start Python from another folder to use an installed rnn_ops.")
+    library = ctypes.CDLL(_LIBRARY)
+    library.rnn_cpu_forward.argtypes = [ctypes.POINTER(_ForwardArgs)]
+    library.rnn_cpu_backward.argtypes = [ctypes.POINTER(_BackwardArgs)]
+    library.rnn_cpu_tanh.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    library.rnn_cpu_simd.restype = library.rnn_cpu_simd_levels.restype = ctypes.c_char_p
+    return library
+
+
+_library = _load()
+
+
+def forward(inputs, state, Wxh, Whh, bh, outputs):
+    """h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps.
+
+    Parameters
+    ----------
+    inputs : float (T, B, I) or int32 tokens (T, B)
+    state : float (B, H), the state before the first step
+    Wxh, Whh, bh : float (I, H), (H, H), (H,)
+    outputs : float (T, B, H), overwritten with the state after every step
+
+    All C-contiguous NumPy arrays; the floats all float32 or all float64. ``outputs`` overlaps none of the others.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of a wrong type, dtype, shape or memory layout, or a token outside [0, I): nothing is written.
+        Also where RNN_OPS_NUM_THREADS or RNN_OPS_SIMD cannot be obeyed.
+    MemoryError
+    """
+    T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
+    out = _pointer("outputs", outputs, (T, B, H), dtype, written=True)
+    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
+                        Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh), h=out)
+    x = _pointer("inputs", inputs)
+    if tokens:
+        args.tokens = x
+    else:
+        np.matmul(inputs.reshape(T * B, I), Wxh, out=outputs.reshape(T * B, H))
+    _raise_for(_library.rnn_cpu_forward(args), args, inputs)
+
+
+def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
+             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None):
+    """Backward through time: from the gradients of the results to those of the arguments of `forward`.
+
+    With a_t the argument of tanh, da_t = (dh_t + da_{t+1}·Whhᵀ)·(1 - h_t²); then dWhh = Σ h_{t-1}ᵀ·da_t,
+    dWxh = Σ x_tᵀ·da_t, dbh = Σ da_t, dx_t = da_t·Wxhᵀ and dstate = da_0·Whhᵀ.
+
+    Parameters
+    ----------
+    inputs, state, Wxh, Whh : as given to `forward`
+    outputs : float (T, B, H), as written by `forward`
+    doutputs : float (T, B, H) or None for zeros, the gradient of ``outputs``
+    dlast_state : float (B, H) or None for zeros, the gradient of the last state, which adds to that of ``outputs[-1]``
+    dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None where a gradient is not wanted
+        Overwritten. Tokens have no gradient. None of them overlaps another argument.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `forward`.
+    """
+    T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh)
+    if tokens and dinputs is not None:
+        raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
+    _pointer("dinputs", dinputs, (T, B, I), dtype, written=True)
+    _pointer("dWhh", dWhh, (H, H), dtype, written=True)
+    x, h0 = _pointer("inputs", inputs), _pointer("state", state)
+    out_dWxh = _pointer("dWxh", dWxh, (I, H), dtype, written=True)
+    da = np.empty((T, B, H), dtype)  # gradient of a_t
+    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], Whh=_pointer("Whh", Whh),
+                         h=_pointer("outputs", outputs, (T, B, H), dtype),
+                         dh=_pointer("doutputs", doutputs, (T, B, H), dtype),
+                         dh_last=_pointer("dlast_state", dlast_state, (B, H), dtype), da=da.ctypes.data,
+                         dh0=_pointer("dstate", dstate, (B, H), dtype, written=True),
+                         dbh=_pointer("dbh", dbh, (H,), dtype, written=True))
+    if tokens:
+        args.tokens, args.dWxh = x, out_dWxh
+    _raise_for(_library.rnn_cpu_backward(args), args, inputs)
+    if dWhh is not None:
+        np.matmul(state.T, da[0], out=dWhh)
+        if T > 1:
+            dWhh += np.matmul(outputs[:-1].reshape(-1, H).T, da[1:].reshape(-1, H))
+    if not tokens and dWxh is not None:
+        np.matmul(inputs.reshape(T * B, I).T, da.reshape(T * B, H), out=dWxh)
+    if dinputs is not None:
+        np.matmul(da.reshape(T * B, H), Wxh.T, out=dinputs.reshape(T * B, I))
+
+
+def tanh(x):
+    """tanh as the kernels compute it: float32 or float64 array → a new array. For measuring its error."""
+    if not isinstance(x, np.ndarray) or x.dtype not in _DTYPES:
+        raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, needs an array of float32 or float64")
+    x = np.ascontiguousarray(x)
+    y = np.empty_like(x)
+    _raise_for(_library.rnn_cpu_tanh(_DTYPES[x.dtype], x.size, x.ctypes.data, y.ctypes.data))
+    return y
+
+
+def threads():
+    """How many threads a call may use: RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors allowed."""
+    count = _library.rnn_cpu_threads()
+    if count == 0:
+        _raise_for(_BAD_THREADS)
+    return count
+
+
+def simd_levels():
+    """The SIMD levels that this build and this processor have, the best first, e.g. ('avx2', 'baseline')."""
+    return tuple(_library.rnn_cpu_simd_levels().decode().split())
+
+
+def simd():
+    """The SIMD level in use: RNN_OPS_SIMD, else the best of `simd_levels`."""
+    name = _library.rnn_cpu_simd()
+    if name is None:
+        _raise_for(_BAD_SIMD)
+    return name.decode()
+
+
+def _pointer(name, array, shape=None, dtype=None, written=False):
+    """The address of a NumPy array's memory (None for None), after seeing that the kernels can work on it."""
+    if array is None:
+        return None
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: got {type(array).__name__}, needs a NumPy array")
+    if dtype is not None and array.dtype != dtype:
+        raise TypeError(f"{name}: got dtype {array.dtype}, needs {dtype}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name}: got shape {array.shape}, needs {shape}")
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        raise ValueError(f"{name}: got a strided or unaligned array, needs a C-contiguous one (numpy.ascontiguousarray)")
+    if written and not flags.writeable:
+        raise ValueError(f"{name}: got a read-only array, needs one that can be written")
+    return array.ctypes.data
+
+
+def _raise_for(status, args=None, inputs=None):
+    if status == _BAD_TOKEN:
+        arguments.check_tokens(inputs, args.I)
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory for a packed copy of Whh")
+    if status == _BAD_THREADS:
+        raise ValueError(
+            f"RNN_OPS_NUM_THREADS: got {os.environ.get('RNN_OPS_NUM_THREADS')!r}, needs a number of threads, 1 or more")
+    if status == _BAD_SIMD:
+        raise ValueError(f"RNN_OPS_SIMD: got {os.environ.get('RNN_OPS_SIMD')!r}, needs one of {', '.join(simd_levels())}")
