@@ -40,20 +40,22 @@ def find_compiler():
         "'apt-get install g++' on Debian and Ubuntu, 'dnf install gcc-c++' on Fedora, 'xcode-select --install' on macOS.")
 
 
-def build_kernels(output, work, extra=()):
-    """Compiles and links the library to the file `output`; `extra` flags (sanitizers, say) go to every command."""
-    compiler = find_compiler()
-    os.makedirs(work, exist_ok=True)
-    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    jobs, objects = [], []
-    for source, flags in FLAGS_OF.items():
-        objects.append(os.path.join(work, source + ".o"))
-        jobs.append(compiler + FLAGS + flags + list(extra) + ["-c", os.path.join(SOURCES, source), "-o", objects[-1]])
-    link = compiler + ["-shared", "-pthread"] + list(extra) + objects + ["-o", output]
-    running = [subprocess.Popen(job) for job in jobs]
-    if any([process.wait() for process in running]) or subprocess.call(link):
+def run(commands):
+    """Runs the commands side by side; SystemExit if one fails."""
+    running = [subprocess.Popen(command) for command in commands]
+    if any([process.wait() for process in running]):
         raise SystemExit("rnn_ops: %s could not build the CPU kernels; what it said stands above. "
-                         "They need C++17: GCC 9 or newer, or Clang 10 or newer." % compiler[0])
+                         "They need C++17: GCC 9 or newer, or Clang 10 or newer." % commands[0][0])
+
+
+def compile_kernels(work, extra=(), flags_of=FLAGS_OF):
+    """Compiles the sources to object files in the folder `work` and returns their names. `extra` flags, such as those
+    of a sanitizer, go to every source."""
+    os.makedirs(work, exist_ok=True)
+    objects = {source: os.path.join(work, source + ".o") for source in flags_of}
+    run([find_compiler() + FLAGS + flags + list(extra) + ["-c", os.path.join(SOURCES, source), "-o", objects[source]]
+         for source, flags in flags_of.items()])
+    return list(objects.values())
 
 
 class BuildKernels(build_ext):
@@ -62,7 +64,9 @@ class BuildKernels(build_ext):
         return os.path.join(*name.split(".")) + ".so"
 
     def build_extension(self, extension):
-        build_kernels(self.get_ext_fullpath(extension.name), self.build_temp)
+        output = self.get_ext_fullpath(extension.name)
+        os.makedirs(os.path.dirname(output), exist_ok=True)
+        run([find_compiler() + ["-shared", "-pthread"] + compile_kernels(self.build_temp) + ["-o", output]])
 
 
 try:

@@ -62,9 +62,6 @@ def check(inputs, state, Wxh, Whh, bh=None, step=False):
         cast = "" if tokens else "; cast tokens with astype('int32')"
         raise ValueError(f"inputs: got {dtypes[0]} of shape {shapes[0]}, needs {_needed_inputs(step)}{cast}")
     size = sizes(shapes, step)
-    for name, shape in zip(NAMES, shapes):
-        if 0 in shape:
-            raise ValueError(f"{name}: got shape {shape}, needs every dimension to be at least 1")
     return Signature(size.get("T", 1), size["B"], size["I"], size["H"], dtype, tokens)
 
 
@@ -99,7 +96,7 @@ def sizes(shapes, step=False):
     Parameters
     ----------
     shapes : sequence of shapes of (inputs, state, Wxh, Whh[, bh])
-        A shape not known is empty; a dimension not known is 0 or negative.
+        A shape not known is (), a dimension not known is negative.
 
     Returns
     -------
@@ -109,7 +106,7 @@ def sizes(shapes, step=False):
     Raises
     ------
     ValueError
-        A wrong number of dimensions, or shapes that do not fit one another.
+        A wrong number of dimensions, an empty one, or shapes that do not fit one another.
     """
     found = {}
     patterns = letters(shapes[0], step)
@@ -117,6 +114,8 @@ def sizes(shapes, step=False):
         if shape and len(shape) != len(pattern):
             raise _misfit(index, patterns, shapes)
         for letter, size in zip(pattern, shape):
+            if size == 0:
+                raise ValueError(f"{NAMES[index]}: got shape {tuple(shape)}, needs every dimension to be at least 1")
             if size > 0 and found.setdefault(letter, size) != size:
                 raise _misfit(index, patterns, shapes)
     return found

@@ -2,7 +2,7 @@
 
 ``forward`` and ``backward`` work on NumPy arrays and write into arrays that the caller gives. What depends on the step
 before is one call into the shared library; the products over all T·B rows (x·Wxh before it, dWhh, dWxh and dx after it)
-are ``numpy.matmul``. Both release the GIL, and calls may run concurrently.
+are the BLAS's. Both release the GIL, and calls may run concurrently.
 
 Shapes are written in letters: T steps, B batch rows, I input width (the vocabulary where the input is tokens), H hidden
 units.
@@ -12,7 +12,7 @@ import os
 
 import numpy as np
 
-from rnn_ops.backends import arguments
+from rnn_ops.backends import arguments, blas
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_cpu_kernels.so")
 _DTYPES = {np.dtype("float32"): 0, np.dtype("float64"): 1}
@@ -66,18 +66,19 @@ def forward(inputs, state, Wxh, Whh, bh, outputs):
     ------
     TypeError, ValueError
         An argument of a wrong type, dtype, shape or memory layout, or a token outside [0, I): nothing is written.
-        Also where RNN_OPS_NUM_THREADS or RNN_OPS_SIMD cannot be obeyed.
+        Also where RNN_OPS_NUM_THREADS or RNN_OPS_SIMD names what there is not.
     MemoryError
     """
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
     out = _pointer("outputs", outputs, (T, B, H), dtype, written=True)
+    limit = threads()
     args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
                         Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh), h=out)
     x = _pointer("inputs", inputs)
     if tokens:
         args.tokens = x
     else:
-        np.matmul(inputs.reshape(T * B, I), Wxh, out=outputs.reshape(T * B, H))
+        blas.matmul(inputs.reshape(T * B, I), Wxh, outputs.reshape(T * B, H), limit)
     _raise_for(_library.rnn_cpu_forward(args), args, inputs)
 
 
@@ -119,14 +120,15 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     if tokens:
         args.tokens, args.dWxh = x, out_dWxh
     _raise_for(_library.rnn_cpu_backward(args), args, inputs)
+    limit = threads()
     if dWhh is not None:
-        np.matmul(state.T, da[0], out=dWhh)
+        blas.matmul(state.T, da[0], dWhh, limit)
         if T > 1:
-            dWhh += np.matmul(outputs[:-1].reshape(-1, H).T, da[1:].reshape(-1, H))
+            dWhh += blas.matmul(outputs[:-1].reshape(-1, H).T, da[1:].reshape(-1, H), None, limit)
     if not tokens and dWxh is not None:
-        np.matmul(inputs.reshape(T * B, I).T, da.reshape(T * B, H), out=dWxh)
+        blas.matmul(inputs.reshape(T * B, I).T, da.reshape(T * B, H), dWxh, limit)
     if dinputs is not None:
-        np.matmul(da.reshape(T * B, H), Wxh.T, out=dinputs.reshape(T * B, I))
+        blas.matmul(da.reshape(T * B, H), Wxh.T, dinputs.reshape(T * B, I), limit)
 
 
 def tanh(x):

@@ -1,0 +1,368 @@
+"""The CPU backend: right on every shape, SIMD level and number of threads, the same bits each time, no stray access."""
+import concurrent.futures
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnn_ops.backends import arguments, blas, cpu
+from rnn_ops_benchmarks import numpy_loop
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# 1s, primes, and sizes around every tile: 6 or 12 rows, panels of 4 to 32 columns, blocks of 128 or 256 values of k.
+SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 1, 8), (3, 5, 2, 9), (2, 6, 3, 15), (5, 7, 3, 16), (2, 11, 4, 17),
+          (3, 12, 5, 31), (2, 13, 3, 32), (7, 1, 4, 33), (4, 4, 9, 65), (2, 25, 7, 127), (3, 2, 5, 129),
+          (2, 33, 8, 255), (64, 32, 77, 256), (3, 9, 70, 257), (2, 3, 10, 513), (67, 1, 2, 3), (1, 70, 77, 100)]
+
+
+def random_case(shape, dtype, tokens, seed=0):
+    """(arguments of forward, doutputs, dlast_state) with gradients that reach far back."""
+    T, B, I, H = shape
+    random = np.random.RandomState(seed)
+
+    def uniform(*size, scale=1.0):
+        return random.uniform(-scale, scale, size).astype(dtype)
+
+    inputs = random.randint(I, size=(T, B)).astype(np.int32) if tokens else uniform(T, B, I)
+    arrays = (inputs, uniform(B, H), uniform(I, H, scale=I ** -0.5), uniform(H, H, scale=1.7 * H ** -0.5), uniform(H))
+    return arrays, uniform(T, B, H), uniform(B, H)
+
+
+def run(arrays, doutputs, dlast_state):
+    """Results by name; what the backend leaves unwritten is NaN."""
+    inputs, state, Wxh, Whh, bh = arrays
+    outputs = np.full(doutputs.shape, np.nan, state.dtype)
+    cpu.forward(*arrays, outputs)
+    wanted = {"dstate": state, "dWxh": Wxh, "dWhh": Whh, "dbh": bh}
+    if inputs.ndim == 3:
+        wanted["dinputs"] = inputs
+    gradients = {name: np.full(array.shape, np.nan, state.dtype) for name, array in wanted.items()}
+    cpu.backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, **gradients)
+    return dict(gradients, outputs=outputs)
+
+
+def evaluate(arrays, doutputs, dlast_state, dtype):
+    """The same in plain NumPy at the given precision."""
+    inputs, *floats = (array if array.dtype == np.int32 else array.astype(dtype) for array in arrays)
+    outputs = numpy_loop.forward(inputs, *floats)
+    doutputs = doutputs.astype(dtype)
+    doutputs[-1] += dlast_state.astype(dtype)
+    return dict(numpy_loop.backward(inputs, *floats[:3], outputs, doutputs), outputs=outputs)
+
+
+def errors(got, truth, shape):
+    """The largest error of each result, relative to its largest value. Sums of n random terms, which are about √n large,
+    may cancel to far less; the error is then that of the terms."""
+    T, B, I, H = shape
+    usual = {"dWxh": 0.1 * np.sqrt(T * B), "dWhh": 0.1 * np.sqrt(T * B), "dbh": 0.1 * np.sqrt(T * B)}
+    return {name: np.max(np.abs(got[name] - truth[name])) / max(np.max(np.abs(truth[name])), usual.get(name, 0.1))
+            for name in truth}
+
+
+def check(shape, dtype, tokens, seed=0):
+    """Against float64. What rounding may cost float32 is measured, not guessed: three times the error of plain NumPy in
+    float32, or 32 rounding errors (1.9e-6) where NumPy had luck. float64 has nothing better to be measured against: its
+    bound is the length of the longest chain of roundings."""
+    case = random_case(shape, dtype, tokens, seed)
+    truth = evaluate(*case, np.float64)
+    got = errors(run(*case), truth, shape)
+    if dtype == "float32":
+        plain = errors(evaluate(*case, dtype), truth, shape)
+        bound = {name: max(3 * error, 32 * 2.0 ** -24) for name, error in plain.items()}
+    else:
+        T, B, I, H = shape
+        bound = dict.fromkeys(truth, (32 + T * (H + I)) * 2.0 ** -53)
+    assert all(got[name] <= bound[name] for name in truth), (got, bound)
+
+
+@pytest.fixture(params=cpu.simd_levels())
+def simd(request, monkeypatch):
+    monkeypatch.setenv("RNN_OPS_SIMD", request.param)
+    assert cpu.simd() == request.param
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_forward_and_backward(simd, shape, dtype, tokens):
+    check(shape, dtype, tokens)
+
+
+@settings(max_examples=150, deadline=None)
+@given(T=st.integers(1, 9), B=st.integers(1, 40), I=st.integers(1, 90), H=st.integers(1, 140),
+       dtype=st.sampled_from(["float32", "float64"]), tokens=st.booleans(), level=st.sampled_from(cpu.simd_levels()),
+       seed=st.integers(0, 2 ** 31))
+def test_any_shape(T, B, I, H, dtype, tokens, level, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNN_OPS_SIMD", level)
+        check((T, B, I, H), dtype, tokens, seed)
+
+
+@pytest.mark.parametrize("wanted", [("dstate",), ("dWxh",), ("dWhh",), ("dbh",), ("dinputs",), ()])
+def test_each_gradient_alone_and_gradients_left_out(wanted):
+    case = random_case((4, 5, 6, 20), "float64", tokens=False)
+    everything = run(*case)
+    arrays, doutputs, dlast_state = case
+    shapes = dict(zip(("dinputs", "dstate", "dWxh", "dWhh", "dbh"), (array.shape for array in arrays)))
+    gradients = {name: np.full(shapes[name], np.nan) for name in wanted}
+    cpu.backward(*arrays[:4], everything["outputs"], doutputs, dlast_state, **gradients)
+    for name in wanted:
+        assert np.array_equal(gradients[name], everything[name])
+
+
+@pytest.mark.parametrize("left_out", ["doutputs", "dlast_state", "both"])
+def test_no_gradient_means_zeros(left_out):
+    arrays, doutputs, dlast_state = random_case((4, 5, 6, 20), "float64", tokens=True)
+    given_ = {"doutputs": doutputs, "dlast_state": dlast_state}
+    zeros = {name: np.zeros_like(array) if left_out in (name, "both") else array for name, array in given_.items()}
+    nones = {name: None if left_out in (name, "both") else array for name, array in given_.items()}
+    outputs = run(arrays, doutputs, dlast_state)["outputs"]
+    results = []
+    for gradient in zeros, nones:
+        results.append(np.full_like(arrays[3], np.nan))
+        cpu.backward(*arrays[:4], outputs, gradient["doutputs"], gradient["dlast_state"], dWhh=results[-1])
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(5, 33, 77, 256), (3, 64, 10, 100), (64, 32, 77, 256)], ids=lambda shape: "x".join(map(str, shape)))
+def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype):
+    case = random_case(shape, dtype, tokens=True)
+    results = []
+    for threads in 1, 2, 3, 7:
+        monkeypatch.setenv("RNN_OPS_NUM_THREADS", str(threads))
+        assert cpu.threads() == threads
+        results.append(run(*case))
+    for name in results[0]:
+        if name != "dWhh":  # the BLAS's
+            assert all(np.array_equal(results[0][name], other[name]) for other in results[1:]), name
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    arrays, doutputs, dlast_state = random_case((5, 23, 9, 70), "float32", tokens=True)
+    inputs, state, *weights = arrays
+    whole = run(arrays, doutputs, dlast_state)
+    for rows in slice(0, 1), slice(3, 5), slice(4, 11), slice(10, 23):
+        part = run([np.ascontiguousarray(inputs[:, rows]), state[rows].copy(), *weights],
+                   np.ascontiguousarray(doutputs[:, rows]), dlast_state[rows].copy())
+        assert np.array_equal(part["outputs"], whole["outputs"][:, rows])
+        assert np.array_equal(part["dstate"], whole["dstate"][rows])
+
+
+def test_same_bits_every_time():
+    case = random_case((16, 32, 77, 256), "float32", tokens=False)
+    first = run(*case)
+    for _ in range(20):
+        again = run(*case)
+        assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_concurrent_callers():
+    cases = [random_case((9, 20 + i, 11, 90), "float32", tokens=i % 2 == 0, seed=i) for i in range(4)]
+    alone = [run(*case) for case in cases]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: [run(*case) for case in cases], range(40)):
+            for got, expected in zip(results, alone):
+                assert all(np.array_equal(got[name], expected[name]) for name in got)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setenv("RNN_OPS_NUM_THREADS", "2")
+    arrays, doutputs, _ = random_case((20, 32, 7, 128), "float32", tokens=True)
+    outputs = np.empty_like(doutputs)
+    cpu.forward(*arrays, outputs)  # the parent's threads are running now
+    child = os.fork()
+    if child == 0:
+        again = np.full_like(outputs, np.nan)
+        cpu.forward(*arrays, again)
+        os._exit(0 if np.array_equal(again, outputs) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted in Linux's /proc")
+@pytest.mark.parametrize("variables, threads", [
+    ({"RNN_OPS_NUM_THREADS": "1"}, 1), ({"RNN_OPS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "1"}, 1),
+    ({"OMP_NUM_THREADS": "2"}, 2), ({"RNN_OPS_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, 2)])
+def test_thread_limits_are_obeyed(variables, threads):
+    """In a process of its own, whose threads are counted before and after; NumPy's BLAS has started its own at import."""
+    code = (
+        "import os, numpy as np; from rnn_ops.backends import cpu\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "outputs = np.zeros((8, 64, 256), 'f')\n"
+        "cpu.forward(np.zeros((8, 64), 'i'), outputs[0], np.zeros((3, 256), 'f'), np.zeros((256, 256), 'f'),\n"
+        "            np.zeros(256, 'f'), outputs[:])\n"
+        "print(cpu.threads(), len(os.listdir('/proc/self/task')) - before + 1)")
+    code = code.replace("outputs[0]", "np.zeros((64, 256), 'f')")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run([sys.executable, "-c", code], env=dict(environment, **variables), check=True,
+                         stdout=subprocess.PIPE, universal_newlines=True)
+    assert ran.stdout.split() == [str(threads), str(threads)]
+
+
+@pytest.mark.skipif(blas.threads() in (None, 1), reason="NumPy's BLAS has one thread or cannot be asked")
+def test_the_blas_is_held_to_the_limit_and_let_go(monkeypatch):
+    get, set_ = blas._openblas
+    limits = []
+    monkeypatch.setattr(blas, "_openblas", (get, lambda n: (limits.append(n), set_(n))))
+    before = blas.threads()
+    monkeypatch.setenv("RNN_OPS_NUM_THREADS", "1")
+    run(*random_case((3, 4, 5, 6), "float32", tokens=False))
+    assert set(limits) == {1, before} and blas.threads() == before
+    limits.clear()
+    monkeypatch.delenv("RNN_OPS_NUM_THREADS")
+    run(*random_case((3, 4, 5, 6), "float32", tokens=False))
+    assert limits == []
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_wrong_number_of_threads_is_an_error(monkeypatch, value):
+    monkeypatch.setenv("RNN_OPS_NUM_THREADS", value)
+    arrays, doutputs, _ = random_case((2, 3, 4, 5), "float32", tokens=False)
+    outputs = np.full_like(doutputs, np.nan)
+    with pytest.raises(ValueError, match="RNN_OPS_NUM_THREADS: got '%s', needs" % value):
+        cpu.forward(*arrays, outputs)
+    assert np.isnan(outputs).all()
+
+
+def test_an_unknown_simd_level_is_an_error(monkeypatch):
+    monkeypatch.setenv("RNN_OPS_SIMD", "mmx")
+    with pytest.raises(ValueError, match="RNN_OPS_SIMD: got 'mmx', needs one of .*baseline"):
+        run(*random_case((2, 3, 4, 5), "float32", tokens=True))
+
+
+@pytest.mark.parametrize("token, position", [(-1, (0, 0)), (5, (1, 2)), (2 ** 31 - 1, (2, 3)), (-2 ** 31, (1, 0))])
+def test_a_token_outside_the_vocabulary_is_an_error(token, position):
+    arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=True)
+    outputs = run(arrays, doutputs, dlast_state)["outputs"]
+    arrays[0][position] = token
+    message = r"inputs: got token %d at \[%d, %d\], needs 0 <= token < 5" % (token, *position)
+    untouched = np.full_like(outputs, np.nan)
+    with pytest.raises(ValueError, match=message):
+        cpu.forward(*arrays, untouched)
+    gradient = np.full_like(arrays[3], np.nan)
+    with pytest.raises(ValueError, match=message):
+        cpu.backward(*arrays[:4], outputs, doutputs, dlast_state, dWhh=gradient)
+    assert np.isnan(untouched).all() and np.isnan(gradient).all()
+
+
+BAD_BUFFERS = {
+    "not an array": (lambda a: a.tolist(), TypeError, "needs a NumPy array"),
+    "dtype": (lambda a: a.astype("float64"), TypeError, "got dtype float64, needs float32"),
+    "shape": (lambda a: np.concatenate([a, a]), ValueError, r"got shape \(.*\), needs \("),
+    "strided": (lambda a: np.asfortranarray(a) if a.ndim > 1 else np.repeat(a, 2)[::2], ValueError, "needs a C-contiguous"),
+    "unaligned": (lambda a: np.frombuffer(b"x" + a.tobytes(), a.dtype, offset=1, count=a.size).reshape(a.shape),
+                  ValueError, "unaligned"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_BUFFERS)
+@pytest.mark.parametrize("name", ["outputs", "doutputs", "dlast_state", "dinputs", "dstate", "dWxh", "dWhh", "dbh"])
+def test_buffers_that_do_not_fit_are_errors(name, fault):
+    spoil, error, message = BAD_BUFFERS[fault]
+    arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=False)
+    outputs = run(arrays, doutputs, dlast_state)["outputs"]
+    buffers = dict(outputs=outputs, doutputs=doutputs, dlast_state=dlast_state,
+                   **{"d" + n: np.empty_like(a) for n, a in zip(arguments.NAMES, arrays)})
+    buffers[name] = spoil(buffers[name])
+    with pytest.raises(error, match=name + ": .*" + message):
+        cpu.backward(*arrays[:4], **buffers)
+
+
+def test_read_only_and_strided_arguments():
+    arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=False)
+    for array in (*arrays, doutputs, dlast_state):
+        array.flags.writeable = False  # inputs may be
+    assert np.isfinite(run(arrays, doutputs, dlast_state)["dWhh"]).all()
+    with pytest.raises(ValueError, match="outputs: got a read-only array"):
+        cpu.forward(*arrays, doutputs)
+    with pytest.raises(ValueError, match="Whh: got a strided"):
+        cpu.forward(*arrays[:3], arrays[3].T, arrays[4], np.empty_like(doutputs))
+    with pytest.raises(ValueError, match="dinputs: got an array, needs None"):
+        tokens = random_case((3, 4, 5, 6), "float32", tokens=True)[0]
+        cpu.backward(*tokens[:4], doutputs, doutputs, dlast_state, dinputs=np.empty((3, 4, 5), "f"))
+
+
+def every_float32(low, high, step):
+    """Every `step`-th float32 from low to high, both positive."""
+    first, last = np.array([low, high], np.float32).view(np.int32)
+    return np.arange(first, last, step, dtype=np.int32).view(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh(simd, dtype):
+    """At most 4 ulp. (Measured over every float32: 2.4; over 8 million float64: 2.6.)"""
+    x = every_float32(1e-30, 30, 101)
+    if dtype == "float64":
+        x = x.astype(dtype) * (1 + 1e-9)
+    got = cpu.tanh(x)
+    truth = np.tanh(x.astype(np.longdouble))
+    ulp = np.spacing(truth.astype(dtype))
+    assert np.max(np.abs(got - truth) / ulp) <= 4
+    assert np.array_equal(cpu.tanh(-x), -got)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, np.finfo(dtype).smallest_subnormal], dtype)
+    expected = np.array([0.0, -0.0, 1, -1, np.nan, 1, -1, np.finfo(dtype).smallest_subnormal], dtype)
+    assert cpu.tanh(special).tobytes() == expected.tobytes()
+
+
+def test_not_a_number_comes_through():
+    arrays, doutputs, dlast_state = random_case((3, 4, 5, 33), "float32", tokens=True)
+    arrays[1][2, 7] = np.nan  # the state of row 2
+    results = run(arrays, doutputs, dlast_state)
+    assert np.isnan(results["outputs"][:, 2]).all()
+    assert np.isfinite(np.delete(results["outputs"], 2, axis=1)).all()
+    assert np.isnan(results["dbh"]).all()
+
+
+def test_saturated_states_have_no_gradient():
+    arrays, doutputs, dlast_state = random_case((3, 4, 5, 33), "float32", tokens=True)
+    arrays[4][:] = 50  # bh: tanh is 1 to the last bit
+    results = run(arrays, doutputs, dlast_state)
+    assert (results["outputs"] == 1).all()
+    assert all((results[name] == 0).all() for name in results if name != "outputs")
+
+
+# --- the sources, compiled for a watched run ------------------------------------------------------------------------
+
+def load_setup():
+    spec = importlib.util.spec_from_file_location("rnn_ops_setup", os.path.join(HERE, "..", "setup.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_driver(folder, flags, flags_of=None, variables=None):
+    """Compiles the kernels and tests/kernels_driver.cc with extra flags and runs the program."""
+    setup = load_setup()
+    objects = setup.compile_kernels(str(folder), flags, flags_of or setup.FLAGS_OF)
+    program = str(folder / "driver")
+    setup.run([setup.find_compiler() + ["-std=c++17", "-pthread", "-I", setup.SOURCES, *flags,
+                                        os.path.join(HERE, "kernels_driver.cc"), *objects, "-o", program]])
+    environment = dict(os.environ, RNN_OPS_NUM_THREADS="3", **(variables or {}))
+    ran = subprocess.run([program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         universal_newlines=True)
+    assert ran.returncode == 0, ran.stdout
+    return ran.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers(tmp_path, sanitizer):
+    flags = ["-fsanitize=" + sanitizer, "-fno-sanitize-recover=all", "-g", "-O1"]
+    assert "float32" in run_driver(tmp_path, flags)
+
+
+@pytest.mark.skipif("avx2" not in cpu.simd_levels(), reason="needs AVX2 to stand in for AVX-512")
+def test_avx512_code_on_narrower_hardware(tmp_path):
+    """Vectors of 64 bytes and tiles of 12 rows, compiled to pairs of AVX2 instructions: the logic of the AVX-512 level
+    runs on any machine; only the instructions themselves need the processor."""
+    setup = load_setup()
+    flags_of = {**setup.FLAGS_OF, "isa_avx512.cc": setup.FLAGS_OF["isa_avx2.cc"]}
+    printed = run_driver(tmp_path, ["-O1", "-D__builtin_cpu_supports(feature)=1"], flags_of,
+                         {"RNN_OPS_SIMD": "avx512"})
+    assert printed.startswith("avx512")
