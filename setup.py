@@ -11,6 +11,7 @@ import shutil
 import subprocess
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -67,12 +68,6 @@ class BuildKernels(build_ext):
         output = self.get_ext_fullpath(extension.name)
         os.makedirs(os.path.dirname(output), exist_ok=True)
         run([find_compiler() + ["-shared", "-pthread"] + compile_kernels(self.build_temp) + ["-o", output]])
-
-
-try:
-    from wheel.bdist_wheel import bdist_wheel
-except ImportError:
-    from setuptools.command.bdist_wheel import bdist_wheel
 
 
 class AnyPythonWheel(bdist_wheel):

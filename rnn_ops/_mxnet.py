@@ -4,10 +4,12 @@ MXNet 1.9.1 looks for ``numpy.bool`` while it is imported. NumPy dropped that al
 import and taken away again: NumPy is left as it was found. Everything else in this package says
 ``from rnn_ops._mxnet import mx``.
 """
+import importlib.util
+
 import numpy
 
 _INSTALL = (
-    "rnn_ops needs MXNet 1.9.1 for this: install rnn_ops[cpu] (mxnet) on a machine without a GPU or rnn_ops[cu112] "
+    "This needs MXNet 1.9.1: install rnn_ops[cpu] (mxnet) on a machine without a GPU or rnn_ops[cu112] "
     "(mxnet-cu112) on one with an NVIDIA GPU, never both, because the two packages install the same module 'mxnet' "
     "over each other.")
 
@@ -21,17 +23,15 @@ def import_mxnet():
         In one sentence: MXNet is not installed (which extra to install), NumPy is 2.0 or newer (which NumPy to
         install), or MXNet's own import failed (why).
     """
+    if importlib.util.find_spec("mxnet") is None:
+        raise ImportError(_INSTALL)
     if int(numpy.__version__.split(".")[0]) >= 2:
-        raise ImportError(
-            f"MXNet 1.9.1 cannot work with NumPy {numpy.__version__}: install 'numpy<2' (1.26.4 is the newest it runs on).")
+        raise ImportError(f"MXNet 1.9.1 cannot be imported with NumPy {numpy.__version__}: install 'numpy<2'.")
     lend = "bool" not in vars(numpy)
     if lend:
         numpy.bool = numpy.bool_
     try:
         import mxnet
-    except ModuleNotFoundError as error:
-        raise ImportError(_INSTALL if error.name == "mxnet" else
-                          f"MXNet is installed but cannot be imported: {error}.") from error
     except (ImportError, OSError, AttributeError) as error:
         raise ImportError(f"MXNet is installed but cannot be imported: {error}.") from error
     finally:
