@@ -275,6 +275,15 @@ def test_buffers_that_do_not_fit_are_errors(name, fault):
         cpu.backward(*arrays[:4], **buffers)
 
 
+@pytest.mark.parametrize("name", [*arguments.NAMES, "outputs"])
+def test_none_is_no_array(name):
+    arrays, doutputs, _ = random_case((3, 4, 5, 6), "float32", tokens=False)
+    buffers = dict(zip(arguments.NAMES, arrays), outputs=doutputs)
+    buffers[name] = None
+    with pytest.raises(TypeError, match=name + ": got NoneType"):
+        cpu.forward(**buffers)
+
+
 def test_read_only_and_strided_arguments():
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=False)
     for array in (*arrays, doutputs, dlast_state):

@@ -3,8 +3,8 @@
 Nothing here computes or imports MXNet: arrays are looked at through ``shape`` and ``dtype`` only, so that NumPy arrays
 at the door of the kernels and NDArrays at the door of the operators get the same checks and the same sentences.
 
-Shapes are written in letters, one a dimension: T steps, B batch rows, I input width, H hidden units. A letter stands for
-one size wherever it appears, whichever argument it was first read from.
+Shapes are written in letters, one for each dimension: T steps, B batch rows, I input width, H hidden units. A letter
+stands for one size wherever it appears, whichever argument it was first read from.
 """
 from typing import NamedTuple
 
@@ -83,9 +83,14 @@ def check_dtypes(dtypes):
 
 
 def letters(inputs_shape, step=False):
-    """The letters of each argument's shape. The inputs' number of dimensions tells dense from tokens; () is unknown."""
+    """The letters of each argument's shape; those of the inputs, dense or tokens, by their number of dimensions.
+
+    None, where the shape of the inputs is not known, has no letters.
+    """
+    if inputs_shape is None:
+        return ("",) + _STATE_AND_WEIGHTS
     dense = _DENSE[step]
-    if inputs_shape and len(inputs_shape) not in (len(dense), len(dense) - 1):
+    if len(inputs_shape) not in (len(dense), len(dense) - 1):
         raise ValueError(f"inputs: got shape {tuple(inputs_shape)}, needs {_needed_inputs(step)}")
     return (dense[:len(inputs_shape)],) + _STATE_AND_WEIGHTS
 
@@ -96,7 +101,7 @@ def sizes(shapes, step=False):
     Parameters
     ----------
     shapes : sequence of shapes of (inputs, state, Wxh, Whh[, bh])
-        A shape not known is (), a dimension not known is negative.
+        A shape not known is None, a dimension not known is negative.
 
     Returns
     -------
@@ -111,7 +116,9 @@ def sizes(shapes, step=False):
     found = {}
     patterns = letters(shapes[0], step)
     for index, (pattern, shape) in enumerate(zip(patterns, shapes)):
-        if shape and len(shape) != len(pattern):
+        if shape is None:
+            continue
+        if len(shape) != len(pattern):
             raise _misfit(index, patterns, shapes)
         for letter, size in zip(pattern, shape):
             if size == 0:
@@ -134,7 +141,7 @@ def _misfit(index, patterns, shapes):
     """The error for the argument at ``index``, held against those before it, which fit one another."""
     sizes, sources = {}, {}
     for name, pattern, shape in zip(NAMES, patterns[:index], shapes):
-        for letter, size in zip(pattern, shape):
+        for letter, size in zip(pattern, shape or ()):
             if size > 0 and letter not in sizes:
                 sizes[letter], sources[letter] = size, name
     pattern = patterns[index]

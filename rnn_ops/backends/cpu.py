@@ -106,17 +106,17 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh)
     if tokens and dinputs is not None:
         raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
-    _pointer("dinputs", dinputs, (T, B, I), dtype, written=True)
-    _pointer("dWhh", dWhh, (H, H), dtype, written=True)
+    _optional_pointer("dinputs", dinputs, (T, B, I), dtype, written=True)
+    _optional_pointer("dWhh", dWhh, (H, H), dtype, written=True)
     x, h0 = _pointer("inputs", inputs), _pointer("state", state)
-    out_dWxh = _pointer("dWxh", dWxh, (I, H), dtype, written=True)
+    out_dWxh = _optional_pointer("dWxh", dWxh, (I, H), dtype, written=True)
     da = np.empty((T, B, H), dtype)  # gradient of a_t
     args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], Whh=_pointer("Whh", Whh),
                          h=_pointer("outputs", outputs, (T, B, H), dtype),
-                         dh=_pointer("doutputs", doutputs, (T, B, H), dtype),
-                         dh_last=_pointer("dlast_state", dlast_state, (B, H), dtype), da=da.ctypes.data,
-                         dh0=_pointer("dstate", dstate, (B, H), dtype, written=True),
-                         dbh=_pointer("dbh", dbh, (H,), dtype, written=True))
+                         dh=_optional_pointer("doutputs", doutputs, (T, B, H), dtype),
+                         dh_last=_optional_pointer("dlast_state", dlast_state, (B, H), dtype), da=da.ctypes.data,
+                         dh0=_optional_pointer("dstate", dstate, (B, H), dtype, written=True),
+                         dbh=_optional_pointer("dbh", dbh, (H,), dtype, written=True))
     if tokens:
         args.tokens, args.dWxh = x, out_dWxh
     _raise_for(_library.rnn_cpu_backward(args), args, inputs)
@@ -163,9 +163,7 @@ def simd():
 
 
 def _pointer(name, array, shape=None, dtype=None, written=False):
-    """The address of a NumPy array's memory (None for None), after seeing that the kernels can work on it."""
-    if array is None:
-        return None
+    """The address of a NumPy array's memory, after seeing that the kernels can work on it."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: got {type(array).__name__}, needs a NumPy array")
     if dtype is not None and array.dtype != dtype:
@@ -178,6 +176,11 @@ def _pointer(name, array, shape=None, dtype=None, written=False):
     if written and not flags.writeable:
         raise ValueError(f"{name}: got a read-only array, needs one that can be written")
     return array.ctypes.data
+
+
+def _optional_pointer(name, array, shape, dtype, written=False):
+    """`_pointer`, or None for None."""
+    return None if array is None else _pointer(name, array, shape, dtype, written)
 
 
 def _raise_for(status, args=None, inputs=None):

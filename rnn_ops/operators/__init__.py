@@ -1,0 +1,4 @@
+"""The recurrence as MXNet operators: importing this registers them, and these functions call them."""
+from rnn_ops.operators.functions import rnn_sequence, rnn_step
+
+__all__ = ["rnn_step", "rnn_sequence"]

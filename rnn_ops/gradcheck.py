@@ -1,0 +1,298 @@
+"""Are the operators right? Values and gradients held against the reference and against central differences.
+
+Every case draws random arguments and a random cotangent (the gradient that arrives from above) for every result, and
+compares each result and each gradient with another way to compute it:
+
+- ``float64, reference``: the operator against `rnn_ops.reference`.
+- ``float64, differences``: the operator's gradients against central differences of its own results.
+- ``float64, reference's differences``: the reference's gradients against central differences of its results.
+- ``float32, reference``: the float32 operator against the float64 reference on the same (float32) arguments.
+
+The error of a tensor is max|a - b| / max|b|, with b the second of the two: relative to the tensor's largest element, so
+that elements near zero do not count for more than they weigh. Where b is all zero, it is 0 if a is too, else infinite.
+A NaN or an infinity on either side is an infinite error.
+
+``rnn-ops check`` runs it all; from Python, `check` takes other operators and other cases.
+"""
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+import rnn_ops
+from rnn_ops import operators, reference
+from rnn_ops._mxnet import mx
+from rnn_ops.backends.arguments import NAMES
+
+FLOAT64_BOUND = 1e-9
+
+# Central differences, (f(x+s) - f(x-s)) / 2s, are off by s²/6·f''' from cutting off the Taylor series, with s = 2^-14
+# 6e-10·f''', and from rounding: f adds up N elements, each off by about eps, eps·√N / 2s together, for the largest case
+# (N = 524,288) 1e-9. Relative to f', the bound leaves room for an f''' of 100 times f', or an f' of 0.01.
+STEP = 2.0 ** -14
+DIFFERENCES_BOUND = 1e-7
+
+# Float32 rounds differently in every order of summation, so no operator can be held to less than what float32 costs
+# the reference itself on the same arguments: three times that, and a floor for where the reference is right by luck.
+# The floor: 4 ulp in a tanh near 1 are 2 eps, thus 4 eps in the derivative 1 - h², a relative 16 eps where that is
+# 1/4; and once more for the sums.
+FLOAT32_FACTOR = 3
+FLOAT32_FLOOR = 32 * float(np.finfo(np.float32).eps)
+
+# Tensors up to this size are differenced element by element, larger ones along a few random directions.
+ELEMENTWISE = 64
+DIRECTIONS = 4
+
+COMPARISONS = ("float64, reference", "float64, differences", "float64, reference's differences", "float32, reference")
+GRADIENTS = tuple("d" + name for name in NAMES)
+TENSORS = ("outputs", "state") + GRADIENTS
+
+
+class Case(NamedTuple):
+    """One set of arguments. A step has T = 1."""
+    operator: str  # "sequence" or "step"
+    T: int
+    B: int
+    I: int
+    H: int
+    input: str = "dense"  # or "tokens"
+    values: str = "random"  # or one of "one token", "saturated", "flat"
+
+    def __str__(self):
+        return f"{self.operator} T={self.T} B={self.B} I={self.I} H={self.H} {self.input} {self.values}"
+
+
+class Row(NamedTuple):
+    """One tensor of one case, compared."""
+    case: Case
+    comparison: str
+    tensor: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self):
+        return self.error <= self.bound
+
+
+def default_cases():
+    """The grid of `check`: ones, primes and the workload's shape, dense and tokens, and saturated states."""
+    sequences = [(1, 1, 1, 1), (1, 2, 3, 5), (2, 1, 1, 3), (5, 3, 1, 2), (7, 1, 4, 1), (3, 2, 5, 7), (4, 5, 13, 11),
+                 (31, 17, 23, 37), (64, 1, 77, 256), (64, 32, 77, 256)]
+    steps = [(1, 1, 1), (1, 3, 2), (3, 5, 7), (17, 23, 37), (32, 77, 256)]
+    shapes = [("sequence",) + shape for shape in sequences] + [("step", 1) + shape for shape in steps]
+    cases = [Case(*shape, input=kind) for shape, kind in itertools.product(shapes, ("dense", "tokens"))]
+    for shape in [(3, 2, 5, 7), (31, 17, 23, 37)]:
+        cases.append(Case("sequence", *shape, input="tokens", values="one token"))
+        cases += [Case("sequence", *shape, input=kind, values=values)
+                  for kind, values in itertools.product(("dense", "tokens"), ("saturated", "flat"))]
+    return cases
+
+
+def check(rnn_step=operators.rnn_step, rnn_sequence=operators.rnn_sequence, cases=None, report=None):
+    """Compare operators with the reference and with central differences.
+
+    Parameters
+    ----------
+    rnn_step, rnn_sequence : callable
+        The operators to check; they take and return what those of `rnn_ops` do.
+    cases : iterable of Case
+        The grid of `default_cases`, where not given.
+    report : callable
+        Called with (number of the case, number of cases, case, its rows) after every case.
+
+    Returns
+    -------
+    list of Row
+        One for each case, comparison and tensor. The check has passed if all of them have.
+
+    Examples
+    --------
+    >>> from rnn_ops import gradcheck
+    >>> all(row.passed for row in gradcheck.check(cases=[gradcheck.Case("sequence", 2, 1, 3, 4)]))
+    True
+    """
+    cases = default_cases() if cases is None else list(cases)
+    operator = {"step": rnn_step, "sequence": rnn_sequence}
+    rows = []
+    for number, case in enumerate(cases, 1):
+        new = list(_check_case(operator[case.operator], case))
+        rows += new
+        if report:
+            report(number, len(cases), case, new)
+    return rows
+
+
+def relative_error(a, b):
+    """max|a - b| / max|b|; see the top of this file for zeros and for what is not finite."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.inf
+    difference, scale = np.abs(a - b).max(), np.abs(b).max()
+    if scale == 0:
+        return 0.0 if difference == 0 else math.inf
+    return float(difference / scale)
+
+
+def main(device="cpu", json_path=None):
+    """``rnn-ops check``: run it all, print what was found → exit status, 0 where everything is within its bound."""
+    if device != "cpu":
+        print("rnn-ops check: there are no CUDA kernels yet, they come with the next version; --device cpu is there.",
+              file=sys.stderr)
+        return 2
+    started = time.time()
+    if json_path:  # find out now, and not after a minute's work, whether it can be written
+        try:
+            _write(json_path, None)
+        except OSError as error:
+            print(f"rnn-ops check: cannot write {json_path}: {error.strerror}.", file=sys.stderr)
+            return 2
+    print(f"rnn_ops {rnn_ops.__version__} on {device} against its reference in MXNet {mx.__version__}")
+    rows = check(report=_print_progress)
+    failed = [row for row in rows if not row.passed]
+    seconds = time.time() - started
+    print(_table(rows))
+    for row in failed:
+        print(f"FAILED  {row.case}: {row.comparison}, {row.tensor}: {row.error:.2e} > {row.bound:.2e}")
+    print(f"{len(rows)} comparisons in {seconds:.0f} s, {len(failed)} failed")
+    if json_path:
+        _write(json_path, {
+            "rnn_ops": rnn_ops.__version__, "mxnet": mx.__version__, "numpy": np.__version__, "device": device,
+            "seconds": round(seconds, 1), "passed": not failed,
+            "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
+                      "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
+                      "bound": row.bound, "passed": row.passed} for row in rows]})
+    return 1 if failed else 0
+
+
+def _check_case(operator, case):
+    truth = getattr(reference, "rnn_" + case.operator)
+    arguments, cotangents = draw(case)
+
+    ours, theirs = (values_and_gradients(function, arguments, cotangents) for function in (operator, truth))
+    for tensor in ours:
+        yield Row(case, "float64, reference", tensor, relative_error(ours[tensor], theirs[tensor]), FLOAT64_BOUND)
+    for function, found, comparison in ((operator, ours, "float64, differences"),
+                                        (truth, theirs, "float64, reference's differences")):
+        for tensor, error in _errors_of_differences(function, found, arguments, cotangents):
+            yield Row(case, comparison, tensor, error, DIFFERENCES_BOUND)
+
+    single, cotangents = ([_as(np.float32, array) for array in arrays] for arrays in (arguments, cotangents))
+    ours, theirs = (values_and_gradients(function, single, cotangents) for function in (operator, truth))
+    exact = values_and_gradients(
+        truth, *([_as(np.float64, array) for array in arrays] for arrays in (single, cotangents)))
+    for tensor in ours:
+        bound = FLOAT32_FACTOR * relative_error(theirs[tensor], exact[tensor]) + FLOAT32_FLOOR
+        yield Row(case, "float32, reference", tensor, relative_error(ours[tensor], exact[tensor]), bound)
+
+
+def draw(case):
+    """Arguments and cotangents of a case, as NumPy arrays; always the same ones."""
+    random = np.random.RandomState(0)
+    steps = () if case.operator == "step" else (case.T,)
+    if case.input == "dense":
+        inputs = random.uniform(-1, 1, size=steps + (case.B, case.I))
+    elif case.values == "one token":
+        inputs = np.full(steps + (case.B,), case.I // 2, np.int32)
+    else:
+        inputs = random.randint(case.I, size=steps + (case.B,)).astype(np.int32)
+    # The argument of tanh is about 1 at most, however long its sums: neither linear nor flat, and nothing that grows
+    # from step to step.
+    state = random.uniform(-1, 1, size=(case.B, case.H))
+    Wxh = random.uniform(-0.5, 0.5, size=(case.I, case.H)) / math.sqrt(case.I if case.input == "dense" else 1)
+    Whh = random.uniform(-0.5, 0.5, size=(case.H, case.H)) / math.sqrt(case.H)
+    bh = random.uniform(-0.3, 0.3, size=case.H)
+    if case.values == "saturated":  # many states within 1e-3 of ±1, others not
+        Wxh, bh = 10 * Wxh, 10 * bh
+    elif case.values == "flat":  # every state is ±1 to the last bit, every gradient exactly 0
+        bh = np.sign(bh) * 1000
+    shapes = [steps + (case.B, case.H)] + ([(case.B, case.H)] if steps else [])
+    return [inputs, state, Wxh, Whh, bh], [random.normal(size=shape) for shape in shapes]
+
+
+def _as(dtype, array):
+    """Floats in another precision; tokens as they are."""
+    return array if array.dtype == np.int32 else array.astype(dtype)
+
+
+def _results(function, arrays):
+    """The results of a step or of a sequence, as a list."""
+    results = function(*arrays)
+    return list(results) if isinstance(results, (tuple, list)) else [results]
+
+
+def values_and_gradients(function, arguments, cotangents):
+    """Every result and every gradient by its name in TENSORS, as NumPy arrays."""
+    arrays = [mx.nd.array(array, dtype=array.dtype) for array in arguments]
+    variables = {"d" + name: array for name, array in zip(NAMES, arrays) if array.dtype != np.int32}
+    for array in variables.values():
+        array.attach_grad()
+    with mx.autograd.record():
+        results = _results(function, arrays)
+    mx.autograd.backward(results, [mx.nd.array(array, dtype=array.dtype) for array in cotangents])
+    found = dict(zip(TENSORS if len(results) == 2 else ("state",), (result.asnumpy() for result in results)))
+    found.update((name, array.grad.asnumpy()) for name, array in variables.items())
+    return found
+
+
+def _errors_of_differences(function, found, arguments, cotangents):
+    """Yield (name, error) of each gradient in ``found``, against central differences of the results."""
+    def results_at(index, value):
+        moved = arguments[:index] + [value] + arguments[index + 1:]
+        results = _results(function, [mx.nd.array(array, dtype=array.dtype) for array in moved])
+        return [result.asnumpy() for result in results]
+
+    random = np.random.RandomState(1)
+    for index, tensor in enumerate(GRADIENTS):
+        if tensor not in found:
+            continue
+        size, shape = found[tensor].size, found[tensor].shape
+        if size <= ELEMENTWISE:
+            directions = np.eye(size)
+        else:  # of length 1 too, so that a step is as small as one along an element
+            directions = random.choice([-1.0, 1.0], size=(DIRECTIONS, size)) / math.sqrt(size)
+        differences = []
+        for direction in directions:
+            move = STEP * direction.reshape(shape)
+            ends = results_at(index, arguments[index] + move), results_at(index, arguments[index] - move)
+            # The results are subtracted before they are added up: the sum then rounds in proportion to the difference.
+            difference = sum(np.vdot(a - b, cotangent) for a, b, cotangent in zip(*ends, cotangents))
+            differences.append(difference / (2 * STEP))
+        yield tensor, relative_error(directions @ found[tensor].ravel(), np.array(differences))
+
+
+def _print_progress(number, total, case, rows):
+    worst = max(rows, key=lambda row: row.error / row.bound)
+    verdict = "ok" if all(row.passed for row in rows) else "FAILED"
+    print(f"[{number:2d}/{total}] {str(case):46s} {verdict:6s}  {worst.tensor} nearest to its bound, at "
+          f"{100 * worst.error / worst.bound:.2g} % of it", flush=True)
+
+
+def _table(rows):
+    """The worst relative error of each tensor in each comparison, as text."""
+    lines = ["", "worst relative error".ljust(34) + "".join(tensor.rjust(9) for tensor in TENSORS) + "  bound"]
+    bounds = {"float64, reference": f"{FLOAT64_BOUND:.0e}", "float64, differences": f"{DIFFERENCES_BOUND:.0e}",
+              "float64, reference's differences": f"{DIFFERENCES_BOUND:.0e}",
+              "float32, reference": f"{FLOAT32_FACTOR} × the float32 reference's + {FLOAT32_FLOOR:.0e}"}
+    for comparison in COMPARISONS:
+        cells = []
+        for tensor in TENSORS:
+            errors = [row.error for row in rows if row.comparison == comparison and row.tensor == tensor]
+            cells.append((f"{max(errors):.1e}" if errors else "-").rjust(9))
+        lines.append(comparison.ljust(34) + "".join(cells) + "  " + bounds[comparison])
+    return "\n".join(lines)
+
+
+def _write(path, record):
+    """Write a record as JSON under a temporary name and rename it, or, with None, only see that this could be done."""
+    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(os.path.abspath(path)), delete=False) as file:
+        json.dump(record, file, indent=1)
+    if record is None:
+        os.remove(file.name)
+    else:
+        os.replace(file.name, path)

@@ -1,0 +1,144 @@
+"""The recurrence as ``mx.operator.CustomOp``s, registered on import: ``rnn_ops_step`` and ``rnn_ops_sequence``.
+
+Shapes, types, ``req`` and errors; the arithmetic is the backend's. A step is a sequence with T = 1. No array is kept on
+an operator from call to call: besides its arguments, the backward pass needs nothing but the outputs.
+
+An exception in a callback reaches the user in MXNet's way: its traceback is printed, and an MXNetError is raised where
+the graph is bound or, if data had to be seen first, at the next wait for a result.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from rnn_ops._mxnet import mx
+from rnn_ops.backends import arguments, cpu
+from rnn_ops.operators.memory import view
+
+_OVERWRITE = ("write", "inplace")
+_UNKNOWN = -1  # a dimension that MXNet does not know yet
+
+
+def backend_for(context):
+    """The backend that computes on a context. A ValueError says why there is none."""
+    if context.device_type == "cpu":
+        return cpu
+    raise ValueError(f"inputs: got an array on {context}, needs one on cpu, the only device this version has kernels "
+                     "for: copy the arrays there with as_in_context(mx.cpu())")
+
+
+class _Argument(NamedTuple):
+    """What is known of an argument before it has data."""
+    shape: tuple
+    dtype: type
+
+
+class Recurrence(mx.operator.CustomOp):
+    """The operator of one graph node: runs its backend on the memory that MXNet hands over."""
+
+    def __init__(self, backend, step):
+        super().__init__()
+        self._backend = backend
+        self._step = step
+
+    def forward(self, is_train, req, in_data, out_data, aux):
+        if all(r == "null" for r in req):
+            return
+        inputs, state, Wxh, Whh, bh = map(view, in_data)
+        outputs = _room(out_data[0], req[0])
+        self._backend.forward(self._sequence(inputs), state, Wxh, Whh, bh, self._sequence(outputs))
+        _deliver(out_data[0], req[0], outputs)
+        if not self._step and req[1] != "null":
+            last_state = _room(out_data[1], req[1])
+            last_state[:] = outputs[-1]
+            _deliver(out_data[1], req[1], last_state)
+
+    def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
+        inputs, state, Wxh, Whh = map(view, in_data[:4])
+        gradients = [None if r == "null" else _room(array, r) for array, r in zip(in_grad, req)]
+        if inputs.dtype == arguments.TOKENS and gradients[0] is not None:
+            gradients[0][:] = 0  # what MXNet takes for the gradient of integers
+            dinputs = None
+        else:
+            dinputs = self._sequence(gradients[0])
+        self._backend.backward(
+            self._sequence(inputs), state, Wxh, Whh, self._sequence(view(out_data[0])),
+            doutputs=self._sequence(view(out_grad[0])), dlast_state=None if self._step else view(out_grad[1]),
+            dinputs=dinputs, dstate=gradients[1], dWxh=gradients[2], dWhh=gradients[3], dbh=gradients[4])
+        for array, r, gradient in zip(in_grad, req, gradients):
+            _deliver(array, r, gradient)
+
+    def _sequence(self, array):
+        """The array of one step as that of a sequence of one."""
+        return array[np.newaxis] if self._step and array is not None else array
+
+
+def _room(array, req):
+    """Memory to overwrite with a result: MXNet's own where ``req`` allows it, else a temporary."""
+    return view(array) if req in _OVERWRITE else np.empty(array.shape, array.dtype)
+
+
+def _deliver(array, req, result):
+    """Put a result where ``req`` wants it. What was to be written is there already."""
+    if req == "add":
+        total = view(array)
+        total += result
+
+
+class _Recurrence(mx.operator.CustomOpProp):
+    """What both operators say of themselves: arguments, results, and the shapes and types that follow."""
+    step = None
+    results = None  # letters of the shape by name
+
+    def list_arguments(self):
+        return list(arguments.NAMES)
+
+    def list_outputs(self):
+        return list(self.results)
+
+    def infer_shape(self, in_shape):
+        known = [shape or None for shape in in_shape]  # MXNet gives no dimensions where it knows none
+        sizes = arguments.sizes(known, self.step)
+
+        def fill_in(patterns):
+            return [[sizes.get(letter, _UNKNOWN) for letter in pattern] for pattern in patterns]
+
+        return fill_in(arguments.letters(known[0], self.step)), fill_in(self.results.values())
+
+    def infer_type(self, in_type):
+        floats = [dtype for dtype in in_type if dtype not in (None, np.int32)]
+        if floats:
+            dtype = floats[0]
+        else:  # MXNet's default, once something is known
+            dtype = np.float32 if np.int32 in in_type else None
+        return [dtype if known is None else known for known in in_type], [dtype] * len(self.results)
+
+    def infer_storage_type(self, in_stype):
+        for name, stype in zip(arguments.NAMES, in_stype):
+            if stype != "default":
+                raise TypeError(f"{name}: got an array of storage {stype}, needs a dense one")
+        return super().infer_storage_type(in_stype)
+
+    def declare_backward_dependency(self, out_grad, in_data, out_data):
+        # Of these, bh and the last state are not needed. Left out, they reach the backward callback as arrays with no
+        # storage, which MXNet 1.9.1 trips over ("unknown storage type: -1") where another custom operator with other
+        # dependencies is in use: it remembers those of one operator only, the latest. Both are small.
+        return [*out_grad, *in_data, *out_data]
+
+    def create_operator(self, ctx, in_shapes, in_dtypes):
+        dtypes = [mx.nd.ndarray._DTYPE_MX_TO_NP[code] for code in in_dtypes]
+        arguments.check(*[_Argument(*known) for known in zip(in_shapes, dtypes)], step=self.step)
+        return Recurrence(backend_for(ctx), self.step)
+
+
+@mx.operator.register("rnn_ops_step")
+class Step(_Recurrence):
+    """inputs (B, I) or (B,), state, Wxh, Whh, bh → state (B, H)."""
+    step = True
+    results = {"state": "BH"}
+
+
+@mx.operator.register("rnn_ops_sequence")
+class Sequence(_Recurrence):
+    """inputs (T, B, I) or (T, B), state, Wxh, Whh, bh → outputs (T, B, H), state (B, H)."""
+    step = False
+    results = {"outputs": "TBH", "state": "BH"}

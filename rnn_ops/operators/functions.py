@@ -1,0 +1,140 @@
+"""The functions that users call, in front of the custom operators.
+
+They check NDArrays before MXNet sees them, since an exception in the caller's thread says more than an MXNetError at
+some later wait. Symbols have nothing to check yet: their errors come from the operators when they are bound or run.
+"""
+from rnn_ops._mxnet import mx
+from rnn_ops.backends import arguments
+from rnn_ops.operators.custom import backend_for
+from rnn_ops.operators.memory import view
+
+
+def rnn_step(inputs, state, Wxh, Whh, bh):
+    """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), as one MXNet operator.
+
+    The step of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5. For
+    more than one step, `rnn_sequence` is many times faster: the call of a custom operator costs more than a step.
+
+    Parameters
+    ----------
+    inputs : NDArray or Symbol, floats (B, I) or int32 tokens (B,)
+        A token stands for its one-hot row and picks a row of Wxh.
+    state : NDArray or Symbol (B, H)
+        h_prev, the hidden state before the step.
+    Wxh, Whh, bh : NDArray or Symbol (I, H), (H, H), (H,)
+
+    Returns
+    -------
+    NDArray or Symbol (B, H)
+        The hidden state after the step.
+
+    Raises
+    ------
+    TypeError
+        An argument that is not a dense NDArray (or not a Symbol, where others are), or of another dtype: all floats
+        must be float32 or all float64, and tokens int32.
+    ValueError
+        Shapes that do not fit one another, an empty array, a token outside [0, I), arrays on several contexts or on
+        one that has no kernels.
+    MXNetError
+        The same faults in a graph of Symbols, when it is bound or at the first wait for a result.
+
+    Notes
+    -----
+    Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError.
+
+    Examples
+    --------
+    >>> import rnn_ops
+    >>> from rnn_ops._mxnet import mx
+    >>> tokens = mx.nd.array([3, 1], dtype="int32")
+    >>> Wxh, Whh, bh = mx.nd.ones((4, 5)), mx.nd.zeros((5, 5)), mx.nd.zeros(5)
+    >>> rnn_ops.rnn_step(tokens, mx.nd.zeros((2, 5)), Wxh, Whh, bh).shape
+    (2, 5)
+    """
+    return _call("rnn_ops_step", True, (inputs, state, Wxh, Whh, bh))
+
+
+def rnn_sequence(inputs, state, Wxh, Whh, bh):
+    """The recurrence h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) over T steps as one MXNet operator.
+
+    The loop of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5,
+    without the output layer. Both results may be used, and gradients flow from both.
+
+    Parameters
+    ----------
+    inputs : NDArray or Symbol, floats (T, B, I) or int32 tokens (T, B)
+        A token stands for its one-hot row and picks a row of Wxh.
+    state : NDArray or Symbol (B, H)
+        h_0, the hidden state before the first step.
+    Wxh, Whh, bh : NDArray or Symbol (I, H), (H, H), (H,)
+
+    Returns
+    -------
+    outputs : NDArray or Symbol (T, B, H)
+        The hidden state after every step.
+    state : NDArray or Symbol (B, H)
+        The one after the last step.
+
+    Raises
+    ------
+    TypeError, ValueError, MXNetError
+        As `rnn_step` does.
+
+    Notes
+    -----
+    Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError.
+
+    Examples
+    --------
+    >>> import rnn_ops
+    >>> from rnn_ops._mxnet import mx
+    >>> inputs, state = mx.nd.ones((7, 2, 4)), mx.nd.zeros((2, 5))
+    >>> Wxh, Whh, bh = mx.nd.ones((4, 5)), mx.nd.zeros((5, 5)), mx.nd.zeros(5)
+    >>> Wxh.attach_grad()
+    >>> with mx.autograd.record():
+    ...     outputs, state = rnn_ops.rnn_sequence(inputs, state, Wxh, Whh, bh)
+    ...     loss = outputs.sum() + state.sum()
+    >>> loss.backward()
+    >>> outputs.shape, state.shape, Wxh.grad.shape
+    ((7, 2, 5), (2, 5), (4, 5))
+    """
+    outputs, state = _call("rnn_ops_sequence", False, (inputs, state, Wxh, Whh, bh))
+    return outputs, state
+
+
+def _call(op_type, step, values):
+    if all(type(value) is mx.nd.NDArray for value in values):
+        _check(step, values)
+        return mx.nd.Custom(*values, op_type=op_type)
+    if all(type(value) is mx.sym.Symbol for value in values):
+        return mx.sym.Custom(*values, op_type=op_type)
+    raise TypeError(_why_not(values))
+
+
+def _check(step, arrays):
+    signature = arguments.check(*arrays, step=step)
+    inputs = arrays[0]
+    context = inputs.context
+    for name, array in zip(arguments.NAMES, arrays):
+        if array.context != context:
+            raise ValueError(f"{name}: got an array on {array.context}, needs one on {context}, the context of inputs")
+    backend_for(context)
+    if signature.tokens:
+        inputs.wait_to_read()
+        arguments.check_tokens(view(inputs), signature.I)
+
+
+def _why_not(values):
+    """What keeps these values, which are neither all NDArrays nor all Symbols, from being arguments."""
+    for name, value in zip(arguments.NAMES, values):
+        if isinstance(value, mx.nd.sparse.BaseSparseNDArray):
+            return f"{name}: got an NDArray of storage {value.stype}, needs a dense one: tostype('default')"
+        if isinstance(value, (mx.np.ndarray, mx.sym.numpy._Symbol)):
+            return f"{name}: got one of the mx.np arrays, needs one of the mx.nd or mx.sym kind: as_nd_ndarray()"
+        if type(value) not in (mx.nd.NDArray, mx.sym.Symbol):
+            kind = f"{type(value).__module__}.{type(value).__name__}"
+            return f"{name}: got {kind.replace('builtins.', '')}, needs an NDArray or a Symbol"
+    kind = type(values[0])
+    name, value = next((n, v) for n, v in zip(arguments.NAMES, values) if type(v) is not kind)
+    return f"{name}: got {type(value).__name__}, needs {kind.__name__} as inputs is one"

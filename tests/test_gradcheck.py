@@ -1,0 +1,214 @@
+"""The gradient check passes on the operators and fails on every planted error."""
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rnn_ops import gradcheck, reference
+from rnn_ops._mxnet import mx
+from rnn_ops.gradcheck import Case
+from rnn_ops.operators import custom
+
+pytestmark = pytest.mark.timeout(240)
+
+CASES = [Case("sequence", 3, 2, 2, 3), Case("sequence", 4, 3, 2, 2, "tokens"), Case("step", 1, 2, 2, 3)]
+
+
+class Planted:
+    """A backend in NumPy, written from the equations, with one error; "" is none."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs):
+        projected = Wxh[inputs] if inputs.dtype == np.int32 else inputs @ Wxh
+        for t in range(len(inputs)):
+            outputs[t] = state = np.tanh(projected[t] + state @ Whh + bh)
+        if self.fault == "outputs slightly off":
+            outputs *= 1 + 1e-8
+        if self.fault == "float32 outputs slightly off" and outputs.dtype == np.float32:
+            outputs *= 1 + 1e-5
+        if self.fault == "nan in outputs":
+            outputs[0, 0, 0] = np.nan
+
+    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
+                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None):
+        T = len(outputs)
+        da = np.empty_like(outputs)
+        dh = np.zeros_like(state)
+        if dlast_state is not None and self.fault != "last state's gradient dropped":
+            dh += dlast_state
+        for t in reversed(range(T)):
+            if t < T - 1 or self.fault != "gradient of the last output dropped":
+                dh = dh + doutputs[t]
+            derivative = 1 - outputs[t] ** 2
+            if self.fault == "derivative forgotten at the first step" and t == 0:
+                derivative = 1
+            if self.fault == "derivative 1 - h":
+                derivative = 1 - outputs[t]
+            da[t] = dh * derivative
+            dh = da[t] @ (Whh if self.fault == "Whh not transposed" else Whh.T)
+            if self.fault == "no gradient from step to step":
+                dh = np.zeros_like(dh)
+        dstate[:] = 0 if self.fault == "dstate forgotten" else dh
+        rows = da[:, :-1] if self.fault == "dbh without the last row" else da
+        dbh[:] = rows.sum(axis=(0, 1))
+        before = np.concatenate([state[np.newaxis], outputs[:-1]])
+        if self.fault == "dWhh of the same step's state":
+            before = outputs
+        if self.fault == "dWhh without the initial state":
+            before[0] = 0
+        dWhh[:] = np.einsum("tbi,tbj->ij", before, da)
+        if self.fault == "dWhh transposed":
+            dWhh[:] = dWhh.T.copy()
+        if inputs.dtype != np.int32:
+            dWxh[:] = np.einsum("tbi,tbj->ij", inputs, da)
+            dinputs[:] = da @ Wxh.T
+        elif self.fault == "a repeated token overwrites":
+            dWxh[:] = 0
+            dWxh[inputs] += da
+        else:
+            dWxh[:] = 0
+            np.add.at(dWxh, inputs, da)
+        gradients = dict(dinputs=dinputs, dstate=dstate, dWxh=dWxh, dWhh=dWhh, dbh=dbh)
+        name, _, what = self.fault.partition(" ")
+        gradient = gradients.get(name)
+        if gradient is not None and what == "slightly off":
+            gradient *= 1 + 1e-6
+        if gradient is not None and what == "one element off":
+            gradient.flat[-1] += 1e-6
+        if gradient is not None and what == "nan":
+            gradient.flat[0] = np.nan
+        if gradient is not None and what == "in half precision" and gradient.dtype == np.float32:
+            gradient[:] = gradient.astype(np.float16)
+
+
+def plant(op_type, operator):
+    """Register an operator that is ours in everything but the backend → function(fault) → a function to check."""
+    @mx.operator.register(op_type)
+    class Operator(operator):
+        def __init__(self, fault):
+            super().__init__()
+            self.fault = fault
+
+        def create_operator(self, ctx, in_shapes, in_dtypes):
+            return custom.Recurrence(Planted(self.fault), self.step)
+
+    return lambda fault: lambda *arrays: mx.nd.Custom(*arrays, op_type=op_type, fault=fault)
+
+
+planted_step = plant("rnn_ops_test_planted_step", custom.Step)
+planted_sequence = plant("rnn_ops_test_planted_sequence", custom.Sequence)
+
+
+def failures(fault):
+    """(comparison, tensor) of every failed row."""
+    rows = gradcheck.check(planted_step(fault), planted_sequence(fault), CASES)
+    return {(row.comparison, row.tensor) for row in rows if not row.passed}
+
+
+def test_the_copy_without_a_fault_passes():
+    assert failures("") == set()
+
+
+@pytest.mark.parametrize("gradient", gradcheck.GRADIENTS)
+@pytest.mark.parametrize("what", ["slightly off", "one element off", "nan"])
+def test_an_error_in_one_gradient(gradient, what):
+    """It is caught in that gradient, in float64 by both comparisons, and nowhere else."""
+    failed = failures(f"{gradient} {what}")
+    assert {tensor for _, tensor in failed} == {gradient}
+    assert failed >= {("float64, reference", gradient), ("float64, differences", gradient)}
+
+
+@pytest.mark.parametrize("gradient", gradcheck.GRADIENTS)
+def test_an_error_in_float32_alone(gradient):
+    assert failures(f"{gradient} in half precision") == {("float32, reference", gradient)}
+
+
+@pytest.mark.parametrize("fault, tensors", [
+    ("last state's gradient dropped", {"dinputs", "dstate", "dWxh", "dWhh", "dbh"}),
+    ("gradient of the last output dropped", {"dinputs", "dstate", "dWxh", "dWhh", "dbh"}),
+    ("derivative forgotten at the first step", {"dinputs", "dstate", "dWxh", "dWhh", "dbh"}),
+    ("derivative 1 - h", {"dinputs", "dstate", "dWxh", "dWhh", "dbh"}),
+    ("Whh not transposed", {"dinputs", "dstate", "dWxh", "dWhh", "dbh"}),
+    ("no gradient from step to step", {"dinputs", "dstate", "dWxh", "dWhh", "dbh"}),
+    ("dstate forgotten", {"dstate"}),
+    ("dbh without the last row", {"dbh"}),
+    ("dWhh of the same step's state", {"dWhh"}),
+    ("dWhh without the initial state", {"dWhh"}),
+    ("dWhh transposed", {"dWhh"}),
+    ("a repeated token overwrites", {"dWxh"}),
+])
+def test_an_error_in_the_backward_pass(fault, tensors):
+    failed = failures(fault)
+    for comparison in ("float64, reference", "float64, differences", "float32, reference"):
+        assert {tensor for found, tensor in failed if found == comparison} == tensors, comparison
+    assert not [tensor for comparison, tensor in failed if comparison == "float64, reference's differences"]
+
+
+def test_an_error_in_the_results():
+    assert failures("outputs slightly off") >= {("float64, reference", "outputs"), ("float64, reference", "state")}
+    assert failures("nan in outputs") >= {("float64, reference", "outputs"), ("float32, reference", "outputs")}
+    assert failures("float32 outputs slightly off") >= {("float32, reference", name) for name in ("outputs", "state")}
+
+
+def test_an_error_in_the_reference_is_not_agreed_with(monkeypatch):
+    """Where operator and reference share a wrong gradient, the central differences tell."""
+    wrong = planted_step("dstate forgotten"), planted_sequence("dstate forgotten")
+    monkeypatch.setattr(reference, "rnn_step", wrong[0])
+    monkeypatch.setattr(reference, "rnn_sequence", wrong[1])
+    failed = {(row.comparison, row.tensor) for row in gradcheck.check(*wrong, cases=CASES) if not row.passed}
+    assert failed == {("float64, differences", "dstate"), ("float64, reference's differences", "dstate")}
+
+
+def test_relative_error():
+    error = gradcheck.relative_error
+    assert error(np.array([1.0, 2.0]), np.array([1.0, 4.0])) == 0.5
+    assert error(np.array([1e-9, 4.0]), np.array([0.0, 4.0])) == 2.5e-10  # of the largest element
+    assert error(np.zeros(2), np.zeros(2)) == 0
+    assert error(np.array([0.0, 1e-300]), np.zeros(2)) == math.inf
+    for bad in (np.nan, np.inf):
+        assert error(np.array([bad]), np.array([1.0])) == math.inf
+        assert error(np.array([1.0]), np.array([bad])) == math.inf
+        assert error(np.array([bad]), np.array([bad])) == math.inf
+
+
+def test_rnn_ops_check_passes(tmp_path, capsys):
+    """The whole grid, as `rnn-ops check` runs it."""
+    path = tmp_path / "check.json"
+    assert gradcheck.main(json_path=str(path)) == 0
+    printed = capsys.readouterr().out
+    for line in ("worst relative error", "float64, differences", "0 failed"):
+        assert line in printed
+    record = json.loads(path.read_text())
+    assert record["passed"] and record["device"] == "cpu"
+    rows = record["rows"]
+    assert {row["comparison"] for row in rows} == set(gradcheck.COMPARISONS)
+    assert {row["tensor"] for row in rows} == set(gradcheck.TENSORS)
+    assert any((row["T"], row["B"], row["I"], row["H"], row["input"]) == (64, 32, 77, 256, "tokens") for row in rows)
+    assert all(row["error"] <= row["bound"] for row in rows)
+    assert [file.name for file in tmp_path.iterdir()] == ["check.json"]
+
+
+def test_rnn_ops_check_fails(tmp_path, capsys, monkeypatch):
+    rows = gradcheck.check(planted_step("dbh nan"), planted_sequence("dbh nan"), CASES)
+    monkeypatch.setattr(gradcheck, "check", lambda report: rows)
+    path = tmp_path / "check.json"
+    assert gradcheck.main(json_path=str(path)) == 1
+    line = "FAILED  step T=1 B=2 I=2 H=3 dense random: float64, reference, dbh: inf > 1.00e-09\n"
+    assert line in capsys.readouterr().out
+    record = json.loads(path.read_text())
+    assert not record["passed"]
+    assert {row["tensor"] for row in record["rows"] if row["error"] is None} == {"dbh"}
+
+
+def test_a_file_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
+    path = tmp_path / "missing" / "check.json"
+    assert gradcheck.main(json_path=str(path)) == 2
+    assert capsys.readouterr().err == f"rnn-ops check: cannot write {path}: No such file or directory.\n"
+
+
+def test_cuda_is_refused_in_words(capsys):
+    assert gradcheck.main(device="cuda") == 2
+    assert "no CUDA kernels yet" in capsys.readouterr().err
