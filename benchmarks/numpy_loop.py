@@ -1,0 +1,61 @@
+"""The recurrence in plain NumPy: one product a step forward, one a step backward, the weights' gradients at the end.
+
+In float64 it is the truth that every provider is verified against; in float32 it is a provider itself. Shapes as in
+``rnn_ops.reference``: inputs are floats (T, B, I) or int32 tokens (T, B).
+"""
+import numpy as np
+
+
+def forward(inputs, state, Wxh, Whh, bh):
+    """The hidden state after every step, (T, B, H)."""
+    outputs = (Wxh[inputs] if inputs.ndim == 2 else inputs @ Wxh) + bh  # what of each step waits for no other
+    for t in range(len(outputs)):
+        outputs[t] = state = np.tanh(outputs[t] + state @ Whh)
+    return outputs
+
+
+def backward(inputs, state, Wxh, Whh, outputs, doutputs):
+    """Gradients {"dstate", "dWxh", "dWhh", "dbh"} and, for dense inputs, "dinputs"."""
+    H = Whh.shape[0]
+    da = np.empty_like(outputs)  # gradient of what goes into tanh
+    dh = np.zeros_like(state)
+    for t in reversed(range(len(outputs))):
+        da[t] = (doutputs[t] + dh) * (1 - outputs[t] ** 2)
+        dh = da[t] @ Whh.T
+    flat = da.reshape(-1, H)
+    gradients = {
+        "dstate": dh,
+        "dWhh": state.T @ da[0] + outputs[:-1].reshape(-1, H).T @ flat[len(state):],
+        "dbh": flat.sum(axis=0),
+    }
+    if inputs.ndim == 2:
+        rows = one_hot(inputs, len(Wxh), Wxh.dtype)
+    else:
+        rows = inputs
+        gradients["dinputs"] = da @ Wxh.T
+    gradients["dWxh"] = rows.reshape(-1, len(Wxh)).T @ flat
+    return gradients
+
+
+def one_hot(tokens, V, dtype=np.float32):
+    """Rows (..., V) with a one at each token."""
+    return (tokens[..., None] == np.arange(V)).astype(dtype)
+
+
+def language_model_gradients(tokens, labels, state, Wxh, Whh, bh, Why, by):
+    """Cross-entropy of the next token averaged over batch and time, and its gradients.
+
+    tokens and labels: int32 (T, B) → (loss, {"Wxh": …, "Whh": …, "bh": …, "Why": …, "by": …}).
+    """
+    outputs = forward(tokens, state, Wxh, Whh, bh)
+    logits = outputs @ Why + by
+    logits -= logits.max(axis=-1, keepdims=True)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    targets = one_hot(labels, len(by), by.dtype)
+    loss = -(targets * log_probabilities).sum() / labels.size
+    dlogits = (np.exp(log_probabilities) - targets) / labels.size
+    recurrence = backward(tokens, state, Wxh, Whh, outputs, dlogits @ Why.T)
+    gradients = {name: recurrence["d" + name] for name in ("Wxh", "Whh", "bh")}
+    gradients["Why"] = outputs.reshape(-1, len(Why)).T @ dlogits.reshape(-1, len(by))
+    gradients["by"] = dlogits.sum(axis=(0, 1))
+    return loss, gradients

@@ -1,0 +1,144 @@
+"""What is computed: a shape, random inputs from a fixed seed, and the float64 truth of every result.
+
+A problem has a ``name``, its ``shape``, the ``modes`` in which it is timed, ``flops(mode)`` and ``truth(mode)``: the
+results by name that a provider must reproduce before it is timed. The gradients are the same for every provider:
+those of the weights, the bias and the initial state, and of the inputs where they are dense.
+"""
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from . import floor, numpy_loop
+
+GRADIENTS = "gradients of Wxh, Whh, bh and the initial state, and of the inputs where they are dense"
+LEARNING_RATE = 0.5  # the tutorial's
+
+
+class Shape(NamedTuple):
+    T: int
+    B: int
+    I: int
+    H: int
+    tokens: bool
+
+    def __str__(self):
+        return f"{self.T}×{self.B}×{self.I}×{self.H} {'tokens' if self.tokens else 'dense'}"
+
+    @classmethod
+    def parse(cls, text):
+        """'64x32x77x256' (tokens) or '64x64x256x512:dense'."""
+        match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)[x×](\d+)(:tokens|:dense)?", text)
+        if not match or not all(int(n) for n in match.groups()[:4]):
+            raise ValueError(f"a shape is TxBxIxH, each at least 1, with :tokens or :dense after it; got {text!r}")
+        return cls(*map(int, match.groups()[:4]), match.group(5) != ":dense")
+
+
+TUTORIAL = Shape(64, 32, 77, 256, tokens=True)
+SHAPES = (TUTORIAL, Shape(64, 64, 256, 512, tokens=False), Shape(128, 1, 77, 256, tokens=True))
+
+
+class _Problem:
+    """Reaches a worker as its arguments: the fixed seed makes the same arrays again."""
+
+    def __init__(self, *arguments):
+        self._arguments = arguments
+
+    def __reduce__(self):
+        return type(self), self._arguments
+
+
+class Recurrence(_Problem):
+    """The recurrence over a whole sequence. Backward starts from a gradient of all the outputs, as in training."""
+
+    modes = ("forward", "forward+backward")
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.shape = shape
+        self.name = str(shape)
+        T, B, I, H, tokens = shape
+        random = np.random.RandomState(0)
+        self.inputs = (random.randint(I, size=(T, B)).astype(np.int32) if tokens
+                       else random.randn(T, B, I).astype(np.float32))
+        self.state = random.uniform(-1, 1, size=(B, H)).astype(np.float32)
+        self.Wxh = _weights(random, (I, H), H)
+        self.Whh = _weights(random, (H, H), H)
+        self.bh = _weights(random, (H,), H)
+        self.doutputs = random.randn(T, B, H).astype(np.float32)
+
+    def dense_inputs(self):
+        """Floats (T, B, I): what providers that know no tokens are given, made before the clock starts."""
+        return numpy_loop.one_hot(self.inputs, self.shape.I) if self.shape.tokens else self.inputs
+
+    def flops(self, mode):
+        return floor.forward(self.shape) if mode == "forward" else floor.forward_backward(self.shape)
+
+    def truth(self, mode):
+        inputs = self.inputs if self.shape.tokens else self.inputs.astype(np.float64)
+        state, Wxh, Whh, bh, doutputs = (
+            array.astype(np.float64) for array in (self.state, self.Wxh, self.Whh, self.bh, self.doutputs))
+        outputs = numpy_loop.forward(inputs, state, Wxh, Whh, bh)
+        if mode == "forward":
+            return {"outputs": outputs}
+        return dict(numpy_loop.backward(inputs, state, Wxh, Whh, outputs, doutputs), outputs=outputs)
+
+
+class TrainingStep(_Problem):
+    """One step of the tutorial's character model: loss, gradients, stochastic gradient descent.
+
+    The loss is read as a number at every step, as the tutorial does for its moving average. ``truth`` is that of the
+    first step, from a zero state.
+    """
+
+    modes = ("training step",)
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.shape = shape
+        self.name = f"{shape}, whole training step"
+        T, B, V, H, _ = shape
+        random = np.random.RandomState(0)
+        self.tokens = random.randint(V, size=(T, B)).astype(np.int32)
+        self.labels = random.randint(V, size=(T, B)).astype(np.int32)
+        self.state = np.zeros((B, H), np.float32)
+        self.parameters = {"Wxh": _weights(random, (V, H), H), "Whh": _weights(random, (H, H), H),
+                           "bh": _weights(random, (H,), H), "Why": _weights(random, (H, V), H),
+                           "by": _weights(random, (V,), H)}
+
+    def flops(self, mode):
+        return floor.training_step(self.shape)
+
+    def truth(self, mode):
+        parameters = {name: array.astype(np.float64) for name, array in self.parameters.items()}
+        loss, gradients = numpy_loop.language_model_gradients(
+            self.tokens, self.labels, self.state.astype(np.float64), **parameters)
+        results = {"loss": np.array([loss])}
+        for name, gradient in gradients.items():
+            results["d" + name] = gradient
+            results[name] = parameters[name] - LEARNING_RATE * gradient
+        return results
+
+
+class Gemm(_Problem):
+    """The machine's own rate: one large float32 product by the BLAS that NumPy brings."""
+
+    modes = ("gemm",)
+    n = 2048
+
+    def __init__(self):
+        super().__init__()
+        self.name = f"sgemm {self.n}³"
+        random = np.random.RandomState(0)
+        self.a, self.b = random.randn(2, self.n, self.n).astype(np.float32)
+
+    def flops(self, mode):
+        return floor.gemm(self.n)
+
+    def truth(self, mode):
+        return {"first rows": self.a[:4].astype(np.float64) @ self.b.astype(np.float64)}
+
+
+def _weights(random, size, H):
+    """Large enough that tanh bends and gradients reach far back, small enough that it does not saturate."""
+    return random.uniform(-1, 1, size=size).astype(np.float32) / np.float32(np.sqrt(H))

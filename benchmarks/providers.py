@@ -1,0 +1,275 @@
+"""Who computes the recurrence. Each is used as its own users would use it.
+
+A provider is made from a problem, imports what it needs when it is made (an ImportError means that it is not
+installed here), and has
+
+    name            as the table shows it
+    process         whom it shares a process with: those that bring the same threads
+    about           what it runs on: versions, threads
+    calls           {mode: function without arguments that returns when its results are there}
+    results(mode)   NumPy arrays by name, as in the problem's truth, of the last call in that mode
+"""
+import numpy as np
+
+from . import numpy_loop
+
+OURS = KERNEL, OPERATOR, IMPERATIVE = "kernel", "CustomOp, hybridized", "CustomOp"
+
+
+class Gemm:
+    """Not a recurrence but the yardstick: NumPy's own BLAS on all the threads it takes."""
+    name = "sgemm"
+    process = "numpy"
+
+    def __init__(self, problem):
+        self.about = f"NumPy {np.__version__}"
+        self.problem = problem
+        self.out = np.empty_like(problem.a)
+        self.calls = {"gemm": self._multiply}
+
+    def _multiply(self):
+        np.matmul(self.problem.a, self.problem.b, out=self.out)
+
+    def results(self, mode):
+        return {"first rows": self.out[:4]}
+
+
+class Kernel:
+    """Our CPU backend on NumPy arrays: what the operators call, without MXNet around it."""
+    name = KERNEL
+    process = "rnn_ops"
+
+    def __init__(self, problem):
+        from rnn_ops.backends import cpu
+        self.backend = cpu
+        self.about = f"{cpu.simd()}, {cpu.threads()} threads, NumPy {np.__version__}"
+        self.problem = p = problem
+        self.outputs = np.empty_like(p.doutputs)
+        self.gradients = {"dstate": np.empty_like(p.state), "dWxh": np.empty_like(p.Wxh),
+                          "dWhh": np.empty_like(p.Whh), "dbh": np.empty_like(p.bh)}
+        if not p.shape.tokens:
+            self.gradients["dinputs"] = np.empty_like(p.inputs)
+        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+
+    def _forward(self):
+        p = self.problem
+        self.backend.forward(p.inputs, p.state, p.Wxh, p.Whh, p.bh, self.outputs)
+
+    def _forward_backward(self):
+        self._forward()
+        p = self.problem
+        self.backend.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs, None, **self.gradients)
+
+    def results(self, mode):
+        return {"outputs": self.outputs} if mode == "forward" else dict(self.gradients, outputs=self.outputs)
+
+
+class NumPyLoop:
+    """One product a step, tanh by NumPy, backward by hand."""
+    name = "NumPy loop"
+    process = "numpy"
+
+    def __init__(self, problem):
+        self.about = f"NumPy {np.__version__}"
+        self.problem = problem
+        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+
+    def _forward(self):
+        p = self.problem
+        self.outputs = numpy_loop.forward(p.inputs, p.state, p.Wxh, p.Whh, p.bh)
+
+    def _forward_backward(self):
+        self._forward()
+        p = self.problem
+        self.gradients = numpy_loop.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs)
+
+    def results(self, mode):
+        return {"outputs": self.outputs} if mode == "forward" else dict(self.gradients, outputs=self.outputs)
+
+
+class _MXNet:
+    """What the MXNet providers share: NDArrays with gradients, recording, and waiting for the engine."""
+
+    def __init__(self, problem):
+        from rnn_ops._mxnet import mx
+        self.mx = mx
+        self.about = f"mxnet {mx.__version__}"
+        self.inputs, self.state, self.Wxh, self.Whh, self.bh, self.doutputs = (
+            mx.nd.array(array, dtype=array.dtype) for array in (
+                self._inputs(problem), problem.state, problem.Wxh, problem.Whh, problem.bh, problem.doutputs))
+        self.differentiable = {"dstate": self.state, "dWxh": self.Wxh, "dWhh": self.Whh, "dbh": self.bh}
+        if not problem.shape.tokens:
+            self.differentiable["dinputs"] = self.inputs
+        for array in self.differentiable.values():
+            array.attach_grad()
+        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+
+    def _inputs(self, problem):
+        return problem.dense_inputs()
+
+    def _run(self):
+        """outputs (T, B, H), by a function with the signature of ``rnn_sequence``"""
+        return self.sequence(self.inputs, self.state, self.Wxh, self.Whh, self.bh)[0]
+
+    def _forward(self):
+        self.outputs = self._run()
+        self.mx.nd.waitall()
+
+    def _forward_backward(self):
+        with self.mx.autograd.record():
+            self.outputs = self._run()
+        self.outputs.backward(self.doutputs)
+        self.mx.nd.waitall()
+
+    def _gradients(self):
+        return {name: array.grad.asnumpy() for name, array in self.differentiable.items()}
+
+    def results(self, mode):
+        results = {"outputs": self.outputs.asnumpy()}
+        if mode != "forward":
+            results.update(self._gradients())
+        return results
+
+
+class NDArrayLoop(_MXNet):
+    """The tutorial's own loop, on one-hot rows made beforehand as the tutorial makes them."""
+    name = "ndarray loop"
+    process = "mxnet"
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        from rnn_ops import reference
+        self.sequence = reference.rnn_sequence
+
+
+class CustomOp(_MXNet):
+    """Our operator, called imperatively."""
+    name = IMPERATIVE
+    process = "rnn_ops"
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        import rnn_ops
+        self.sequence = rnn_ops.rnn_sequence
+
+    def _inputs(self, problem):
+        return problem.inputs
+
+
+class CustomOpHybridized(CustomOp):
+    """Our operator inside a hybridized block, where a call costs less."""
+    name = OPERATOR
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        sequence = self.sequence
+
+        class Block(self.mx.gluon.HybridBlock):
+            def hybrid_forward(self, F, inputs, state, Wxh, Whh, bh):
+                return sequence(inputs, state, Wxh, Whh, bh)
+
+        self.sequence = Block()
+        self.sequence.hybridize(static_alloc=True, static_shape=True)
+
+
+class GluonRNN(_MXNet):
+    """MXNet's fused layer, hybridized. It knows no tokens: its users feed one-hot rows."""
+    name = "mx.gluon.rnn.RNN"
+    process = "mxnet"
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        shape = problem.shape
+        self.layer = gluon_rnn(self.mx, shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
+        self.layer.hybridize(static_alloc=True, static_shape=True)
+
+    def _run(self):
+        return self.layer(self.inputs, [self.state.expand_dims(0)])[0]
+
+    def _gradients(self):
+        gradients = {"dstate": self.state.grad.asnumpy(), **gluon_rnn_gradients(self.layer)}
+        if "dinputs" in self.differentiable:
+            gradients["dinputs"] = self.inputs.grad.asnumpy()
+        return gradients
+
+
+def gluon_rnn(mx, I, H, Wxh, Whh, bh):
+    """mx.gluon.rnn.RNN with our weights; its second bias stays zero."""
+    layer = mx.gluon.rnn.RNN(H, activation="tanh", input_size=I)
+    layer.initialize(mx.init.Zero())
+    layer.l0_i2h_weight.set_data(mx.nd.array(Wxh.T))
+    layer.l0_h2h_weight.set_data(mx.nd.array(Whh.T))
+    layer.l0_i2h_bias.set_data(mx.nd.array(bh))
+    return layer
+
+
+def gluon_rnn_gradients(layer):
+    return {"dWxh": layer.l0_i2h_weight.grad().asnumpy().T, "dWhh": layer.l0_h2h_weight.grad().asnumpy().T,
+            "dbh": layer.l0_i2h_bias.grad().asnumpy()}
+
+
+class TorchRNN:
+    """PyTorch's layer on dense input, with as many threads as PyTorch takes by itself."""
+    name = "torch.nn.RNN"
+    process = "torch"
+    threads = None
+
+    def __init__(self, problem):
+        import torch
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        self.torch = torch
+        self.about = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+        shape = problem.shape
+        self.layer = torch_rnn(torch, shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
+        self.inputs = torch.tensor(problem.dense_inputs(), requires_grad=not shape.tokens)
+        self.state = torch.tensor(problem.state[np.newaxis], requires_grad=True)
+        self.doutputs = torch.tensor(problem.doutputs)
+        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+
+    def _forward(self):
+        with self.torch.no_grad():
+            self.outputs = self.layer(self.inputs, self.state)[0]
+
+    def _forward_backward(self):
+        self.layer.zero_grad()
+        self.inputs.grad = self.state.grad = None
+        self.outputs = self.layer(self.inputs, self.state)[0]
+        self.outputs.backward(self.doutputs)
+
+    def results(self, mode):
+        results = {"outputs": self.outputs.detach().numpy()}
+        if mode != "forward":
+            results.update(torch_rnn_gradients(self.layer), dstate=self.state.grad[0].numpy())
+            if self.inputs.requires_grad:
+                results["dinputs"] = self.inputs.grad.numpy()
+        return results
+
+
+class TorchRNNOneThread(TorchRNN):
+    """The same on one thread, which is faster where a step is too small to share."""
+    name = "torch.nn.RNN, 1 thread"
+    process = "torch, 1 thread"
+    threads = 1
+
+
+def torch_rnn(torch, I, H, Wxh, Whh, bh):
+    """torch.nn.RNN with our weights; its second bias starts at zero."""
+    layer = torch.nn.RNN(I, H, nonlinearity="tanh")
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.tensor(Wxh.T))
+        layer.weight_hh_l0.copy_(torch.tensor(Whh.T))
+        layer.bias_ih_l0.copy_(torch.tensor(bh))
+        layer.bias_hh_l0.zero_()
+    return layer
+
+
+def torch_rnn_gradients(layer):
+    return {"dWxh": layer.weight_ih_l0.grad.numpy().T, "dWhh": layer.weight_hh_l0.grad.numpy().T,
+            "dbh": layer.bias_ih_l0.grad.numpy()}
+
+
+def for_shape(shape):
+    """The providers of a shape, ours first, the tutorial's loop last."""
+    one_thread = (TorchRNNOneThread,) if shape.B == 1 else ()
+    return (Kernel, CustomOpHybridized, CustomOp, GluonRNN, TorchRNN, *one_thread, NumPyLoop, NDArrayLoop)

@@ -1,0 +1,152 @@
+"""Each library in a process of its own: the thread pools of MXNet, PyTorch, NumPy and our kernels would disturb one
+another in one.
+
+A worker blocks on its pipe while others are measured, and answers a turn only when its own threads have gone to sleep:
+OpenBLAS's, for one, go on spinning for 0.1 s after their last product and would slow down whoever is next.
+"""
+import multiprocessing
+import signal
+import time
+
+import numpy as np
+
+OK, FAILED, NOT_INSTALLED = "ok", "failed", "not installed"
+BOUND = 1e-4  # worst relative error that verification lets pass; float32 loses less, wrong results are off by far more
+_MINIMUM_CALLS = 3
+_SLEEP = 0.005  # seconds between two looks at whether the threads sleep
+_PATIENCE = 100  # such looks at most
+
+
+class Workers:
+    """A process for each name, started when it is asked for and not there; all end with the ``with`` block."""
+
+    def __init__(self):
+        self._workers = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for worker in self._workers.values():
+            worker.close()
+
+    def __getitem__(self, name):
+        if name not in self._workers or not self._workers[name].alive():
+            self._workers[name] = Worker()
+        return self._workers[name]
+
+
+class Worker:
+    """The parent's side: ``send`` a request, then ``receive`` its answer, (status, value or reason)."""
+
+    def __init__(self):
+        # Started afresh: a forked copy of a process that has threads need not work.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def alive(self):
+        return self._process.is_alive()
+
+    def send(self, *request):
+        try:
+            self._connection.send(request)
+        except OSError:
+            pass  # receive() tells
+
+    def receive(self):
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            return FAILED, f"its process ended with exit code {self._process.exitcode}"
+
+    def close(self):
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+
+def _serve(connection):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
+    providers = {}
+    while True:
+        try:
+            request, *arguments = connection.recv()
+            if request == "prepare":
+                provider_class, problem = arguments
+                providers[provider_class.name], value = prepare(provider_class, problem)
+            else:
+                name, mode, seconds = arguments
+                value = time_calls(providers[name].calls[mode], seconds)
+            _wait_for_threads()
+            connection.send((OK, value))
+        except EOFError:
+            return
+        except ImportError as error:
+            connection.send((NOT_INSTALLED, _one_line(error)))
+        except Exception as error:  # whatever a provider does wrong belongs into the table
+            connection.send((FAILED, _one_line(error)))
+
+
+def prepare(provider_class, problem):
+    """Make the provider and hold every result of it against the truth.
+
+    Returns the provider and what is known of it: {"about": …, "errors": {mode: worst relative error}}.
+    """
+    provider = provider_class(problem)
+    errors = {}
+    for mode in problem.modes:
+        provider.calls[mode]()
+        errors[mode] = verify(provider.results(mode), problem.truth(mode))
+    return provider, {"about": provider.about, "errors": errors}
+
+
+def verify(results, truth):
+    """The worst relative error over all results; a ValueError names one that is missing or wrong."""
+    worst = 0.0
+    for name, expected in truth.items():
+        if name not in results:
+            raise ValueError(f"wrong result: no {name}")
+        got = results[name]
+        if got.shape != expected.shape:
+            raise ValueError(f"wrong result: {name} has shape {got.shape}, should be {expected.shape}")
+        error = np.abs(got - expected).max() / (np.abs(expected).max() or 1.0)
+        if not error <= BOUND:  # not a number is wrong too
+            raise ValueError(f"wrong result: {name} has a relative error of {error:.1e}")
+        worst = max(worst, float(error))
+    return worst
+
+
+def time_calls(call, seconds):
+    """Seconds of each call, one after the other for about ``seconds`` and three calls at least.
+
+    Warmed up for a fifth of that: threads are awake, caches filled, the clock is up.
+    """
+    _repeat(call, seconds / 5, 1)
+    return _repeat(call, seconds, _MINIMUM_CALLS)
+
+
+def _repeat(call, seconds, minimum):
+    times = []
+    start = now = time.perf_counter()
+    while now - start < seconds or len(times) < minimum:
+        call()
+        before, now = now, time.perf_counter()
+        times.append(now - before)
+    return times
+
+
+def _wait_for_threads():
+    for _ in range(_PATIENCE):
+        before = time.process_time()  # of all threads of this process
+        time.sleep(_SLEEP)
+        if time.process_time() - before < 0.1 * _SLEEP:
+            return
+
+
+def _one_line(error):
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ImportError, ValueError)) else f"{type(error).__name__}: {text}"

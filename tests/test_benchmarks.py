@@ -1,0 +1,278 @@
+"""The benchmark: what it counts, what it refuses to time, and how it shows it. Nothing here depends on how long
+anything takes."""
+import json
+import textwrap
+
+import numpy as np
+import pytest
+from rnn_ops_benchmarks import cli, environment, floor, measure, numpy_loop, problems, report
+from rnn_ops_benchmarks.problems import Shape
+from rnn_ops_benchmarks.worker import FAILED, NOT_INSTALLED, OK, Workers, verify
+
+TINY = Shape(3, 2, 5, 4, tokens=True)
+DENSE = Shape(3, 2, 5, 4, tokens=False)
+
+
+def test_floor_counts_by_hand():
+    assert floor.forward(problems.TUTORIAL) == 268_435_456  # 2 · 64·32 rows · 256²
+    assert floor.forward_backward(problems.TUTORIAL) == 805_306_368
+    assert floor.training_step(problems.TUTORIAL) == 805_306_368 + 242_221_056  # 6 · 64·32 · 256·77
+    assert floor.forward(Shape(64, 64, 256, 512, tokens=False)) == 3_221_225_472  # 2 · 64·64 · 512·(512 + 256)
+    assert floor.gemm(2048) == 17_179_869_184
+
+
+def test_statistics_of_known_times():
+    found = measure.statistics([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert found == {"calls": 5, "best": 1.0, "p20": pytest.approx(1.8), "median": 3.0, "p80": pytest.approx(4.2)}
+
+
+@pytest.mark.parametrize("text, shape", [
+    ("64x32x77x256", problems.TUTORIAL), ("3×2×5×4:dense", DENSE), ("3x2x5x4:tokens", TINY)])
+def test_shapes_are_read(text, shape):
+    assert Shape.parse(text) == shape
+
+
+@pytest.mark.parametrize("text", ["", "64x32x77", "3x2x0x4", "3x2x5x4:sparse", "3x2x5x-4", "3x2x5x4x6"])
+def test_what_is_no_shape_is_refused(text):
+    with pytest.raises(ValueError, match="a shape is TxBxIxH"):
+        Shape.parse(text)
+
+
+# --- the truth ------------------------------------------------------------------------------------------------------
+
+def central_differences(function, array, step=1e-6):
+    """Of a scalar function of no arguments that reads ``array``."""
+    gradient = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        kept = array[index]
+        array[index] = kept + step
+        above = function()
+        array[index] = kept - step
+        gradient[index] = (above - function()) / (2 * step)
+        array[index] = kept
+    return gradient
+
+
+@pytest.mark.parametrize("shape", [TINY, DENSE, Shape(1, 1, 1, 1, tokens=True)], ids=str)
+def test_truth_agrees_with_central_differences(shape):
+    problem = problems.Recurrence(shape)
+    arrays = {name: getattr(problem, name).astype(np.float64) for name in ("state", "Wxh", "Whh", "bh")}
+    arrays["inputs"] = problem.inputs if shape.tokens else problem.inputs.astype(np.float64)
+    truth = problem.truth("forward+backward")
+    for name in ("state", "Wxh", "Whh", "bh") + (() if shape.tokens else ("inputs",)):
+        expected = central_differences(
+            lambda: (numpy_loop.forward(**arrays) * problem.doutputs).sum(), arrays[name])
+        np.testing.assert_allclose(truth["d" + name], expected, atol=1e-8, err_msg=name)
+
+
+def test_truth_of_the_training_step_agrees_with_central_differences():
+    problem = problems.TrainingStep(TINY)
+    parameters = {name: array.astype(np.float64) for name, array in problem.parameters.items()}
+    state = problem.state.astype(np.float64)
+    truth = problem.truth("training step")
+    for name, array in parameters.items():
+        expected = central_differences(lambda: numpy_loop.language_model_gradients(
+            problem.tokens, problem.labels, state, **parameters)[0], array)
+        np.testing.assert_allclose(truth["d" + name], expected, atol=1e-8, err_msg=name)
+        np.testing.assert_array_equal(truth[name], array - problems.LEARNING_RATE * truth["d" + name])
+
+
+def test_verification():
+    truth = {"outputs": np.ones((2, 3)), "dbh": np.zeros(3)}
+    assert verify(dict(truth, more=np.ones(1)), truth) == 0
+    assert verify(dict(truth, outputs=np.full((2, 3), 1 + 1e-6)), truth) == pytest.approx(1e-6)
+    for wrong, reason in [({"outputs": np.ones((2, 3))}, "no dbh"),
+                          (dict(truth, dbh=np.zeros((3, 1))), r"dbh has shape \(3, 1\), should be \(3,\)"),
+                          (dict(truth, outputs=np.full((2, 3), 1.001)), "outputs has a relative error of 1.0e-03"),
+                          (dict(truth, outputs=np.full((2, 3), np.nan)), "outputs has a relative error of nan")]:
+        with pytest.raises(ValueError, match=reason):
+            verify(wrong, truth)
+
+
+# --- providers that must not be timed -------------------------------------------------------------------------------
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """Providers in a module that the worker processes can import."""
+    (tmp_path / "planted_providers.py").write_text(textwrap.dedent("""
+        import os
+        from rnn_ops_benchmarks.providers import NumPyLoop
+
+        class Right(NumPyLoop):
+            name = process = "right"
+
+        class WrongSign(NumPyLoop):
+            name = process = "wrong sign"
+            def results(self, mode):
+                results = super().results(mode)
+                return {name: -array if name == "dWhh" else array for name, array in results.items()}
+
+        class Absent(NumPyLoop):
+            name = process = "absent"
+            def __init__(self, problem):
+                import a_module_that_nobody_has
+
+        class Crashing(NumPyLoop):
+            name = process = "crashing"
+            def __init__(self, problem):
+                os._exit(3)
+
+        class LaterBroken(NumPyLoop):
+            name = process = "later broken"
+            seen = 0
+            def _forward(self):
+                super()._forward()
+                LaterBroken.seen += 1
+                if LaterBroken.seen > 2:
+                    raise RuntimeError("out of order")
+    """))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import planted_providers
+    return planted_providers
+
+
+def test_only_verified_providers_are_timed_and_none_is_dropped(planted):
+    members = (planted.WrongSign, planted.Absent, planted.Crashing, planted.LaterBroken, planted.Right)
+    with Workers() as workers:
+        rows = measure.measure(measure.Stage(problems.Recurrence(TINY), members), workers, 1, 0.001, lambda it, _: it)
+    found = {}
+    for row in rows:
+        found.setdefault(row["provider"], []).append(row)
+    assert list(found) == ["sgemm", "floor"] + [member.name for member in members]
+    for name, status, reason in [("wrong sign", FAILED, "wrong result: dWhh has a relative error of 2.0e+00"),
+                                 ("absent", NOT_INSTALLED, "No module named 'a_module_that_nobody_has'"),
+                                 ("crashing", FAILED, "its process ended with exit code 3"),
+                                 ("later broken", FAILED, "RuntimeError: out of order")]:
+        for row in found[name]:
+            assert (row["status"], row["reason"]) == (status, reason)
+            assert "median" not in row
+    for row in found["right"]:
+        assert row["status"] == OK and row["calls"] >= 3 and row["median"] > 0
+
+
+# --- tables and files -----------------------------------------------------------------------------------------------
+
+def timed(provider, mode, median, flops=None, **more):
+    return {"stage": str(TINY), "mode": mode, "provider": provider, "status": OK, "flops": flops or 1000, "calls": 9,
+            "best": 0.5 * median, "p20": 0.9 * median, "median": median, "p80": 1.5 * median, "about": "", **more}
+
+
+@pytest.fixture
+def result():
+    """A GEMM of 2·10⁹ operations a second, and providers that take 2, 3 and 20 µs for 1,000 operations."""
+    rows = [timed("sgemm", "gemm", 1e-3, flops=2_000_000)]
+    rows += [timed("floor", "forward", 5e-7)]
+    rows += [timed("kernel", "forward", 2e-6, about="avx2, 2 threads"), timed("CustomOp, hybridized", "forward", 3e-6),
+             timed("ndarray loop", "forward", 2e-5)]
+    rows += [{"stage": str(TINY), "mode": "forward", "provider": "torch.nn.RNN", "status": NOT_INSTALLED, "flops": 1000,
+              "reason": "No module named 'torch'"},
+             {"stage": str(TINY), "mode": "forward", "provider": "mx.gluon.rnn.RNN", "status": FAILED, "flops": 1000,
+              "reason": "wrong result: dbh | dWhh"}]
+    measure.derive(rows, TINY)
+    return report.make_result(rows, rounds=7, seconds=0.1, environment=environment.describe())
+
+
+def test_floors_are_the_operations_at_the_gemm_rate():
+    problem = problems.Recurrence(TINY)
+    forward, both = measure.floors(timed("sgemm", "gemm", 1e-3, flops=2_000_000), problem)
+    assert forward["flops"] == 2 * 3 * 2 * 4 * 4 == 192
+    assert forward["median"] == pytest.approx(192 / 2e9) and forward["best"] == pytest.approx(192 / 4e9)
+    assert both["median"] == pytest.approx(3 * 192 / 2e9)
+
+
+def test_derived_figures(result):
+    loop = next(row for row in result["rows"] if row["provider"] == "ndarray loop")
+    assert loop["seconds_per_step"] == pytest.approx(2e-5 / 3)
+    assert loop["steps_per_second"] == pytest.approx(150_000)
+    assert loop["tokens_per_second"] == pytest.approx(300_000)
+    assert loop["flops_per_second"] == pytest.approx(5e7)
+    assert loop["of_gemm_rate"] == pytest.approx(0.025)
+    assert loop["times_ours"] == {"kernel": pytest.approx(10), "CustomOp, hybridized": pytest.approx(20 / 3)}
+
+
+def test_json_round_trip(result, tmp_path):
+    path = tmp_path / "result.json"
+    report.write_json(result, path)
+    assert report.read_json(path) == json.loads(json.dumps(result))
+    assert list(tmp_path.iterdir()) == [path]
+    where = result["environment"]
+    assert where["cores"] >= 1 and where["processor"] and where["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 0}', "no JSON"])
+def test_other_files_are_refused(text, tmp_path):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(ValueError):
+        report.read_json(tmp_path / "other.json")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        report.write_json({"a set is no JSON": {1}}, path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_screen(result):
+    lines = report.screen(result).splitlines()
+    assert max(map(len, lines)) <= 120
+    cells = {line[:22].strip(): line[22:].split() for line in lines}
+    assert cells["kernel"] == ["0.002", "0.001", "0.002–0.003", "0.667", "1,500,000", "25%", "1.00", "0.67"]
+    assert cells["ndarray loop"] == ["0.020", "0.010", "0.018–0.030", "6.67", "150,000", "2%", "10.00", "6.67"]
+    assert "not installed: No module named 'torch'" in report.screen(result)
+    assert "failed: wrong result: dbh | dWhh" in report.screen(result)
+
+
+def test_markdown(result):
+    table = [line for line in report.results_table(result).splitlines() if line.startswith("|")]
+    assert table[0] == "| provider | forward, ms | steps/s | of GEMM | × ours |"
+    assert table[1] == "| :-- | --: | --: | --: | --: |"
+    assert "| **kernel** | 0.002 (0.002–0.003) | 1,500,000 | 25% | 0.67 |" in table
+    assert "| torch.nn.RNN | not installed: No module named 'torch' |  |  |  |" in table
+    assert r"| mx.gluon.rnn.RNN | failed: wrong result: dbh \| dWhh |  |  |  |" in table
+    assert len(table) == 8
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+def test_whole_command(tmp_path, capfd):
+    pytest.importorskip("matplotlib")
+    file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    status = cli.main(["--quick", "--rounds", "1", "--shape", "3x2x5x4:dense", "--shape", "3x2x5x4",
+                       "--json", str(file), "--png", str(picture)])
+    shown = capfd.readouterr()
+    assert status == 0, shown.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    result = report.read_json(file)
+    assert shown.out == report.screen(result)
+    assert [stage for stage, _, _ in report.groups(result["rows"])] == [
+        "3×2×5×4 dense", "3×2×5×4 tokens", "3×2×5×4 tokens, whole training step"]
+    for row in result["rows"]:
+        assert row["status"] in (OK, NOT_INSTALLED)
+        assert row["status"] == OK or row["reason"]
+    for name in ("sgemm", "floor", "NumPy loop", "kernel"):
+        assert all(row["status"] == OK for row in result["rows"] if row["provider"] == name)
+
+    assert cli.main(["--from", str(file), "--markdown"]) == 0
+    assert capfd.readouterr().out == report.results_table(result)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--shape", "3x2"], "a shape is TxBxIxH"),
+    (["--rounds", "0"], "--rounds"),
+    (["--json", "/no/such/folder/file.json"], "cannot write /no/such/folder/file.json"),
+    (["--from", "/no/such/file.json"], "--from"),
+])
+def test_mistakes_are_told_before_anything_is_measured(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_shows_in_the_exit_status(result, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    report.write_json(result, path)
+    assert cli.main(["--from", str(path)]) == 1
+    assert "failed: wrong result" in capsys.readouterr().out
