@@ -5,7 +5,7 @@ import platform
 import numpy
 
 import rnn_ops
-from rnn_ops.backends import blas, cpu
+from rnn_ops.backends import cpu
 
 _SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_DATA")
 
@@ -17,7 +17,6 @@ def collect():
         mxnet = mx.__version__
     except ImportError as error:
         mxnet = f"none: {error}"
-    blas_threads = blas.threads()
     return {
         "rnn_ops": rnn_ops.__version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
@@ -25,7 +24,6 @@ def collect():
         "MXNet": mxnet,
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads",
-        "BLAS": "keeps to its own variables for threads" if blas_threads is None else f"OpenBLAS, {blas_threads} threads",
         "GPU kernels": "none yet",
         "settings": ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none",
     }

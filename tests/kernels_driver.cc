@@ -49,28 +49,32 @@ double run(const Shape& s, bool tokens, unsigned seed) {
   std::vector<int32_t> token(T * B);
   for (int32_t& t : token) t = rand_r(&seed) % I;
   const double scale = 1 / sqrt(double(H));
-  // What a BLAS would have computed before the call: x·Wxh.
-  const auto projected = random_values<Real>(T * B * H, 1, &seed);
+  const auto x = random_values<Real>(T * B * I, 1 / sqrt(double(I)), &seed);
   const auto h0 = random_values<Real>(B * H, 1, &seed), Wxh = random_values<Real>(I * H, 1, &seed);
   const auto Whh = random_values<Real>(H * H, scale, &seed), bh = random_values<Real>(H, 1, &seed);
   const auto dh = random_values<Real>(T * B * H, 1, &seed), dh_last = random_values<Real>(B * H, 1, &seed);
-  std::vector<Real> h = projected, da(T * B * H), dh0(B * H), dWxh(I * H), dbh(H);
+  std::vector<Real> h(T * B * H), da(T * B * H), dx(T * B * I), dh0(B * H), dWxh(I * H), dWhh(H * H), dbh(H);
 
   rnn_cpu_forward_args f = {};
   f.T = T, f.B = B, f.I = I, f.H = H, f.dtype = sizeof(Real) == 4 ? RNN_FLOAT32 : RNN_FLOAT64;
-  f.tokens = tokens ? token.data() : nullptr;
+  if (tokens) f.tokens = token.data();
+  else f.x = x.data();
   f.h0 = h0.data(), f.Wxh = Wxh.data(), f.Whh = Whh.data(), f.bh = bh.data(), f.h = h.data();
   rnn_cpu_backward_args b = {};
-  b.T = T, b.B = B, b.I = I, b.H = H, b.dtype = f.dtype, b.tokens = f.tokens;
-  b.Whh = Whh.data(), b.h = h.data(), b.dh = dh.data(), b.dh_last = dh_last.data(), b.da = da.data();
-  b.dh0 = dh0.data(), b.dWxh = tokens ? dWxh.data() : nullptr, b.dbh = dbh.data();
+  b.T = T, b.B = B, b.I = I, b.H = H, b.dtype = f.dtype, b.tokens = f.tokens, b.x = f.x;
+  b.h0 = f.h0, b.Wxh = f.Wxh, b.Whh = f.Whh, b.h = h.data(), b.dh = dh.data(), b.dh_last = dh_last.data(), b.da = da.data();
+  b.dh0 = dh0.data(), b.dWxh = dWxh.data(), b.dWhh = dWhh.data(), b.dbh = dbh.data();
+  if (!tokens) b.dx = dx.data();
   if (rnn_cpu_forward(&f) != RNN_OK || rnn_cpu_backward(&b) != RNN_OK) return NAN;
 
-  std::vector<double> th(T * B * H), tda(T * B * H), tdh0(B * H), tdWxh(I * H), tdbh(H);
+  std::vector<double> one_hot(x.begin(), x.end());
+  for (int64_t i = 0; tokens && i < T * B * I; ++i) one_hot[i] = token[i / I] == i % I;
+  std::vector<double> th(T * B * H), tda(T * B * H), tdx(T * B * I), tdh0(B * H), tdWxh(I * H), tdWhh(H * H), tdbh(H);
   for (int64_t t = 0; t < T; ++t)
     for (int64_t r = 0; r < B; ++r)
       for (int64_t j = 0; j < H; ++j) {
-        double sum = bh[j] + (tokens ? Wxh[token[t * B + r] * H + j] : projected[(t * B + r) * H + j]);
+        double sum = bh[j];
+        for (int64_t i = 0; i < I; ++i) sum += one_hot[(t * B + r) * I + i] * Wxh[i * H + j];
         for (int64_t k = 0; k < H; ++k) sum += (t ? th[((t - 1) * B + r) * H + k] : h0[r * H + k]) * Whh[k * H + j];
         th[(t * B + r) * H + j] = tanh(sum);
       }
@@ -86,10 +90,16 @@ double run(const Shape& s, bool tokens, unsigned seed) {
         const int64_t at = (t * B + r) * H + j;
         tda[at] = sum * (1 - th[at] * th[at]);
         tdbh[j] += tda[at];
-        if (tokens) tdWxh[token[t * B + r] * H + j] += tda[at];
+        for (int64_t i = 0; i < I; ++i) {
+          tdWxh[i * H + j] += one_hot[(t * B + r) * I + i] * tda[at];
+          tdx[(t * B + r) * I + i] += tda[at] * Wxh[i * H + j];
+        }
+        for (int64_t k = 0; k < H; ++k)
+          tdWhh[k * H + j] += (t ? th[((t - 1) * B + r) * H + k] : h0[r * H + k]) * tda[at];
       }
   double worst = error(h, th);
-  for (double e : {error(da, tda), error(dh0, tdh0), error(dbh, tdbh), tokens ? error(dWxh, tdWxh) : 0.0})
+  for (double e : {error(da, tda), error(dh0, tdh0), error(dWxh, tdWxh), error(dWhh, tdWhh), error(dbh, tdbh),
+                   tokens ? 0.0 : error(dx, tdx)})
     worst = e <= worst ? worst : e;
   return worst;
 }

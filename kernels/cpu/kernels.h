@@ -11,30 +11,43 @@
 
 namespace rnn {
 
-// Whh (or its transpose) as the micro-kernel reads it: panels of `Kernels::panel` columns, in each the rows k one
-// below the other. Packed panels are contiguous; unpacked ones are the matrix itself, seen with its own row stride.
+// The right side of a product, K × N, as the micro-kernel reads it: panels of `Kernels::panel` columns, in each the rows
+// k one below the other. Packed panels are contiguous; unpacked ones are the matrix itself, seen with its own row stride.
 // The last columns, if they fill no whole panel, are always packed and padded with zeros.
 template <class Real>
 struct Weights {
   const Real* panels;    // first whole panel
   int64_t panel_stride;  // from a panel to the next
-  int64_t row_stride;    // from k to k + 1 within a whole panel
-  const Real* tail;      // the padded panel, its rows `Kernels::panel` apart; unused when H is a multiple of panel
+  int64_t k_stride;      // from k to k + 1 within a whole panel
+  const Real* tail;      // the padded panel, its rows `Kernels::panel` apart; unused when N is a multiple of panel
 };
+
+// Weight gradients are summed up in blocks of the left side of this many rows (of the gradient) and this depth.
+constexpr int64_t kGradientRows = 256, kGradientDepth = 128;
 
 template <class Real>
 struct Kernels {
   int64_t panel;  // columns that a packed panel holds
 
-  // Packs panels [begin, end) of the H × H matrix W, or of its transpose, to `packed` (panel p at p·H·panel).
-  void (*pack)(const Real* W, int64_t H, bool transpose, int64_t begin, int64_t end, Real* packed);
+  // Packs panels [begin, end) of the K × N matrix W, rows `stride` apart, or of the transpose of the N × K matrix W
+  // (panel p goes to packed + p·K·panel).
+  void (*pack)(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end,
+               Real* packed);
 
-  // Runs batch rows [begin, end) through all T steps.
+  // out [.., N] = a [.., K] · b [K,N] for rows [begin, end).
+  void (*multiply)(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, int64_t begin, int64_t end);
+
+  // Runs batch rows [begin, end) through all T steps. Dense input: h holds x·Wxh on entry.
   void (*forward)(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t begin, int64_t end);
   void (*backward)(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t begin, int64_t end);
 
   // Sums da to columns [begin, end) of dbh and, with tokens, of dWxh, each in the order of t, then b.
   void (*sum)(const rnn_cpu_backward_args& args, int64_t begin, int64_t end);
+
+  // out [M,N] += aᵀ·b, a [R,M], b [R,N], for the panels [begin, end) of out's columns. `packed` has room for
+  // (kGradientRows + (end - begin)·panel)·kGradientDepth values.
+  void (*add_transposed_product)(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, int64_t begin,
+                                 int64_t end, Real* packed);
 
   void (*tanh)(int64_t n, const Real* x, Real* y);
 };

@@ -13,8 +13,8 @@ namespace {
 // A thread is worth waking for about this many multiply-adds (some 10 µs).
 constexpr int64_t kWorkPerThread = 1 << 18;
 
-// How often a panel of Whh has to be read for packing it to pay.
-constexpr int64_t kReadsThatPayForPacking = 8;
+// How many rows a matrix has to meet for packing it to pay.
+constexpr int64_t kRowsThatPayForPacking = 32;
 
 const Level* supported_levels[3];
 int supported_count = 0;
@@ -55,15 +55,20 @@ const Kernels<double>& kernels_of(const Level& level) { return level.float64; }
 class Workspace {
  public:
   ~Workspace() { free(memory_); }
-  void* of_size(size_t size) {
+
+  // Room for `count` values; what was there is lost. Null where there is no memory.
+  template <class Real>
+  Real* room_for(int64_t count) {
+    const size_t size = count * sizeof(Real);
     if (size > size_) {
       free(memory_);
-      memory_ = nullptr;
-      size_ = 0;
-      if (posix_memalign(&memory_, 64, size) != 0) return memory_ = nullptr;
       size_ = size;
+      if (posix_memalign(&memory_, 64, size) != 0) {
+        memory_ = nullptr;
+        size_ = 0;
+      }
     }
-    return memory_;
+    return static_cast<Real*>(memory_);
   }
 
  private:
@@ -72,44 +77,124 @@ class Workspace {
 };
 thread_local Workspace workspace;
 
-// Calls part(begin, end) on threads that share [0, count) in multiples of `grain`.
-template <class Part>
-void share_out(int threads, int64_t count, int64_t grain, int64_t work, const Part& part) {
-  const int64_t grains = (count + grain - 1) / grain;
+// Into how many parts `work` multiply-adds that come in `grains` are worth sharing out.
+int parts_of(int64_t work, int64_t grains, int threads) {
   int64_t n = work / kWorkPerThread + 1;
   if (n > threads) n = threads;
   if (n > grains) n = grains;
+  return static_cast<int>(n);
+}
+
+// Calls part(i, begin, end) for n shares of [0, count), side by side.
+template <class Part>
+void share_out(int n, int64_t count, const Part& part) {
   struct Context {
     const Part& part;
-    int64_t count, grain, grains;
-  } context = {part, count, grain, grains};
-  run_parallel(static_cast<int>(n), [](void* p, int i, int of) {
+    int64_t count;
+  } context = {part, count};
+  run_parallel(n, [](void* p, int i, int of) {
     const Context& c = *static_cast<Context*>(p);
-    const int64_t begin = c.grains * i / of * c.grain, end = c.grains * (i + 1) / of * c.grain;
-    c.part(begin, end < c.count ? end : c.count);
+    c.part(i, c.count * i / of, c.count * (i + 1) / of);
   }, &context);
 }
 
-// Whh ready for the micro-kernel, packed where it is read often enough; false where there is no memory for it.
+// One call at one SIMD level: the products and passes of kernels.h, shared out to threads.
 template <class Real>
-bool prepare(const Kernels<Real>& kernels, const Real* Whh, int64_t H, bool transpose, int64_t reads, int threads,
-             Weights<Real>* weights) {
-  const int64_t P = kernels.panel, panels = (H + P - 1) / P, whole = H / P;
-  const bool in_place = !transpose && reads < kReadsThatPayForPacking;
-  const int64_t first = in_place ? whole : 0;  // the tail is packed in any case: it needs its padding
-  Real* packed = nullptr;
-  if (first < panels) {
-    packed = static_cast<Real*>(workspace.of_size((panels - first) * P * H * sizeof(Real)));
-    if (!packed) return false;
-    packed -= first * P * H;
-    share_out(threads, panels - first, 1, (panels - first) * P * H, [&](int64_t begin, int64_t end) {
-      kernels.pack(Whh, H, transpose, first + begin, first + end, packed);
+class Call {
+ public:
+  Call(const Level& level, int threads) : kernels_(kernels_of<Real>(level)), threads_(threads) {}
+
+  int forward(const rnn_cpu_forward_args& args) const {
+    const int64_t T = args.T, B = args.B, I = args.I, H = args.H;
+    Weights<Real> weights;
+    if (!args.tokens) {
+      if (!prepare(args.Wxh, false, I, H, T * B, &weights)) return RNN_NO_MEMORY;
+      multiply(T * B, I, H, args.x, weights, args.h);
+    }
+    if (!prepare(args.Whh, false, H, H, T * B, &weights)) return RNN_NO_MEMORY;
+    share_out(parts_of(T * B * H * H, B, threads_), B, [&](int, int64_t begin, int64_t end) {
+      kernels_.forward(args, weights, begin, end);
+    });
+    return RNN_OK;
+  }
+
+  int backward(const rnn_cpu_backward_args& args) const {
+    const int64_t T = args.T, B = args.B, I = args.I, H = args.H;
+    const Real* da = static_cast<const Real*>(args.da);
+    const Real* h = static_cast<const Real*>(args.h);
+    Weights<Real> weights;
+    if (!prepare(args.Whh, true, H, H, T * B, &weights)) return RNN_NO_MEMORY;
+    share_out(parts_of(T * B * H * H, B, threads_), B, [&](int, int64_t begin, int64_t end) {
+      kernels_.backward(args, weights, begin, end);
+    });
+    if (args.dbh || (args.dWxh && args.tokens)) {
+      const int64_t line = 64 / sizeof(Real);  // a cache line, which no two threads should write
+      const int64_t lines = (H + line - 1) / line;
+      share_out(parts_of(4 * T * B * H, lines, threads_), lines, [&](int, int64_t begin, int64_t end) {
+        kernels_.sum(args, begin * line, end * line < H ? end * line : H);
+      });
+    }
+    if (args.dWhh) {
+      Real* out = zeros(args.dWhh, H * H);
+      if (!add_transposed_product(B, H, H, args.h0, da, out)) return RNN_NO_MEMORY;
+      if (T > 1 && !add_transposed_product((T - 1) * B, H, H, h, da + B * H, out)) return RNN_NO_MEMORY;
+    }
+    if (args.dWxh && !args.tokens && !add_transposed_product(T * B, I, H, args.x, da, zeros(args.dWxh, I * H)))
+      return RNN_NO_MEMORY;
+    if (args.dx) {
+      if (!prepare(args.Wxh, true, H, I, T * B, &weights)) return RNN_NO_MEMORY;
+      multiply(T * B, H, I, da, weights, args.dx);
+    }
+    return RNN_OK;
+  }
+
+ private:
+  static Real* zeros(void* out, int64_t count) {
+    return static_cast<Real*>(memset(out, 0, count * sizeof(Real)));
+  }
+
+  // Makes the K × N matrix W (transpose: the N × K matrix) ready for the micro-kernel. It is packed where it meets
+  // enough `rows`; the tail always, since it needs its padding. False where there is no memory for that.
+  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t rows, Weights<Real>* weights) const {
+    const Real* W = static_cast<const Real*>(matrix);
+    const int64_t P = kernels_.panel, panels = (N + P - 1) / P, whole = N / P;
+    const bool in_place = !transpose && rows < kRowsThatPayForPacking;
+    const int64_t first = in_place ? whole : 0, count = panels - first;
+    Real* packed = nullptr;
+    if (count > 0) {
+      packed = workspace.room_for<Real>(count * P * K);
+      if (!packed) return false;
+      packed -= first * P * K;
+      share_out(parts_of(count * P * K, count, threads_), count, [&](int, int64_t begin, int64_t end) {
+        kernels_.pack(W, transpose ? K : N, transpose, K, N, first + begin, first + end, packed);
+      });
+    }
+    if (in_place) *weights = {W, P, N, packed + whole * P * K};
+    else *weights = {packed, P * K, P, packed + whole * P * K};
+    return true;
+  }
+
+  void multiply(int64_t rows, int64_t K, int64_t N, const void* a, const Weights<Real>& b, void* out) const {
+    share_out(parts_of(rows * K * N, rows, threads_), rows, [&](int, int64_t begin, int64_t end) {
+      kernels_.multiply(K, N, static_cast<const Real*>(a), b, static_cast<Real*>(out), begin, end);
     });
   }
-  if (in_place) *weights = {Whh, P, H, packed + whole * P * H};
-  else *weights = {packed, P * H, P, packed + whole * P * H};
-  return true;
-}
+
+  bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) const {
+    const int64_t P = kernels_.panel, panels = (N + P - 1) / P;
+    const int n = parts_of(R * M * N, panels, threads_);
+    const int64_t room = (kGradientRows + (panels / n + 1) * P) * kGradientDepth;
+    Real* packed = workspace.room_for<Real>(n * room);
+    if (!packed) return false;
+    share_out(n, panels, [&](int i, int64_t begin, int64_t end) {
+      kernels_.add_transposed_product(R, M, N, static_cast<const Real*>(a), b, out, begin, end, packed + i * room);
+    });
+    return true;
+  }
+
+  const Kernels<Real>& kernels_;
+  const int threads_;
+};
 
 bool token_in_range(const int32_t* tokens, int64_t n, int64_t I, int64_t* bad) {
   for (int64_t i = 0; i < n; ++i) {
@@ -133,36 +218,6 @@ int check(Args* args, int* threads, const Level** level) {
   return RNN_OK;
 }
 
-template <class Real>
-int forward(const rnn_cpu_forward_args& args, const Level& level, int threads) {
-  const Kernels<Real>& kernels = kernels_of<Real>(level);
-  Weights<Real> Whh;
-  if (!prepare(kernels, static_cast<const Real*>(args.Whh), args.H, false, args.T * args.B / 4, threads, &Whh))
-    return RNN_NO_MEMORY;
-  share_out(threads, args.B, 1, args.T * args.B * args.H * args.H, [&](int64_t begin, int64_t end) {
-    kernels.forward(args, Whh, begin, end);
-  });
-  return RNN_OK;
-}
-
-template <class Real>
-int backward(const rnn_cpu_backward_args& args, const Level& level, int threads) {
-  const Kernels<Real>& kernels = kernels_of<Real>(level);
-  Weights<Real> WhhT;
-  if (!prepare(kernels, static_cast<const Real*>(args.Whh), args.H, true, args.T * args.B, threads, &WhhT))
-    return RNN_NO_MEMORY;
-  share_out(threads, args.B, 1, args.T * args.B * args.H * args.H, [&](int64_t begin, int64_t end) {
-    kernels.backward(args, WhhT, begin, end);
-  });
-  if (args.dWxh || args.dbh) {
-    const int64_t cache_line = 64 / sizeof(Real);  // which no two threads should write
-    share_out(threads, args.H, cache_line, 4 * args.T * args.B * args.H, [&](int64_t begin, int64_t end) {
-      kernels.sum(args, begin, end);
-    });
-  }
-  return RNN_OK;
-}
-
 }  // namespace
 }  // namespace rnn
 
@@ -170,16 +225,16 @@ int rnn_cpu_forward(rnn_cpu_forward_args* args) {
   int threads;
   const rnn::Level* level;
   if (const int status = rnn::check(args, &threads, &level)) return status;
-  return args->dtype == RNN_FLOAT32 ? rnn::forward<float>(*args, *level, threads)
-                                    : rnn::forward<double>(*args, *level, threads);
+  return args->dtype == RNN_FLOAT32 ? rnn::Call<float>(*level, threads).forward(*args)
+                                    : rnn::Call<double>(*level, threads).forward(*args);
 }
 
 int rnn_cpu_backward(rnn_cpu_backward_args* args) {
   int threads;
   const rnn::Level* level;
   if (const int status = rnn::check(args, &threads, &level)) return status;
-  return args->dtype == RNN_FLOAT32 ? rnn::backward<float>(*args, *level, threads)
-                                    : rnn::backward<double>(*args, *level, threads);
+  return args->dtype == RNN_FLOAT32 ? rnn::Call<float>(*level, threads).backward(*args)
+                                    : rnn::Call<double>(*level, threads).backward(*args);
 }
 
 int rnn_cpu_tanh(int32_t dtype, int64_t n, const void* x, void* y) {

@@ -6,9 +6,6 @@
  * steps, batch rows, input width (the vocabulary where the input is tokens), hidden units. Buffers must not overlap
  * unless a comment says so; none is kept after the call. The caller owns all of them.
  *
- * What is here is the chain of small dependent products, which no BLAS does well. Products over all T·B rows are the
- * caller's to give to a BLAS: x·Wxh before the forward pass, dWhh, dWxh and dx after the backward pass.
- *
  * Same input, same SIMD level: the same bits, whatever the number of threads. Calls may run concurrently.
  */
 #ifndef RNN_CPU_H_
@@ -24,11 +21,11 @@ extern "C" {
 
 enum { RNN_FLOAT32 = 0, RNN_FLOAT64 = 1 };
 
-/* What a call returns. Nothing has been written unless it is RNN_OK. */
+/* What a call returns. The results are whole with RNN_OK, undefined with RNN_NO_MEMORY and untouched otherwise. */
 enum {
   RNN_OK = 0,
   RNN_BAD_TOKEN = 1,   /* a token is outside [0, I); see bad_token below */
-  RNN_NO_MEMORY = 2,   /* the workspace (H·H and some) cannot be allocated */
+  RNN_NO_MEMORY = 2,   /* the workspace (I·H + H·H and some) cannot be allocated */
   RNN_BAD_THREADS = 3, /* RNN_OPS_NUM_THREADS is set and not a positive number */
   RNN_BAD_SIMD = 4,    /* RNN_OPS_SIMD is set and not one of rnn_cpu_simd_levels() */
 };
@@ -36,9 +33,10 @@ enum {
 typedef struct {
   int64_t T, B, I, H;
   int32_t dtype;
-  const int32_t* tokens; /* [T,B], or null: then h holds x·Wxh on entry */
+  const int32_t* tokens; /* [T,B], or null */
+  const void* x;         /* [T,B,I] where tokens is null */
   const void* h0;        /* [B,H] */
-  const void* Wxh;       /* [I,H]; read with tokens only */
+  const void* Wxh;       /* [I,H] */
   const void* Whh;       /* [H,H] */
   const void* bh;        /* [H] */
   void* h;               /* [T,B,H]  out; all that backward needs, since tanh' = 1 - h² */
@@ -48,15 +46,20 @@ typedef struct {
 typedef struct {
   int64_t T, B, I, H;
   int32_t dtype;
-  const int32_t* tokens; /* [T,B], or null; read for dWxh only */
+  const int32_t* tokens; /* [T,B], or null */
+  const void* x;         /* [T,B,I] where tokens is null; read for dWxh only */
+  const void* h0;        /* [B,H]; read for dWhh only */
+  const void* Wxh;       /* [I,H]; read for dx only */
   const void* Whh;       /* [H,H] */
   const void* h;         /* [T,B,H] as forward wrote it */
   const void* dh;        /* [T,B,H] gradient of h, or null for zeros */
   const void* dh_last;   /* [B,H] gradient of the last state, added to that of h[T-1]; or null for zeros */
   void* da;              /* [T,B,H]  out: gradient of x·Wxh + h·Whh + bh; may be the buffer dh */
-  void* dh0;             /* [B,H]  out, or null if not wanted */
-  void* dWxh;            /* [I,H]  out with tokens, or null if not wanted */
-  void* dbh;             /* [H]  out, or null if not wanted */
+  void* dx;              /* [T,B,I]  out, or null if not wanted; null with tokens */
+  void* dh0;             /* [B,H]  out, or null if not wanted, as the next three */
+  void* dWxh;            /* [I,H] */
+  void* dWhh;            /* [H,H] */
+  void* dbh;             /* [H] */
   int64_t bad_token;     /* as above */
 } rnn_cpu_backward_args;
 

@@ -1,8 +1,7 @@
-"""The recurrence on the CPU: the compiled kernels (kernels/cpu) for the chain of steps, NumPy's BLAS for the rest.
+"""The recurrence on the CPU: the compiled kernels (kernels/cpu) on NumPy arrays.
 
-``forward`` and ``backward`` work on NumPy arrays and write into arrays that the caller gives. What depends on the step
-before is one call into the shared library; the products over all T·B rows (x·Wxh before it, dWhh, dWxh and dx after it)
-are the BLAS's. Both release the GIL, and calls may run concurrently.
+``forward`` and ``backward`` check their arguments and make one call into the shared library, which writes into arrays
+that the caller gives. The call releases the GIL, and calls may run concurrently.
 
 Shapes are written in letters: T steps, B batch rows, I input width (the vocabulary where the input is tokens), H hidden
 units.
@@ -12,7 +11,7 @@ import os
 
 import numpy as np
 
-from rnn_ops.backends import arguments, blas
+from rnn_ops.backends import arguments
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_cpu_kernels.so")
 _DTYPES = {np.dtype("float32"): 0, np.dtype("float64"): 1}
@@ -26,12 +25,12 @@ def _buffers(*names):
 
 
 class _ForwardArgs(ctypes.Structure):  # rnn_cpu_forward_args
-    _fields_ = _SIZES + _buffers("tokens", "h0", "Wxh", "Whh", "bh", "h") + [("bad_token", ctypes.c_int64)]
+    _fields_ = _SIZES + _buffers("tokens", "x", "h0", "Wxh", "Whh", "bh", "h") + [("bad_token", ctypes.c_int64)]
 
 
 class _BackwardArgs(ctypes.Structure):  # rnn_cpu_backward_args
-    _fields_ = (_SIZES + _buffers("tokens", "Whh", "h", "dh", "dh_last", "da", "dh0", "dWxh", "dbh") +
-                [("bad_token", ctypes.c_int64)])
+    _fields_ = (_SIZES + _buffers("tokens", "x", "h0", "Wxh", "Whh", "h", "dh", "dh_last", "da",
+                                  "dx", "dh0", "dWxh", "dWhh", "dbh") + [("bad_token", ctypes.c_int64)])
 
 
 def _load():
@@ -71,14 +70,10 @@ def forward(inputs, state, Wxh, Whh, bh, outputs):
     """
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
     out = _pointer("outputs", outputs, (T, B, H), dtype, written=True)
-    limit = threads()
     args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
-                        Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh), h=out)
-    x = _pointer("inputs", inputs)
-    if tokens:
-        args.tokens = x
-    else:
-        blas.matmul(inputs.reshape(T * B, I), Wxh, outputs.reshape(T * B, H), limit)
+                        Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh),
+                        h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
+                        **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
     _raise_for(_library.rnn_cpu_forward(args), args, inputs)
 
 
@@ -106,29 +101,19 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh)
     if tokens and dinputs is not None:
         raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
-    _optional_pointer("dinputs", dinputs, (T, B, I), dtype, written=True)
-    _optional_pointer("dWhh", dWhh, (H, H), dtype, written=True)
-    x, h0 = _pointer("inputs", inputs), _pointer("state", state)
-    out_dWxh = _optional_pointer("dWxh", dWxh, (I, H), dtype, written=True)
-    da = np.empty((T, B, H), dtype)  # gradient of a_t
-    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], Whh=_pointer("Whh", Whh),
+    da = np.empty((T, B, H), dtype)
+    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
+                         Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
                          h=_pointer("outputs", outputs, (T, B, H), dtype),
                          dh=_optional_pointer("doutputs", doutputs, (T, B, H), dtype),
                          dh_last=_optional_pointer("dlast_state", dlast_state, (B, H), dtype), da=da.ctypes.data,
+                         dx=_optional_pointer("dinputs", dinputs, (T, B, I), dtype, written=True),
                          dh0=_optional_pointer("dstate", dstate, (B, H), dtype, written=True),
-                         dbh=_optional_pointer("dbh", dbh, (H,), dtype, written=True))
-    if tokens:
-        args.tokens, args.dWxh = x, out_dWxh
+                         dWxh=_optional_pointer("dWxh", dWxh, (I, H), dtype, written=True),
+                         dWhh=_optional_pointer("dWhh", dWhh, (H, H), dtype, written=True),
+                         dbh=_optional_pointer("dbh", dbh, (H,), dtype, written=True),
+                         **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
     _raise_for(_library.rnn_cpu_backward(args), args, inputs)
-    limit = threads()
-    if dWhh is not None:
-        blas.matmul(state.T, da[0], dWhh, limit)
-        if T > 1:
-            dWhh += blas.matmul(outputs[:-1].reshape(-1, H).T, da[1:].reshape(-1, H), None, limit)
-    if not tokens and dWxh is not None:
-        blas.matmul(inputs.reshape(T * B, I).T, da.reshape(T * B, H), dWxh, limit)
-    if dinputs is not None:
-        blas.matmul(da.reshape(T * B, H), Wxh.T, dinputs.reshape(T * B, I), limit)
 
 
 def tanh(x):
@@ -187,7 +172,7 @@ def _raise_for(status, args=None, inputs=None):
     if status == _BAD_TOKEN:
         arguments.check_tokens(inputs, args.I)
     if status == _NO_MEMORY:
-        raise MemoryError("no memory for a packed copy of Whh")
+        raise MemoryError("no memory for packed copies of Wxh and Whh")
     if status == _BAD_THREADS:
         raise ValueError(
             f"RNN_OPS_NUM_THREADS: got {os.environ.get('RNN_OPS_NUM_THREADS')!r}, needs a number of threads, 1 or more")
