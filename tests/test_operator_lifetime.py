@@ -126,3 +126,22 @@ mx.nd.save(folder + "/results", executor.forward())
     run(script, tmp_path)
     for found, wanted in zip(mx.nd.load(str(tmp_path / "results")), symbol.bind(mx.cpu(), data).forward()):
         assert np.array_equal(found.asnumpy(), wanted.asnumpy())
+
+
+def test_a_script_may_end_with_operators_in_the_queue(tmp_path):
+    script = tmp_path / "ends.py"
+    script.write_text("""
+import rnn_ops
+from rnn_ops._mxnet import mx
+
+weights = [mx.nd.ones(shape) for shape in ((77, 256), (256, 256), (256,))]
+for weight in weights:
+    weight.attach_grad()
+for _ in range(3):
+    with mx.autograd.record():
+        outputs, state = rnn_ops.rnn_sequence(mx.nd.zeros((64, 32), dtype="int32"), mx.nd.zeros((32, 256)), *weights)
+    outputs.backward()
+print("end")
+""")
+    for _ in range(3):
+        assert run(script) == "end\\n"

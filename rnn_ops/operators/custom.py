@@ -6,6 +6,7 @@ an operator from call to call: besides its arguments, the backward pass needs no
 An exception in a callback reaches the user in MXNet's way: its traceback is printed, and an MXNetError is raised where
 the graph is bound or, if data had to be seen first, at the next wait for a result.
 """
+import atexit
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,10 @@ import numpy as np
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators.memory import view
+
+# A script that ends right after backward() leaves a custom operator in the queue. MXNet's own shutdown then waits for it,
+# or takes its threads away, while it needs the interpreter: a hang or an abort. This runs before that.
+atexit.register(mx.nd.waitall)
 
 _OVERWRITE = ("write", "inplace")
 _UNKNOWN = -1  # a dimension that MXNet does not know yet

@@ -1,0 +1,155 @@
+"""The command line, ``rnn-ops``: train, sample, check, bench, info.
+
+Modules are imported by the command that needs them, so that help is instant and no command fails for what another one
+needs.
+"""
+import argparse
+import contextlib
+import shlex
+import sys
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130  # exit statuses, the last one as shells report a Ctrl-C
+
+
+class CommandError(Exception):
+    """A message for the user and the exit status that goes with it."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):  # argparse prints its whole usage before the one line that matters
+        raise CommandError(USAGE, f"error: {message} ({self.prog} --help says more)")
+
+
+def main(argv=None):
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command and its options; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0 done, 1 failed on the way, 2 asked for something that cannot be, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv[:1] == ["bench"]:  # has options and help of its own
+            with _one_line(FAILURE, ImportError):
+                from rnn_ops_benchmarks import cli
+            return cli.main(argv[1:])
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    except CommandError as error:
+        print(f"rnn-ops: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print("rnn-ops: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser():
+    parser = _Parser(prog="rnn-ops",
+                     description="Fused recurrent steps for MXNet, and a character model trained with them.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train a character model on a book", allow_abbrev=False,
+                                argument_default=argparse.SUPPRESS,
+                                description="Train a character-level recurrent network on a text, as the tutorial "
+                                            "does; the defaults are its own, but for its 2,000 epochs.")
+    train.set_defaults(run=_train)
+    train.add_argument("--text", metavar="NAME|FILE", help="timemachine (default), tinyshakespeare, python-topics or "
+                                                           "the path of a UTF-8 file")
+    train.add_argument("--step", choices=("custom", "reference"),
+                       help="the recurrence: our operator (default) or the tutorial's ndarray loop")
+    train.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 20)")
+    train.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
+    train.add_argument("--batch-size", type=int, metavar="B", help="rows of a batch (default 32)")
+    train.add_argument("--sequence-length", type=int, metavar="T", help="characters of a row (default 64)")
+    train.add_argument("--learning-rate", type=float, metavar="LR", help="halved at every 100th epoch (default 0.5)")
+    train.add_argument("--seed", type=int, metavar="S", help="of the first parameters and the samples (default 0)")
+    train.add_argument("--out", metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
+    train.add_argument("--resume", action="store_true", default=False,
+                       help="go on with the run in --out, as if it had never stopped")
+
+    sample = commands.add_parser("sample", help="let a trained model continue a text", allow_abbrev=False)
+    sample.set_defaults(run=_sample)
+    sample.add_argument("--checkpoint", required=True, metavar="DIR|FILE", help="a run's folder or its model.npz")
+    sample.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    sample.add_argument("--length", type=int, default=512, metavar="N", help="characters to add (default 512)")
+    sample.add_argument("--temperature", type=float, default=0.5, metavar="T",
+                        help="near 0 always the likeliest character, 1 as trained (default 0.5)")
+    sample.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another text (default 0)")
+
+    check = commands.add_parser("check", help="check the operators' gradients", allow_abbrev=False)
+    check.set_defaults(run=_check)
+    check.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
+    check.add_argument("--json", metavar="FILE", help="write the table to a file as well")
+
+    commands.add_parser("bench", help="measure the operators against others (rnn-ops bench --help)")
+    info = commands.add_parser("info", help="say what was built and what it runs on", allow_abbrev=False)
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _check(arguments):
+    with _one_line(FAILURE, ImportError):
+        from rnn_ops import gradcheck
+    return gradcheck.main(device=arguments.device, json_path=arguments.json)
+
+
+def _info(arguments):
+    with _one_line(FAILURE, ImportError):
+        from rnn_ops import info
+    return info.main()
+
+
+def _sample(arguments):
+    with _one_line(FAILURE, ImportError):
+        from timemachine import checkpoint, sampling
+    with _one_line(USAGE, OSError, ValueError):
+        model = checkpoint.load(arguments.checkpoint)
+        continuation = sampling.sample(model.parameters, model.vocabulary, arguments.prompt, arguments.length,
+                                       arguments.temperature, arguments.seed)
+    print(arguments.prompt + continuation)
+    return 0
+
+
+def _train(arguments):
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "out", "resume")}
+    with _one_line(FAILURE, ImportError):
+        from timemachine import checkpoint, progress
+        from timemachine.run import Run, Settings
+    with _one_line(USAGE, OSError, ValueError, MemoryError):
+        if not arguments.resume:
+            run = Run.start(Settings(**given), vars(arguments).get("out"))
+        elif "out" in arguments:
+            run = Run.resume(arguments.out, given)
+        else:
+            raise ValueError("out: --resume needs --out, the folder of the run to go on with")
+    if run.text.notice:
+        print(f"rnn-ops: {run.text.notice}", file=sys.stderr)
+    try:
+        with _one_line(FAILURE, FloatingPointError, OSError):
+            progress.follow(run)
+    except KeyboardInterrupt:
+        epoch = checkpoint.load(run.folder).settings["epoch"]
+        raise CommandError(INTERRUPTED, f"interrupted: {run.folder} holds epoch {epoch}; to go on: "
+                           f"rnn-ops train --resume --out {shlex.quote(run.folder)}") from None
+    return 0
+
+
+@contextlib.contextmanager
+def _one_line(status, *exceptions):
+    """Turn expected exceptions into a line for the user."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu] and rnn_ops[cu112] bring it") from error
+    except exceptions as error:
+        raise CommandError(status, f"error: {error}") from error

@@ -1,0 +1,81 @@
+"""The character model: recurrence, output layer, cross-entropy.
+
+The recurrence is an argument of `loss`: ``rnn_ops.rnn_sequence`` and ``rnn_ops.reference.rnn_sequence`` are the same
+function to it, and to change from one to the other is to pass the other.
+
+Shapes: T steps, B batch rows, H hidden units, V vocabulary.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from rnn_ops._mxnet import mx
+
+nd = mx.nd
+
+
+class Parameters(NamedTuple):
+    """Wxh (V, H), Whh (H, H), bh (H,), Why (H, V), by (V,), all of one floating dtype."""
+    Wxh: mx.nd.NDArray
+    Whh: mx.nd.NDArray
+    bh: mx.nd.NDArray
+    Why: mx.nd.NDArray
+    by: mx.nd.NDArray
+
+
+def shapes(vocabulary_size, hidden_size):
+    """The shapes of the `Parameters`, by name and in their order."""
+    V, H = vocabulary_size, hidden_size
+    return {"Wxh": (V, H), "Whh": (H, H), "bh": (H,), "Why": (H, V), "by": (V,)}
+
+
+def initialise(vocabulary_size, hidden_size, seed, dtype="float32"):
+    """Draw parameters from N(0, 0.01²), as the tutorial does → NumPy arrays by name.
+
+    The numbers depend on the seed alone: float32 gets the rounded float64 ones, and no global generator is touched.
+    """
+    generator = np.random.default_rng(seed)
+    return {name: (0.01 * generator.standard_normal(shape)).astype(dtype)
+            for name, shape in shapes(vocabulary_size, hidden_size).items()}
+
+
+def trainable(arrays):
+    """NumPy arrays by name → `Parameters` with gradients attached."""
+    parameters = Parameters(**{name: nd.array(array, dtype=array.dtype) for name, array in arrays.items()})
+    for parameter in parameters:
+        parameter.attach_grad()
+    return parameters
+
+
+def arrays(parameters):
+    """`Parameters` → NumPy arrays by name. FloatingPointError where one holds something that is not a finite number."""
+    copied = {name: array.asnumpy() for name, array in parameters._asdict().items()}
+    for name, array in copied.items():
+        if not np.isfinite(array).all():
+            raise FloatingPointError(f"training has diverged: {name} is no longer finite")
+    return copied
+
+
+def loss(tokens, labels, state, parameters, rnn_sequence):
+    """The loss of one batch.
+
+    Parameters
+    ----------
+    tokens, labels : NDArray int32 (T, B)
+    state : NDArray (B, H)
+        The hidden state before the first step.
+    parameters : Parameters
+    rnn_sequence : callable
+        ``rnn_ops.rnn_sequence`` or ``rnn_ops.reference.rnn_sequence``.
+
+    Returns
+    -------
+    loss : NDArray (1,)
+        Mean cross-entropy over the T·B predictions, in nats.
+    state : NDArray (B, H)
+        The hidden state after the last step.
+    """
+    Wxh, Whh, bh, Why, by = parameters
+    outputs, state = rnn_sequence(tokens, state, Wxh, Whh, bh)
+    logits = nd.FullyConnected(outputs, Why.T, by, num_hidden=len(by), flatten=False)
+    return -nd.mean(nd.pick(nd.log_softmax(logits), labels)), state

@@ -1,0 +1,49 @@
+"""Draw the loss of a run over its epochs."""
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+
+_LOSS, _MOVING, _INK = "#1b6ca8", "#e07b39", "#444444"
+
+
+def draw(file, metrics, title):
+    """Write a PNG of the loss.
+
+    Parameters
+    ----------
+    file : binary file
+    metrics : list of dict
+        One for each epoch, as in metrics.jsonl; at least one.
+    title : str
+    """
+    epochs = [line["epoch"] for line in metrics]
+    # Without pyplot, which would look for a display and keep global state.
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    marker = "o" if len(epochs) <= 30 else None
+    axes.plot(epochs, [line["moving_loss"] for line in metrics], color=_MOVING, linewidth=1.3, linestyle="--",
+              label="moving average over batches")
+    axes.plot(epochs, [line["loss"] for line in metrics], color=_LOSS, linewidth=2, marker=marker, markersize=4,
+              label="mean over the epoch")
+    axes.set_title(f"{title}: perplexity {metrics[-1]['perplexity']:.2f} after epoch {epochs[-1]:,}",
+                   loc="left", fontsize=11, color=_INK)
+    axes.set_xlabel("epoch", color=_INK)
+    axes.set_ylabel("loss, nats per character", color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    margin = max(0.5, 0.02 * len(epochs))
+    axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.legend(frameon=False, labelcolor=_INK)
+    perplexity = axes.secondary_yaxis("right", functions=(np.exp, np.log))
+    perplexity.set_ylabel("perplexity", color=_INK)
+    perplexity.set_yscale("log")
+    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    perplexity.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    perplexity.yaxis.set_minor_locator(NullLocator())
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    for axis in (axes, perplexity):
+        axis.tick_params(colors=_INK, length=0)
+    perplexity.spines["right"].set_visible(False)
+    FigureCanvasAgg(figure).print_png(file)

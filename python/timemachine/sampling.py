@@ -1,0 +1,72 @@
+"""Let a model continue a text, one character at a time.
+
+NumPy does the steps: a single row is a few microseconds of arithmetic, which the call of an operator, or even the
+argument checks of the CPU kernels, would multiply.
+"""
+import math
+
+import numpy as np
+
+
+def sample(parameters, vocabulary, prompt, length, temperature, seed):
+    """Continue a text.
+
+    Parameters
+    ----------
+    parameters : dict
+        NumPy arrays by name, as in `checkpoint.Checkpoint`.
+    vocabulary : data.Vocabulary
+    prompt : str
+        What the model reads first, from a hidden state of zeros: at least one character, all in the vocabulary.
+    length : int
+        How many characters to add, at least 1.
+    temperature : float
+        Greater than 0: the logits are divided by it before the softmax. Near 0 the likeliest character is taken, 1 is
+        what was trained.
+    seed : int or sequence of int
+        At least 0. The same seed gives the same text.
+
+    Returns
+    -------
+    str
+        The continuation, without the prompt.
+
+    Raises
+    ------
+    ValueError
+    """
+    _check(vocabulary, prompt, length, temperature, seed)
+    Wxh, Whh, bh, Why, by = (parameters[name] for name in ("Wxh", "Whh", "bh", "Why", "by"))
+    projected = Wxh + bh
+    state = np.zeros(len(bh), bh.dtype)
+    tokens = list(vocabulary.encode(prompt))
+    for token in tokens:
+        state = np.tanh(projected[token] + state @ Whh)
+    with np.errstate(over="ignore"):  # a logit over a tiny temperature: exp(-inf) is the 0 that is meant
+        for threshold in np.random.default_rng(seed).random(length):
+            token = _choose(state @ Why + by, temperature, threshold)
+            tokens.append(token)
+            state = np.tanh(projected[token] + state @ Whh)
+    return vocabulary.decode(tokens[len(prompt):])
+
+
+def _choose(logits, temperature, threshold):
+    """Draw from softmax(logits / temperature) by a number from [0, 1): where the cumulative sum passes that part."""
+    cumulative = np.cumsum(np.exp((logits - logits.max()).astype(np.float64) / temperature))
+    return int(np.searchsorted(cumulative, threshold * cumulative[-1], side="right"))
+
+
+def _check(vocabulary, prompt, length, temperature, seed):
+    if not prompt:
+        raise ValueError("prompt: got an empty text, needs at least one character")
+    missing = vocabulary.missing(prompt)
+    if missing:
+        listed = ", ".join(repr(character) for character in missing)
+        raise ValueError(f"prompt: got {listed}, which the text that was trained on lacks; "
+                         f"its characters are {vocabulary.symbols!r}")
+    if length < 1:
+        raise ValueError(f"length: got {length}, needs at least 1")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature: got {temperature}, needs a finite number greater than 0")
+    if np.min(seed) < 0:
+        raise ValueError(f"seed: got {seed}, needs at least 0")

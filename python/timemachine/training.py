@@ -1,0 +1,68 @@
+"""The tutorial's training loop: truncated backpropagation through time with plain stochastic gradient descent."""
+import math
+
+import numpy as np
+
+from rnn_ops._mxnet import mx
+from timemachine import model
+
+nd = mx.nd
+
+LEARNING_RATES = np.finfo(np.float32)  # MXNet's update takes no others
+
+
+def learning_rate_of(epoch, initial):
+    """The learning rate of an epoch, counted from 1: halved at every 100th, as far down as float32 goes."""
+    return max(math.ldexp(initial, -(epoch // 100)), float(LEARNING_RATES.tiny))
+
+
+def moving_average(average, loss):
+    """The exponential moving average after one more loss; ``average`` is None before the first."""
+    return loss if average is None else 0.99 * average + 0.01 * loss
+
+
+def perplexity(loss):
+    """exp(loss): how many equally likely characters the model hesitates between."""
+    return math.exp(loss)
+
+
+def train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
+    """Train on every batch once, in order: a generator of the batches' losses.
+
+    The hidden state is zero before the first batch and carried from each batch to the next; no gradient flows from
+    one batch into another.
+
+    Parameters
+    ----------
+    parameters : model.Parameters
+        Updated in place.
+    inputs, labels : NDArray int32 (batches, T, B)
+    learning_rate : float
+    rnn_sequence : callable
+        ``rnn_ops.rnn_sequence`` or ``rnn_ops.reference.rnn_sequence``.
+
+    Yields
+    ------
+    float
+        In nats. MXNet may still be at work on the batch's update, but not on its loss.
+
+    Raises
+    ------
+    FloatingPointError
+        A loss whose perplexity is not a finite number: training has diverged.
+    """
+    state = nd.zeros((inputs.shape[2], len(parameters.bh)), dtype=parameters.bh.dtype)
+    try:
+        for batch, (tokens, targets) in enumerate(zip(inputs, labels), start=1):
+            with mx.autograd.record():
+                loss, state = model.loss(tokens, targets, state, parameters, rnn_sequence)
+            loss.backward()
+            for parameter in parameters:
+                nd.sgd_update(parameter, parameter.grad, lr=learning_rate, out=parameter)
+            state = state.detach()
+            loss = float(loss.asscalar())
+            if not loss < 709:  # beyond that exp overflows; NaN is not less than anything
+                raise FloatingPointError(f"training has diverged: the loss of batch {batch} is {loss}")
+            yield loss
+    finally:
+        nd.waitall()  # MXNet can hang at exit while a custom operator, such as the last batch's backward, is queued

@@ -1,0 +1,103 @@
+"""The model's loss against the reference, and the training loop against a plain one."""
+import numpy as np
+import pytest
+
+import rnn_ops
+from rnn_ops import reference
+from rnn_ops._mxnet import mx
+from timemachine import model, training
+
+nd = mx.nd
+V, H, T, B = 11, 13, 7, 5
+STEPS = pytest.mark.parametrize(
+    "rnn_sequence", [reference.rnn_sequence, rnn_ops.rnn_sequence], ids=["reference", "custom"])
+
+
+def problem(dtype, batches=1):
+    random = np.random.RandomState(3)
+    arrays = {name: 30 * array for name, array in model.initialise(V, H, 5, dtype).items()}
+    inputs, labels = (nd.array(random.randint(0, V, (batches, T, B)), dtype="int32") for _ in range(2))
+    state = nd.array(random.randn(B, H), dtype=dtype)
+    return model.trainable(arrays), inputs, labels, state
+
+
+def test_parameters_depend_on_the_seed_alone():
+    before = np.random.get_state()[1].copy()
+    drawn = model.initialise(V, H, seed=5)
+    assert (np.random.get_state()[1] == before).all()
+    assert {name: array.shape for name, array in drawn.items()} == model.shapes(V, H)
+    for name, array in model.initialise(V, H, seed=5, dtype="float64").items():
+        assert array.dtype == np.float64 and (array.astype("float32") == drawn[name]).all()
+    assert (model.initialise(V, H, seed=6)["Whh"] != drawn["Whh"]).all()
+    large = model.initialise(500, 300, seed=0)["Wxh"]
+    assert abs(large.mean()) < 1e-4 and abs(large.std() - 0.01) < 1e-4
+
+
+@STEPS
+@pytest.mark.parametrize("dtype, bound", [("float32", 2e-6), ("float64", 1e-13)])
+def test_the_loss_and_its_gradients_are_the_references(rnn_sequence, dtype, bound):
+    parameters, (tokens,), (labels,), state = problem(dtype)
+    with mx.autograd.record():
+        loss, last = model.loss(tokens, labels, state, parameters, rnn_sequence)
+    loss.backward()
+    gradients = [parameter.grad.asnumpy() for parameter in parameters]
+    with mx.autograd.record():
+        true_loss, true_last = reference.language_model_loss(tokens, labels, state, *parameters)
+    true_loss.backward()
+    assert loss.shape == (1,) and loss.dtype == last.dtype == np.dtype(dtype)
+    np.testing.assert_allclose(loss.asnumpy(), true_loss.asnumpy(), rtol=bound)
+    np.testing.assert_allclose(last.asnumpy(), true_last.asnumpy(), rtol=bound, atol=bound)
+    for name, gradient, parameter in zip(parameters._fields, gradients, parameters):
+        true = parameter.grad.asnumpy()
+        assert np.abs(true).max() > 1e-3
+        np.testing.assert_allclose(gradient, true, rtol=0, atol=bound * np.abs(true).max() * 5, err_msg=name)
+
+
+@STEPS
+def test_an_epoch_is_the_tutorials_loop(rnn_sequence):
+    parameters, inputs, labels, _ = problem("float64", batches=4)
+    others, _, _, _ = problem("float64")
+    losses = list(training.train_epoch(parameters, inputs, labels, 0.5, rnn_sequence))
+    state, true_losses = nd.zeros((B, H), dtype="float64"), []
+    for tokens, targets in zip(inputs, labels):
+        with mx.autograd.record():
+            loss, state = reference.language_model_loss(tokens, targets, state, *others)
+        loss.backward()
+        reference.sgd(others, 0.5)
+        state = state.detach()
+        true_losses.append(float(loss.asscalar()))
+    np.testing.assert_allclose(losses, true_losses, rtol=1e-12)
+    for got, true in zip(parameters, others):
+        np.testing.assert_allclose(got.asnumpy(), true.asnumpy(), rtol=1e-10, atol=1e-13)
+
+
+def test_the_learning_rate_is_halved_at_every_100th_epoch():
+    rates = {epoch: training.learning_rate_of(epoch, 0.5) for epoch in (1, 99, 100, 199, 200, 2000)}
+    assert rates == {1: 0.5, 99: 0.5, 100: 0.25, 199: 0.25, 200: 0.125, 2000: 0.5 / 2 ** 20}
+    parameters, inputs, labels, _ = problem("float32")
+    smallest = training.learning_rate_of(10 ** 6, 0.5)
+    assert len(list(training.train_epoch(parameters, inputs, labels, smallest, reference.rnn_sequence))) == 1
+
+
+def test_the_moving_loss_begins_with_the_first():
+    assert training.moving_average(None, 4.0) == 4.0
+    assert training.moving_average(4.0, 2.0) == pytest.approx(3.98)
+
+
+def test_a_loss_that_is_no_number_ends_the_epoch():
+    parameters, inputs, labels, _ = problem("float32", batches=3)
+    losses = training.train_epoch(parameters, inputs, labels, 0.5, reference.rnn_sequence)
+    next(losses)
+    parameters.by[:] = np.nan
+    with pytest.raises(FloatingPointError, match="the loss of batch 2 is nan"):
+        next(losses)
+    parameters, inputs, labels, _ = problem("float32", batches=2)
+    with pytest.raises(FloatingPointError, match="the loss of batch 2 is"):
+        list(training.train_epoch(parameters, inputs, labels, 1e6, reference.rnn_sequence))
+
+
+def test_parameters_that_are_no_numbers_are_not_copied_out():
+    parameters, _, _, _ = problem("float32")
+    parameters.Whh[2, 3] = np.inf
+    with pytest.raises(FloatingPointError, match="Whh is no longer finite"):
+        model.arrays(parameters)

@@ -1,0 +1,349 @@
+"""Runs and the command line: what train writes, how it goes on, what is refused, and that nothing saved is lost."""
+import fcntl
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+
+import rnn_ops
+from rnn_ops import reference
+from rnn_ops._mxnet import mx
+from timemachine import checkpoint, data, model, progress, run, text, training
+from timemachine.cli import main
+
+SMALL = ["--hidden", "8", "--batch-size", "3", "--sequence-length", "7"]
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture
+def book_file(tmp_path):
+    """A little book that has all the characters of the tutorial's first prompt and not those of its second."""
+    path = tmp_path / "little book.txt"
+    path.write_text("The Time Machine is a machine of time.\nSo it ticks, and it tocks, and it stops.\n" * 8)
+    return str(path)
+
+
+@pytest.fixture
+def train(book_file, tmp_path, capfd):
+    """Run `rnn-ops train` on the little book → (exit status, folder, stdout, stderr)."""
+    def call(*options, out="out"):
+        folder = str(tmp_path / out)
+        what = [] if "--resume" in options else ["--text", book_file, *SMALL]
+        status = main(["train", "--out", folder, *what, *options])
+        return (status, folder, *capfd.readouterr())
+    return call
+
+
+def metrics_of(folder, without=()):
+    with open(os.path.join(folder, run.METRICS)) as file:
+        return [{name: value for name, value in json.loads(line).items() if name not in without} for line in file]
+
+
+def content_of(folder):
+    """The bytes of every file."""
+    contents = {}
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), "rb") as file:
+            contents[name] = file.read()
+    return contents
+
+
+def assert_same_run(one, other):
+    """All that a run leaves is the same, to the bit, but for times."""
+    assert metrics_of(one, TIMES) == metrics_of(other, TIMES)
+    assert content_of(one)[run.SAMPLES] == content_of(other)[run.SAMPLES]
+    first, second = checkpoint.load(one), checkpoint.load(other)
+    for name in first.parameters:
+        np.testing.assert_array_equal(first.parameters[name], second.parameters[name])
+    assert first.settings["moving_loss"] == second.settings["moving_loss"]
+
+
+def one_line(stderr, *parts):
+    assert len(stderr.splitlines()) == 1 and stderr.startswith("rnn-ops: "), stderr
+    for part in parts:
+        assert part in stderr
+
+
+@pytest.mark.parametrize("step", run.STEPS)
+def test_what_a_run_leaves(train, book_file, step):
+    status, folder, stdout, stderr = train("--epochs", "3", "--step", step, "--seed", "4")
+    assert (status, stderr) == (0, "")
+    assert sorted(os.listdir(folder)) == sorted([checkpoint.FILE, run.RECORD, run.METRICS, run.SAMPLES, run.PLOT])
+
+    # The metrics are those of the same training done by hand.
+    book = text.load(book_file)
+    vocabulary = data.Vocabulary(book.characters)
+    inputs, labels = (mx.nd.array(tokens, dtype="int32")
+                      for tokens in data.batches(vocabulary.encode(book.characters), 7, 3))
+    parameters = model.trainable(model.initialise(len(vocabulary), 8, seed=4))
+    rnn_sequence = {"reference": reference, "custom": rnn_ops}[step].rnn_sequence
+    moving_loss = None
+    for epoch, line in enumerate(metrics_of(folder), start=1):
+        losses = list(training.train_epoch(parameters, inputs, labels, 0.5, rnn_sequence))
+        for loss in losses:
+            moving_loss = loss if moving_loss is None else 0.99 * moving_loss + 0.01 * loss
+        assert list(line) == ["epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds"]
+        assert (line["epoch"], line["lr"]) == (epoch, 0.5)
+        assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
+        assert line["moving_loss"] == pytest.approx(moving_loss, rel=1e-12)
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert line["tokens_per_second"] * line["seconds"] == pytest.approx(inputs.size)
+    assert epoch == 3
+    saved = checkpoint.load(folder)
+    for name, parameter in parameters._asdict().items():
+        np.testing.assert_array_equal(saved.parameters[name], parameter.asnumpy())
+    assert saved.vocabulary.symbols == vocabulary.symbols and saved.settings["epoch"] == 3
+
+    contents = content_of(folder)
+    assert contents[run.PLOT].startswith(b"\x89PNG")
+    samples = contents[run.SAMPLES].decode()
+    assert len(re.findall("^=== epoch", samples, re.MULTILINE)) == 3
+    record = json.loads(contents[run.RECORD])
+    assert record["text"] == dict(asked=book_file, name=book_file, source=book_file, sha256=book.sha256, notice="",
+                                  characters=len(book.characters), symbols=len(vocabulary))
+    assert record["settings"]["step"] == step and record["settings"]["hidden"] == 8
+    assert record["batches_per_epoch"] == len(inputs) and record["parameters"] == sum(p.size for p in parameters)
+    assert record["sessions"][0]["versions"]["mxnet"] == mx.__version__
+
+    # The little book lacks a character of the second prompt: a stretch of the book is continued in its place.
+    assert record["prompts"][0] == "The Time Ma"
+    assert len(record["prompts"][1]) == len(run.PROMPTS[1]) and record["prompts"][1] in book.characters
+    for prompt in record["prompts"]:
+        assert len(re.findall(re.escape(f"goes on:\n{prompt}") + "(?s:.{1024})\n\n", samples)) == 3
+
+    # Not on a terminal: two lines before, one an epoch, the last samples, two lines after.
+    lines = stdout.splitlines()
+    assert "\r" not in stdout and len(lines) == 2 + 3 + 2 + 2
+    assert [line.split()[:2] for line in lines[2:5]] == [["epoch", f"{epoch}/3"] for epoch in (1, 2, 3)]
+    assert lines[5].startswith("  The Time Ma") and lines[-1].startswith(f"rnn-ops sample --checkpoint {folder}")
+
+
+@pytest.mark.parametrize("step", run.STEPS)
+def test_a_resumed_run_never_stopped(train, step):
+    _, whole, _, _ = train("--epochs", "4", "--step", step, out="whole")
+    _, parts, _, _ = train("--epochs", "2", "--step", step, out="parts")
+    before = content_of(parts)
+    status, _, stdout, _ = train("--resume", "--epochs", "4", out="parts")
+    assert status == 0 and "epochs 3 to 4" in stdout
+    assert_same_run(whole, parts)
+    assert content_of(parts)[run.METRICS].startswith(before[run.METRICS])
+    record = json.loads(content_of(parts)[run.RECORD])
+    assert [session["first_epoch"] for session in record["sessions"]] == [1, 3] and record["settings"]["epochs"] == 4
+
+
+def test_a_crash_before_the_checkpoint_costs_only_the_epoch(train, tmp_path):
+    _, whole, _, _ = train("--epochs", "4", out="whole")
+    _, crashed, _, _ = train("--epochs", "2", out="crashed")
+    shutil.copy(os.path.join(crashed, checkpoint.FILE), tmp_path)
+    train("--resume", "--epochs", "3", out="crashed")
+    shutil.copy(tmp_path / checkpoint.FILE, crashed)  # epoch 3 was written down but not saved,
+    with open(os.path.join(crashed, run.METRICS), "a") as file:
+        file.write('{"epoch": 4, "lo')  # nor was the next line whole
+    assert train("--resume", "--epochs", "4", out="crashed")[0] == 0
+    assert_same_run(whole, crashed)
+
+
+def test_a_run_is_never_overwritten(train):
+    _, folder, _, _ = train("--epochs", "1")
+    before = content_of(folder)
+    status, _, _, stderr = train("--epochs", "1")
+    assert status == 2 and content_of(folder) == before
+    one_line(stderr, folder, "already holds a run", "--resume")
+    os.remove(os.path.join(folder, checkpoint.FILE))  # what is left of a run is still somebody's
+    assert train("--epochs", "1")[0] == 2
+
+
+@pytest.mark.parametrize("options, parts", [
+    (["--hidden", "9"], ["hidden: got 9", "has 8"]),
+    (["--text", "timemachine"], ["text: got 'timemachine'", "little book.txt"]),
+    (["--step", "reference"], ["step: got 'reference'", "has 'custom'"]),
+    (["--epochs", "1"], ["epochs: got 1, needs more than the 1"]),
+    ([], ["epochs: got 1, needs more than the 1"]),
+])
+def test_a_run_is_resumed_as_it_was(train, options, parts):
+    _, folder, _, _ = train("--epochs", "1")
+    before = content_of(folder)
+    status, _, _, stderr = train("--resume", *options)
+    assert status == 2 and content_of(folder) == before
+    one_line(stderr, *parts)
+
+
+def test_a_run_is_not_resumed_on_another_text(train, book_file):
+    _, folder, _, _ = train("--epochs", "1")
+    with open(book_file, "a") as file:
+        file.write("!")
+    status, _, _, stderr = train("--resume", "--epochs", "2")
+    assert status == 2
+    one_line(stderr, f"text: {book_file} is not the text of the run")
+
+
+def test_a_run_that_diverges_keeps_its_last_good_epoch(train):
+    status, folder, _, stderr = train("--learning-rate", "1e9", out="at once")
+    assert status == 1 and checkpoint.load(folder).settings["epoch"] == 0
+    one_line(stderr, "epoch 1: training has diverged: the loss of batch", f"{checkpoint.FILE} holds epoch 0")
+
+    _, folder, _, _ = train("--epochs", "2", out="later")
+    saved = checkpoint.load(folder)
+    saved.parameters["Why"] *= np.float32(1e30)
+    assert_diverges(train, folder, saved, "the loss of batch 1 is")
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(train):
+    _, folder, _, _ = train("--epochs", "2", "--sequence-length", "200")  # one batch an epoch: no loss tells of it
+    saved = checkpoint.load(folder)
+    saved.parameters["Why"] *= np.float32(1e3)
+    saved.settings["learning_rate"] = 3e38
+    assert_diverges(train, folder, saved, "is no longer finite")
+
+
+def assert_diverges(train, folder, poisoned, message):
+    """The third epoch of a run that is resumed from a poisoned checkpoint fails, and leaves all as it was."""
+    checkpoint.save(os.path.join(folder, checkpoint.FILE), poisoned)
+    before = content_of(folder)
+    status, _, _, stderr = train("--resume", "--epochs", "3", out=folder)
+    assert status == 1
+    one_line(stderr, "epoch 3: training has diverged", message, "smaller learning rate",
+             f"{checkpoint.FILE} holds epoch 2")
+    after = content_of(folder)
+    assert all(after[name] == before[name] for name in (checkpoint.FILE, run.METRICS, run.SAMPLES))
+
+
+def test_a_failed_write_ends_the_run_in_one_line(train):
+    _, folder, _, _ = train("--epochs", "1")
+    in_the_way = os.path.join(folder, f"{checkpoint.FILE}.tmp")
+    os.mkdir(in_the_way)
+    status, _, _, stderr = train("--resume", "--epochs", "2")
+    assert status == 1 and checkpoint.load(folder).settings["epoch"] == 1
+    one_line(stderr, in_the_way)
+    os.rmdir(in_the_way)
+    assert train("--resume", "--epochs", "2")[0] == 0
+    assert [line["epoch"] for line in metrics_of(folder)] == [1, 2]
+
+
+@pytest.mark.parametrize("options, parts", [
+    (["--epochs", "0"], ["epochs: got 0, needs an integer of at least 1"]),
+    (["--epochs", "two"], ["--epochs", "'two'"]),
+    (["--hidden", "-3"], ["hidden: got -3"]),
+    (["--seed", "-1"], ["seed: got -1, needs an integer of at least 0"]),
+    (["--learning-rate", "0"], ["learning_rate: got 0.0"]),
+    (["--learning-rate", "nan"], ["learning_rate: got nan"]),
+    (["--learning-rate", "1e39"], ["learning_rate: got 1e+39, needs a number from 1.2e-38 to 3.4e+38"]),
+    (["--step", "fast"], ["--step", "'fast'"]),
+    (["--sequence-length", "1000"], ["text: got 640 characters, needs 3,001 for one batch"]),
+    (["--text", "no such text"], ["text: got 'no such text', needs an existing file or one of"]),
+    (["--hidden", "1000000000000"], ["Unable to allocate"]),
+    (["--epoch", "3"], ["--epoch 3"]),
+    (["--resume"], ["checkpoint: ", "out does not exist"]),
+])
+def test_what_cannot_be_trained_is_named(train, options, parts):
+    status, folder, stdout, stderr = train(*options)
+    assert (status, stdout) == (2, "") and not os.path.exists(folder)
+    one_line(stderr, *parts)
+
+
+def test_an_unwritable_folder_is_named(train, book_file):
+    status, _, _, stderr = train("--out", os.path.join(book_file, "out"))
+    assert status == 2
+    one_line(stderr, f"out: cannot write to {book_file}")
+
+
+def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--text", book_file, "--epochs", "1", *SMALL]) == 0
+    assert re.fullmatch(r"little book-\d{8}-\d{6}", os.listdir("runs")[0])
+    assert "rnn-ops sample --checkpoint 'runs/little book-" in capfd.readouterr().out
+
+
+def test_without_the_book_the_record_says_what_was_read(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(text, "_URL", "http://127.0.0.1:9/{name}.txt")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("RNN_OPS_DATA", raising=False)
+    folder = str(tmp_path / "out")
+    assert main(["train", "--epochs", "1", "--hidden", "8", "--batch-size", "1000", "--out", folder]) == 0
+    one_line(capfd.readouterr().err, "timemachine", "python-topics")
+    record = json.loads(content_of(folder)[run.RECORD])
+    assert record["text"]["asked"] == "timemachine"
+    assert record["text"]["name"] == record["settings"]["text"] == "python-topics"
+    assert record["text"]["source"].startswith("pydoc_data.topics of Python 3")
+    assert main(["train", "--resume", "--epochs", "2", "--out", folder]) == 0
+
+
+def test_sample_continues_a_prompt(train, capfd):
+    _, folder, _, _ = train("--epochs", "1")
+    sample = ["sample", "--checkpoint", folder, "--prompt", "The Time Ma", "--length", "100"]
+    printed = []
+    file = os.path.join(folder, checkpoint.FILE)
+    for options in ([], [], ["--seed", "1"], ["--temperature", "2"], ["--checkpoint", file]):
+        assert main(sample + options) == 0
+        printed.append(capfd.readouterr().out)
+        assert printed[-1].startswith("The Time Ma") and len(printed[-1]) == len("The Time Ma") + 100 + 1
+    assert printed[0] == printed[1] == printed[4] and len(set(printed)) == 3
+    for options, part in ((["--prompt", "Zebra"], "prompt: got 'Z', 'b', 'r', which the text"),
+                          (["--prompt", ""], "prompt: got an empty text"),
+                          (["--temperature", "0"], "temperature: got 0.0"),
+                          (["--checkpoint", "nowhere"], "checkpoint: nowhere does not exist")):
+        assert main(sample + options) == 2
+        one_line(capfd.readouterr().err, part)
+
+
+def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_a_run_to_resume(book_file, tmp_path):
+    folder = str(tmp_path / "out")
+    command = ["train", "--text", book_file, *SMALL, "--epochs", "100000", "--out", folder]
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # 100 columns
+    code = f"import sys; from timemachine.cli import main; sys.exit(main({command}))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=str(tmp_path), stdin=terminal, stdout=terminal,
+                               stderr=terminal, env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
+    os.close(terminal)
+    shown = b""
+    while b"epoch      3/" not in shown:
+        shown += os.read(controller, 65536)
+    process.send_signal(signal.SIGINT)
+    while True:
+        try:
+            shown += os.read(controller, 65536)
+        except OSError:  # so Linux says that the other end is closed
+            break
+    os.close(controller)
+    assert process.wait() == 130
+    lines = shown.decode().replace("\r", "\n").splitlines()
+    bar = r"epoch \d/100000 \|.*\| 0%, .* left, .*tokens/s, loss [\d.]+, perplexity [\d.]+"
+    assert any(re.match(bar, line) for line in lines)
+    samples = [line for line in lines if line.startswith("  The Time Ma")]
+    assert samples and all(len(line) == 99 for line in samples)
+    epoch = checkpoint.load(folder).settings["epoch"]
+    assert epoch >= 3 and len(metrics_of(folder)) in (epoch, epoch + 1)
+    said = f"rnn-ops: interrupted: {folder} holds epoch {epoch}; to go on: rnn-ops train --resume --out {folder}"
+    assert said in lines and "Traceback" not in shown.decode()
+    assert main(["train", "--resume", "--out", folder, "--epochs", str(epoch + 1)]) == 0
+    assert [line["epoch"] for line in metrics_of(folder)] == list(range(1, epoch + 2))
+
+
+def test_samples_fit_the_screen():
+    assert progress.shorten("a\nb\tc\x1b[1md", 7) == "a b c [" and progress.shorten("abc", 7) == "abc"
+    assert progress.shorten("时间机器", 5) == "时间"
+
+
+def test_help_needs_nothing():
+    code = ("import sys; from timemachine.cli import main\n"
+            "try: main(['train', '--help'])\n"
+            "except SystemExit as end: assert not end.code\n"
+            "assert not {'numpy', 'mxnet', 'rnn_ops'} & set(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    assert b"--resume" in result.stdout
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["sample"], ["info", "--fast"]])
+def test_what_is_no_command_is_named(argv, capfd):
+    assert main(argv) == 2
+    one_line(capfd.readouterr().err, "--help says more")

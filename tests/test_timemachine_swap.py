@@ -1,0 +1,31 @@
+"""The swap: one training loop, on the real book, with the reference's recurrence and with ours."""
+import numpy as np
+import pytest
+
+import rnn_ops
+from rnn_ops import reference
+from rnn_ops._mxnet import mx
+from timemachine import data, model, training
+
+
+def losses(book, rnn_sequence, dtype, epochs, batches=None):
+    """The loss of every batch of a training run that starts where every other one does, (epochs · batches,)."""
+    vocabulary = data.Vocabulary(book.characters)
+    inputs, labels = (mx.nd.array(tokens[:batches], dtype="int32")
+                      for tokens in data.batches(vocabulary.encode(book.characters), 64, 32))
+    parameters = model.trainable(model.initialise(len(vocabulary), 256, seed=0, dtype=dtype))
+    return np.array([loss for _ in range(epochs)
+                     for loss in training.train_epoch(parameters, inputs, labels, 0.5, rnn_sequence)])
+
+
+@pytest.mark.parametrize("dtype, epochs, batches, bound", [
+    pytest.param("float64", 1, 20, 1e-9, id="float64-20_batches"),
+    pytest.param("float32", 3, 87, 1e-3, id="float32-3_epochs"),
+])
+def test_only_the_step_function_changes(book, dtype, epochs, batches, bound):
+    ours = losses(book, rnn_ops.rnn_sequence, dtype, epochs, batches)
+    true = losses(book, reference.rnn_sequence, dtype, epochs, batches)
+    assert len(true) == epochs * batches and np.isfinite(true).all()
+    assert true[-1] < 0.9 * true[0]  # something was learnt, so that gradients have mattered
+    worst = np.abs(ours - true) / true
+    assert worst.max() <= bound, f"relative difference {worst.max():.2e} at batch {worst.argmax()} of {len(true)}"
