@@ -144,4 +144,4 @@ for _ in range(3):
 print("end")
 """)
     for _ in range(3):
-        assert run(script) == "end\\n"
+        assert run(script) == "end\n"
