@@ -291,7 +291,7 @@ def every_float32(low, high, step):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tanh(simd, dtype):
-    """At most 4 ulp. (Measured over every float32: 2.4; over 8 million float64: 2.6.)"""
+    """At most 4 ulp. (Measured with AVX2 over every float32 from 1e-30 to 10: 2.42; over 8 million float64: 2.55.)"""
     x = every_float32(1e-30, 30, 101)
     if dtype == "float64":
         x = x.astype(dtype) * (1 + 1e-9)

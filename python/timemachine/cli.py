@@ -67,7 +67,7 @@ def _parser():
                                                            "the path of a UTF-8 file")
     train.add_argument("--step", choices=("custom", "reference"),
                        help="the recurrence: our operator (default) or the tutorial's ndarray loop")
-    train.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 20)")
+    train.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 15)")
     train.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
     train.add_argument("--batch-size", type=int, metavar="B", help="rows of a batch (default 32)")
     train.add_argument("--sequence-length", type=int, metavar="T", help="characters of a row (default 64)")

@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     """What a run depends on. The defaults are the tutorial's, but for its 2,000 epochs."""
     text: str = "timemachine"
     step: str = "custom"
-    epochs: int = 20
+    epochs: int = 15
     hidden: int = 256
     seed: int = 0
     learning_rate: float = 0.5
