@@ -190,7 +190,7 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch):
 @pytest.mark.parametrize("variables, threads", [
     ({"RNN_OPS_NUM_THREADS": "1"}, 1), ({"RNN_OPS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "1"}, 1),
     ({"OMP_NUM_THREADS": "2"}, 2), ({"RNN_OPS_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, 2)])
-def test_thread_limits_are_obeyed(variables, threads):
+def test_thread_limits_are_obeyed(tmp_path, variables, threads):
     """In a process of its own, whose threads are counted before and after; NumPy and MXNet have started theirs at import."""
     code = (
         "import os, numpy as np; from rnn_ops.backends import cpu\n"
@@ -202,7 +202,7 @@ def test_thread_limits_are_obeyed(variables, threads):
         "print(cpu.threads(), len(os.listdir('/proc/self/task')) - before + 1)")
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     ran = subprocess.run([sys.executable, "-c", code], env=dict(environment, **variables), check=True,
-                         stdout=subprocess.PIPE, universal_newlines=True)
+                         cwd=str(tmp_path), stdout=subprocess.PIPE, universal_newlines=True)
     assert ran.stdout.split() == [str(threads), str(threads)]
 
 
