@@ -11,7 +11,7 @@ _SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_
 
 
 def collect():
-    """An ordered dict of name → text, for people and for the records of runs."""
+    """What `main` prints, as a dict of name → text."""
     try:
         from rnn_ops._mxnet import mx
         mxnet = mx.__version__

@@ -210,7 +210,7 @@ void backward(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int6
     const Real* h = static_cast<const Real*>(args.h) + at;
     Real* da = static_cast<Real*>(args.da) + at;
     if (!args.dh) __builtin_memset(da, 0, n * sizeof(Real));
-    else if (args.dh != args.da) __builtin_memcpy(da, static_cast<const Real*>(args.dh) + at, n * sizeof(Real));
+    else __builtin_memcpy(da, static_cast<const Real*>(args.dh) + at, n * sizeof(Real));
     if (next) {
       add_product(end - begin, H, H, next, WhhT, da);
     } else if (args.dh_last) {
@@ -265,7 +265,7 @@ void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, i
     if (transpose) {
       for (int64_t c = 0; c < n; ++c)
         for (int64_t k = 0; k < K; ++k) panel[k * P + c] = W[(p * P + c) * stride + k];
-    } else if (n == P) {
+    } else if (n == P) {  // a size the compiler knows is a few instructions, not a call
       for (int64_t k = 0; k < K; ++k) __builtin_memcpy(panel + k * P, W + k * stride + p * P, P * sizeof(Real));
     } else {
       for (int64_t k = 0; k < K; ++k) __builtin_memcpy(panel + k * P, W + k * stride + p * P, n * sizeof(Real));

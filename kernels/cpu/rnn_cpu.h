@@ -54,7 +54,7 @@ typedef struct {
   const void* h;         /* [T,B,H] as forward wrote it */
   const void* dh;        /* [T,B,H] gradient of h, or null for zeros */
   const void* dh_last;   /* [B,H] gradient of the last state, added to that of h[T-1]; or null for zeros */
-  void* da;              /* [T,B,H]  out: gradient of x·Wxh + h·Whh + bh; may be the buffer dh */
+  void* da;              /* [T,B,H]  out: gradient of x·Wxh + h·Whh + bh */
   void* dx;              /* [T,B,I]  out, or null if not wanted; null with tokens */
   void* dh0;             /* [B,H]  out, or null if not wanted, as the next three */
   void* dWxh;            /* [I,H] */

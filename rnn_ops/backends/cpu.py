@@ -69,7 +69,6 @@ def forward(inputs, state, Wxh, Whh, bh, outputs):
     MemoryError
     """
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
-    out = _pointer("outputs", outputs, (T, B, H), dtype, written=True)
     args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
                         Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh),
                         h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
