@@ -1,0 +1,62 @@
+// grid: groups of blocks, together the whole chip, share rows of the batch, each block with its columns of the matrix.
+//
+// Computes pass (passes.cuh) for rows blockIdx.y·rows ...; cooperative launch (blocks a group, groups) × Tile::THREADS, so that
+// all blocks run at once; block blockIdx.x has columns blockIdx.x·COLUMNS ..., gridDim.x·COLUMNS >= H. A block writes its part of
+// the new state to global memory (which is L2), the blocks of the group meet, and each copies the whole rows to its own
+// shared memory, the next tile of rows while it works on this one.
+//
+//   states          global, zero before the launch: 2 (this one, next one) × gridDim.y·rows × K
+//   counters        global, zero before the launch: one a group, 32 apart
+//   registers       the block's columns of the matrix, but for what Tile leaves to shared memory
+//   shared memory   those weights | two tiles of rows: 2 × ROWS × K | partial sums: 2 × Tile::PARTIALS
+//
+// Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
+// is more, and once a step about 2000 for the way through L2: stores, counter, poll, first copy.
+#include "recurrence.cuh"
+
+template <class Tile>
+struct Grid {
+  float* states;  // of the group
+  long long size;  // of one state of all groups
+  unsigned* counter;
+  float* staged;
+
+  __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
+  __device__ void put(int n, int row, int column, float value) const {
+    states[(n & 1) * size + static_cast<long long>(row) * Tile::K + first_column() + column] = value;
+  }
+  __device__ void meet(int n) const { group_barrier(counter, gridDim.x, n + 1); }
+  __device__ const float* rows(int n, int p, int tiles) const {
+    if (p == 0) copy(n, 0);
+    if (p + 1 < tiles) {
+      copy(n, p + 1);
+      copy_wait<1>();
+    } else {
+      copy_wait<0>();
+    }
+    block_barrier();
+    return staged + (p & 1) * Tile::ROWS * Tile::K;
+  }
+
+ private:
+  __device__ void copy(int n, int p) const {
+    constexpr int SIZE = Tile::ROWS * Tile::K;
+    const float* from = states + (n & 1) * size + static_cast<long long>(p) * SIZE;
+    float* to = staged + (p & 1) * SIZE;
+    for (int i = threadIdx.x * 4; i < SIZE; i += Tile::THREADS * 4)
+      copy_start(reinterpret_cast<float4*>(to + i), reinterpret_cast<const float4*>(from + i));
+    copy_close_batch();
+  }
+};
+
+template <class Pass, class Tile>
+__global__ void __launch_bounds__(Tile::THREADS) grid(Pass pass, int rows, float* states, unsigned* counters) {
+  float* weights = shared_memory();
+  float* staged = weights + Tile::SHARED_WEIGHTS;
+  float* partials = staged + 2 * Tile::ROWS * Tile::K;
+  Tile tile;
+  tile.load(pass, blockIdx.x * Tile::COLUMNS, weights);
+  const long long group = static_cast<long long>(rows) * Tile::K;
+  Grid<Tile> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y, staged};
+  recurrence(pass, tile, exchange, blockIdx.y * rows, rows, partials);
+}

@@ -1,0 +1,16 @@
+// stepwise: one launch a step after cuBLAS has multiplied the state with the matrix. Any shape, any GPU, float32 and float64.
+//
+// Element i of (B, H) is thread i's. sums (B, H): the product of state n with the matrix; null for the start, which has none.
+// Stores state n + 1, or for the start state 0. Bound by memory: some 5 values read and written an element, and the launch.
+#include "passes.cuh"
+
+template <class Pass, class Real>
+__global__ void __launch_bounds__(256) stepwise(Pass pass, int n, const Real* sums) {
+  const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= static_cast<long long>(pass.B) * pass.H) return;
+  const int b = static_cast<int>(i / pass.H), j = static_cast<int>(i % pass.H);
+  if (sums)
+    pass.store(n + 1, b, j, pass.finish(n, sums[i], pass.term(pass.index(n, b), n, b, j), pass.bias(j)));
+  else
+    pass.store(0, b, j, pass.start(b, j));
+}

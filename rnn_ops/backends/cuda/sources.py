@@ -1,0 +1,40 @@
+"""The text of the CUDA kernels (kernels/cuda), each family as one translation unit.
+
+CuPy's cache on disk knows a kernel by its text and not by the files it includes, so the includes are joined here: a new
+version of a header makes a new text, and an old binary is never taken for it.
+"""
+import os
+import re
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+# Installed, the kernels are a folder of the package; in a source folder they lie beside it.
+_FOLDERS = (os.path.join(_HERE, "kernels"), os.path.join(_HERE, *[os.pardir] * 3, "kernels", "cuda"))
+_INCLUDE = re.compile(r'#include "(\w+\.cuh)"\n')
+
+
+def folder():
+    """Where the kernels lie."""
+    return next(folder for folder in _FOLDERS if os.path.isdir(folder))
+
+
+def text(family, replace=None):
+    """The source of ``family`` ("resident", "sums", ...) with what it includes.
+
+    ``replace`` maps a header's name to text to take instead; the tests put their primitives.cuh there.
+    """
+    replace, seen = replace or {}, set()
+
+    def expand(name):
+        if name in seen:
+            return ""
+        seen.add(name)
+        if name in replace:
+            return replace[name]
+        with open(os.path.join(folder(), name), encoding="utf-8") as file:
+            lines = file.read().replace("#pragma once\n", "\n")
+        number = {match.start(): lines.count("\n", 0, match.end()) + 1 for match in _INCLUDE.finditer(lines)}
+        joined = _INCLUDE.sub(
+            lambda match: f'{expand(match.group(1))}\n#line {number[match.start()]} "{name}"\n', lines)
+        return f'#line 1 "{name}"\n{joined}'
+
+    return expand(family + ".cu")
