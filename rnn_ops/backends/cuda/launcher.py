@@ -1,0 +1,145 @@
+"""The recurrence as a sequence of launches and matrix products, on a GPU or on whatever else can run the kernels.
+
+Everything between checked arguments and the hardware: which kernel, its sizes, its arguments and the order of things. What
+runs them is a `Runtime` (runtime.py on a GPU, tests/cuda_host on a CPU):
+
+- ``device``: `variants.Device`
+- ``launch(launch, arguments)``: a `Launch` with ctypes values, a pass by value
+- ``multiply(a, b, out, transpose_a, transpose_b, accumulate)``: out (+)= a·b of two-dimensional C-contiguous arrays
+- ``empty(shape, dtype)``, ``zeros(shape, dtype)``: arrays; ``address(array)``: of its first element
+
+All of it is in one stream's order and waits for nothing. Arrays are C-contiguous, NumPy-like, checked by the caller.
+"""
+import ctypes
+from typing import NamedTuple
+
+import numpy as np
+
+from rnn_ops.backends.cuda import variants
+
+_TOKENS = np.dtype("int32")
+_C = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+
+
+class Launch(NamedTuple):
+    """A kernel and the sizes it is launched with."""
+    family: str       # the source
+    expression: str   # the kernel's name in C++
+    grid: tuple       # blocks: x, y, z
+    block: int        # threads
+    shared: int = 0   # bytes of dynamic shared memory
+    cluster: int = 1  # blocks
+    cooperative: bool = False
+
+
+def _fields(pointers, sizes):
+    return ([(name, ctypes.c_void_p) for name in pointers.split()] + [(name, ctypes.c_int32) for name in sizes.split()])
+
+
+class _Forward(ctypes.Structure):  # Forward in passes.cuh
+    _fields_ = _fields("tokens Wxh Whh bh h0 h", "T B V H")
+
+
+class _Backward(ctypes.Structure):  # Backward in passes.cuh
+    _fields_ = _fields("Whh h dh dlast da dh0", "T B H")
+
+
+class Launcher:
+    """forward and backward on a Runtime. ``family`` forces one, for experiments; else `variants.choose` decides."""
+
+    def __init__(self, runtime):
+        self._runtime = runtime
+
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, family=None):
+        """As `rnn_ops.backends.cuda.forward`, which has checked the arguments."""
+        T, B, H = outputs.shape
+        tokens = inputs.dtype == _TOKENS
+        if not tokens:  # x·Wxh waits in outputs, where each step finds its own
+            self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
+        address = self._address
+        self._recur("Forward", _Forward(
+            tokens=address(inputs if tokens else None), Wxh=address(Wxh), Whh=address(Whh), bh=address(bh),
+            h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H), outputs.dtype, family,
+            lambda n: (outputs[n - 1] if n else state, Whh, False))
+
+    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
+                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, family=None):
+        """As `rnn_ops.backends.cuda.backward`, which has checked the arguments."""
+        if all(array is None for array in (dinputs, dstate, dWxh, dWhh, dbh)):
+            return
+        T, B, H = outputs.shape
+        da = self._runtime.empty((T, B, H), outputs.dtype)
+        address = self._address
+        self._recur("Backward", _Backward(
+            Whh=address(Whh), h=address(outputs), dh=address(doutputs), dlast=address(dlast_state), da=address(da),
+            dh0=address(dstate), T=T, B=B, H=H), outputs.dtype, family,
+            lambda n: (da[T - 1 - n], Whh, True))
+        rows = da.reshape(T * B, H)
+        if dWhh is not None:
+            self._runtime.multiply(state, da[0], dWhh, transpose_a=True)
+            if T > 1:
+                self._runtime.multiply(outputs[:-1].reshape(-1, H), rows[B:], dWhh, transpose_a=True, accumulate=True)
+        if dbh is not None:
+            self._sum_rows(None, rows, dbh.reshape(1, H))
+        if dWxh is not None:
+            if inputs.dtype == _TOKENS:
+                self._sum_rows(inputs, rows, dWxh)
+            else:
+                self._runtime.multiply(inputs.reshape(T * B, -1), rows, dWxh, transpose_a=True)
+        if dinputs is not None:
+            self._runtime.multiply(rows, Wxh, dinputs.reshape(T * B, -1), transpose_b=True)
+
+    def _recur(self, direction, arguments, dtype, family, factors):
+        """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
+        variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, family)
+        if variant.family == "stepwise":
+            self._step_by_step(direction, arguments, dtype, factors)
+            return
+        values = [arguments, ctypes.c_int32(variant.rows)]
+        if variant.family == "grid":
+            states = 2 * variant.groups * variant.rows * variant.tile.k
+            workspace = self._runtime.zeros((states + 32 * variant.groups,), dtype)  # states, then a counter a group
+            values += [self._pointer(workspace), self._pointer(workspace[states:])]
+        self._runtime.launch(Launch(
+            variant.family, variant.expression(direction), (variant.blocks, variant.groups, 1), variant.tile.threads,
+            variant.shared, cluster=variant.blocks if variant.family == "cluster" else 1,
+            cooperative=variant.family == "grid"), values)
+
+    def _step_by_step(self, direction, arguments, dtype, factors):
+        T, B, H = arguments.T, arguments.B, arguments.H
+        real = _C[np.dtype(dtype)]
+        launch = Launch("stepwise", f"stepwise<{direction}<{real}>, {real}>", (-(-B * H // 256), 1, 1), 256)
+        sums = self._runtime.empty((B, H), dtype)
+        if direction == "Backward":  # state 0 is not given
+            self._runtime.launch(launch, [arguments, ctypes.c_int32(0), ctypes.c_void_p()])
+        for n in range(T):
+            if n == T - 1 and direction == "Backward" and not arguments.dh0:
+                break  # the last product is dh0
+            state, matrix, transpose = factors(n)
+            self._runtime.multiply(state, matrix, sums, transpose_b=transpose)
+            self._runtime.launch(launch, [arguments, ctypes.c_int32(n), self._pointer(sums)])
+
+    def _sum_rows(self, tokens, rows, sums):
+        """sums[v] = the sum of the rows whose token is v; of all rows where there are no tokens."""
+        N, H = rows.shape
+        V = sums.shape[0]
+        # A block for 32 rows of each token, as long as there are some thousand blocks to keep the chip busy.
+        chunks = min(-(-N // 32), max(1, 4096 // V))
+        chunk_rows = 32 * -(-N // (32 * chunks))
+        chunks = -(-N // chunk_rows)
+        partials = self._runtime.empty((chunks, V, H), rows.dtype) if chunks > 1 else sums
+        real = _C[np.dtype(rows.dtype)]
+        self._runtime.launch(
+            Launch("sums", f"sum_rows<{real}>", (V, chunks, -(-H // 128)), 128),
+            [self._pointer(tokens), self._pointer(rows), self._pointer(partials), ctypes.c_int64(N), ctypes.c_int32(H),
+             ctypes.c_int32(chunk_rows)])
+        if chunks > 1:
+            self._runtime.launch(
+                Launch("sums", f"sum_chunks<{real}>", (-(-V * H // 256), 1, 1), 256),
+                [self._pointer(partials), self._pointer(sums), ctypes.c_int64(V * H), ctypes.c_int32(chunks)])
+
+    def _address(self, array):
+        return None if array is None else self._runtime.address(array)
+
+    def _pointer(self, array):
+        return ctypes.c_void_p(self._address(array))
