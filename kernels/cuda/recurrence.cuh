@@ -15,6 +15,7 @@
 // next one is computed, so that no barrier has to wait for it.
 #pragma once
 
+#include "passes.cuh"
 #include "tile.cuh"
 
 // partials: 2·Tile::PARTIALS floats of shared memory.
