@@ -45,12 +45,15 @@ class _Backward(ctypes.Structure):  # Backward in passes.cuh
 
 
 class Launcher:
-    """forward and backward on a Runtime. ``family`` forces one, for experiments; else `variants.choose` decides."""
+    """forward and backward on a Runtime.
+
+    ``variant`` is for experiments: a `variants.Variant` or the name of a family; None lets `variants.choose` decide.
+    """
 
     def __init__(self, runtime):
         self._runtime = runtime
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs, family=None):
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, variant=None):
         """As `rnn_ops.backends.cuda.forward`, which has checked the arguments."""
         T, B, H = outputs.shape
         tokens = inputs.dtype == _TOKENS
@@ -59,11 +62,11 @@ class Launcher:
         address = self._address
         self._recur("Forward", _Forward(
             tokens=address(inputs if tokens else None), Wxh=address(Wxh), Whh=address(Whh), bh=address(bh),
-            h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H), outputs.dtype, family,
+            h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H), outputs.dtype, variant,
             lambda n: (outputs[n - 1] if n else state, Whh, False))
 
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, family=None):
+                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, variant=None):
         """As `rnn_ops.backends.cuda.backward`, which has checked the arguments."""
         if all(array is None for array in (dinputs, dstate, dWxh, dWhh, dbh)):
             return
@@ -72,7 +75,7 @@ class Launcher:
         address = self._address
         self._recur("Backward", _Backward(
             Whh=address(Whh), h=address(outputs), dh=address(doutputs), dlast=address(dlast_state), da=address(da),
-            dh0=address(dstate), T=T, B=B, H=H), outputs.dtype, family,
+            dh0=address(dstate), T=T, B=B, H=H), outputs.dtype, variant,
             lambda n: (da[T - 1 - n], Whh, True))
         rows = da.reshape(T * B, H)
         if dWhh is not None:
@@ -89,9 +92,10 @@ class Launcher:
         if dinputs is not None:
             self._runtime.multiply(rows, Wxh, dinputs.reshape(T * B, -1), transpose_b=True)
 
-    def _recur(self, direction, arguments, dtype, family, factors):
+    def _recur(self, direction, arguments, dtype, variant, factors):
         """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
-        variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, family)
+        if not isinstance(variant, variants.Variant):
+            variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, variant)
         if variant.family == "stepwise":
             self._step_by_step(direction, arguments, dtype, factors)
             return

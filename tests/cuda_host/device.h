@@ -1,0 +1,41 @@
+// The words of CUDA C++ that the kernels use, for a C++ compiler on a CPU. Comes before a kernel's text.
+#pragma once
+
+#include <cmath>
+#include <utility>
+
+#include "machine.h"
+
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define threadIdx (machine::here().thread)
+#define blockIdx (machine::here().block)
+#define blockDim (machine::here().block_size)
+#define gridDim (machine::here().grid_size)
+
+using std::fmaf;
+using std::tanh;
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+
+// Calls a kernel as a launch does, with the address of each argument. SIZES are held against those that come.
+template <auto kernel>
+struct Entry;
+template <class... Arguments, void (*kernel)(Arguments...)>
+struct Entry<kernel> {
+  static constexpr int COUNT = sizeof...(Arguments);
+  static constexpr int SIZES[] = {static_cast<int>(sizeof(Arguments))...};
+  static void run(void** arguments) { unpack(arguments, std::index_sequence_for<Arguments...>()); }
+
+ private:
+  template <std::size_t... I>
+  __attribute__((no_sanitize("thread"))) static void unpack(void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<Arguments*>(arguments[I])...);
+  }
+};

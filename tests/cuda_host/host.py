@@ -1,0 +1,176 @@
+"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py) whose device is the machine in machine.h and whose arrays are NumPy's."""
+import atexit
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from rnn_ops.backends.cuda import sources, variants
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_COMPILER = os.environ.get("CXX", "g++").split()
+# Local arrays in plain -O1 code are what the compiler may report or not; shared and global memory it must.
+_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+_MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
+_SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+MOST_THREADS = 1024  # a block
+
+
+class KernelError(Exception):
+    """A kernel broke a rule; where."""
+
+
+class _Launch(ctypes.Structure):  # machine_launch
+    _fields_ = [("grid", ctypes.c_int32 * 3), ("block", ctypes.c_int32), ("cluster", ctypes.c_int32),
+                ("cooperative", ctypes.c_int32), ("shared", ctypes.c_int64), ("seed", ctypes.c_uint32),
+                ("regions", ctypes.c_int32), ("begins", ctypes.POINTER(ctypes.c_uint64)),
+                ("sizes", ctypes.POINTER(ctypes.c_uint64))]
+
+
+class _Error(ctypes.Structure):  # machine_error
+    _fields_ = [("message", ctypes.c_char * 1000), ("access", ctypes.c_uint64), ("other_access", ctypes.c_uint64)]
+
+
+@functools.lru_cache(maxsize=None)
+def _folder():
+    """Of this process, for what is compiled."""
+    folder = tempfile.mkdtemp(prefix="rnn_ops_cuda_host_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _compile(command, output):
+    done = subprocess.run(command + ["-o", output], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise KernelError(f"{' '.join(command)}\n{done.stdout}")
+    return output
+
+
+@functools.lru_cache(maxsize=None)
+def _machine(sanitize):
+    path = os.path.join(_folder(), f"libmachine{'_sanitized' * sanitize}.so")
+    _compile(_COMPILER + _MACHINE + _SANITIZERS * sanitize + [os.path.join(_HERE, "machine.cc"), "-ldl"], path)
+    library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    library.machine_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Error)]
+    return library
+
+
+def _twin():
+    with open(os.path.join(_HERE, "primitives.cuh"), encoding="utf-8") as file:
+        return file.read().replace("#pragma once\n", "")
+
+
+@functools.lru_cache(maxsize=None)
+def _library(text, expression, sanitize):
+    """The path of a kernel's library: its text, compiled, and a way in."""
+    name = hashlib.sha256(f"{text}{expression}{sanitize}".encode()).hexdigest()[:24]
+    source, output = (os.path.join(_folder(), name + ending) for ending in (".cc", ".so"))
+    with open(source, "w", encoding="utf-8") as file:
+        file.write(f'#include "device.h"\n{text}\nusing Kernel = Entry<&{expression}>;\n'
+                   'extern "C" void run(void** arguments) { Kernel::run(arguments); }\n'
+                   'extern "C" const int* sizes() { return Kernel::SIZES; }\n'
+                   'extern "C" int count() { return Kernel::COUNT; }\n')
+    # -fsanitize=thread where the kernel is compiled and not where it is linked: its functions are the machine's.
+    check = _SANITIZERS if sanitize else ["-fsanitize=thread"]
+    compiled = _compile(_COMPILER + [flag for flag in _FLAGS if flag != "-shared"] + check + ["-I", _HERE, "-c", source],
+                        output[:-3] + ".o")
+    return _compile(_COMPILER + ["-shared"] + (_SANITIZERS if sanitize else []) + [compiled], output)
+
+
+def text_of(family):
+    """The text of a family with the twin of primitives.cuh in it."""
+    return sources.text(family, {"primitives.cuh": _twin()})
+
+
+def compile_kernels(kernels, sanitize=False):
+    """Compile (family, expression) pairs side by side, for Hosts to find when they need them."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda kernel: _library(text_of(kernel[0]), kernel[1], sanitize), dict.fromkeys(kernels)))
+
+
+class Host:
+    """A machine that claims to be ``device``.
+
+    Parameters
+    ----------
+    device : variants.Device
+    seed : int
+        Draws the order in which threads run.
+    edit : callable
+        Family and text of its kernels → the text to compile instead.
+    sanitize : bool
+        Compile with AddressSanitizer and UBSan instead of the machine's own checks. Python must run with their library.
+    """
+
+    def __init__(self, device, seed=0, edit=None, sanitize=False):
+        self.device = device
+        self.launches = []  # each Launch, for tests to look at
+        self._seed = seed
+        self._edit = edit
+        self._sanitize = sanitize
+        self._arrays = {}
+
+    def current(self):
+        return contextlib.nullcontext(self)
+
+    def launch(self, launch, arguments):
+        device = self.device
+        blocks = int(np.prod(launch.grid))
+        if not (launch.block <= MOST_THREADS and launch.block % 32 == 0 and launch.shared <= device.shared_memory
+                and min(launch.grid) >= 1 and launch.grid[0] < 2 ** 31 and max(launch.grid[1:]) < 65536):
+            raise KernelError(f"{device.name} cannot launch {launch}")
+        if launch.cooperative and blocks > device.multiprocessors:
+            raise KernelError(f"{blocks} blocks at once on {device.multiprocessors} multiprocessors: {launch}")
+        if launch.cluster > 1 and (device.compute_capability < 90 or launch.cluster > 16 or launch.grid[0] % launch.cluster):
+            raise KernelError(f"no such cluster on {device.name}: {launch}")
+        self.launches.append(launch)
+        text = text_of(launch.family)
+        if self._edit:
+            text = self._edit(launch.family, text)
+        machine = _machine(self._sanitize)
+        path = _library(text, launch.expression, self._sanitize)
+        kernel = ctypes.CDLL(path)
+        kernel.sizes.restype = ctypes.POINTER(ctypes.c_int)
+        sizes, needed = [ctypes.sizeof(value) for value in arguments], kernel.sizes()[:kernel.count()]
+        if sizes != needed:
+            raise KernelError(f"{launch.expression}: arguments of {sizes} bytes, needs {needed}")
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        begins = (ctypes.c_uint64 * len(self._arrays))(*self._arrays)
+        lengths = (ctypes.c_uint64 * len(self._arrays))(*(array.nbytes for array in self._arrays.values()))
+        self._seed += 1
+        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, self._seed,
+                      len(self._arrays), begins, lengths)
+        error = _Error()
+        if machine.machine_run(kernel.run, addresses, how, error):
+            raise KernelError(f"{launch.expression}: {error.message.decode()}" + "".join(
+                f"\n  {what} {_line(path, code)}" for what, code in
+                (("at", error.access), ("the other at", error.other_access)) if code))
+
+    def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
+        product = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
+        out[...] = out + product if accumulate else product
+
+    def empty(self, shape, dtype):
+        return np.full(shape, np.nan, dtype)  # what is read before it is written shows
+
+    def zeros(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def address(self, array):
+        assert array.flags.c_contiguous
+        self._arrays[array.ctypes.data] = array  # a launch may use it from now on
+        return array.ctypes.data
+
+
+def _line(path, code):
+    """file:line of an address of code; that of the call before it, which is where the access was."""
+    found = subprocess.run(["addr2line", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout.strip()
+    return os.path.basename(found) or hex(code)
