@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recurrence_cases import check, random_case, run
 from rnn_ops.backends import arguments, cpu
-from rnn_ops_benchmarks import numpy_loop
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -19,66 +19,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 1, 8), (3, 5, 2, 9), (2, 6, 3, 15), (5, 7, 3, 16), (2, 11, 4, 17),
           (3, 12, 5, 31), (2, 13, 3, 32), (7, 1, 4, 33), (4, 4, 9, 65), (2, 25, 7, 127), (3, 2, 5, 129),
           (2, 33, 8, 255), (64, 32, 77, 256), (3, 9, 70, 257), (2, 3, 10, 513), (5, 27, 259, 6), (2, 64, 257, 13), (67, 1, 2, 3), (1, 70, 77, 100)]
-
-
-def random_case(shape, dtype, tokens, seed=0):
-    """(arguments of forward, doutputs, dlast_state) with gradients that reach far back."""
-    T, B, I, H = shape
-    random = np.random.RandomState(seed)
-
-    def uniform(*size, scale=1.0):
-        return random.uniform(-scale, scale, size).astype(dtype)
-
-    inputs = random.randint(I, size=(T, B)).astype(np.int32) if tokens else uniform(T, B, I)
-    arrays = (inputs, uniform(B, H), uniform(I, H, scale=I ** -0.5), uniform(H, H, scale=1.7 * H ** -0.5), uniform(H))
-    return arrays, uniform(T, B, H), uniform(B, H)
-
-
-def run(arrays, doutputs, dlast_state):
-    """Results by name; what the backend leaves unwritten is NaN."""
-    inputs, state, Wxh, Whh, bh = arrays
-    outputs = np.full(doutputs.shape, np.nan, state.dtype)
-    cpu.forward(*arrays, outputs)
-    wanted = {"dstate": state, "dWxh": Wxh, "dWhh": Whh, "dbh": bh}
-    if inputs.ndim == 3:
-        wanted["dinputs"] = inputs
-    gradients = {name: np.full(array.shape, np.nan, state.dtype) for name, array in wanted.items()}
-    cpu.backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, **gradients)
-    return dict(gradients, outputs=outputs)
-
-
-def evaluate(arrays, doutputs, dlast_state, dtype):
-    """The same in plain NumPy at the given precision."""
-    inputs, *floats = (array if array.dtype == np.int32 else array.astype(dtype) for array in arrays)
-    outputs = numpy_loop.forward(inputs, *floats)
-    doutputs = doutputs.astype(dtype)
-    doutputs[-1] += dlast_state.astype(dtype)
-    return dict(numpy_loop.backward(inputs, *floats[:3], outputs, doutputs), outputs=outputs)
-
-
-def errors(got, truth, shape):
-    """The largest error of each result, relative to its largest value. Sums of n random terms, which are about √n large,
-    may cancel to far less; the error is then that of the terms."""
-    T, B, I, H = shape
-    usual = {"dWxh": 0.1 * np.sqrt(T * B), "dWhh": 0.1 * np.sqrt(T * B), "dbh": 0.1 * np.sqrt(T * B)}
-    return {name: np.max(np.abs(got[name] - truth[name])) / max(np.max(np.abs(truth[name])), usual.get(name, 0.1))
-            for name in truth}
-
-
-def check(shape, dtype, tokens, seed=0):
-    """Against float64. What rounding may cost float32 is measured, not guessed: three times the error of plain NumPy in
-    float32, or 32 rounding errors (1.9e-6) where NumPy had luck. float64 has nothing better to be measured against: its
-    bound is the length of the longest chain of roundings."""
-    case = random_case(shape, dtype, tokens, seed)
-    truth = evaluate(*case, np.float64)
-    got = errors(run(*case), truth, shape)
-    if dtype == "float32":
-        plain = errors(evaluate(*case, dtype), truth, shape)
-        bound = {name: max(3 * error, 32 * 2.0 ** -24) for name, error in plain.items()}
-    else:
-        T, B, I, H = shape
-        bound = dict.fromkeys(truth, (32 + T * (H + I)) * 2.0 ** -53)
-    assert all(got[name] <= bound[name] for name in truth), (got, bound)
 
 
 @pytest.fixture(params=cpu.simd_levels())
@@ -91,7 +31,7 @@ def simd(request, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_forward_and_backward(simd, shape, dtype, tokens):
-    check(shape, dtype, tokens)
+    check(cpu, shape, dtype, tokens)
 
 
 @settings(max_examples=150, deadline=None)
@@ -101,13 +41,13 @@ def test_forward_and_backward(simd, shape, dtype, tokens):
 def test_any_shape(T, B, I, H, dtype, tokens, level, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNN_OPS_SIMD", level)
-        check((T, B, I, H), dtype, tokens, seed)
+        check(cpu, (T, B, I, H), dtype, tokens, seed)
 
 
 @pytest.mark.parametrize("wanted", [("dstate",), ("dWxh",), ("dWhh",), ("dbh",), ("dinputs",), ()])
 def test_each_gradient_alone_and_gradients_left_out(wanted):
     case = random_case((4, 5, 6, 20), "float64", tokens=False)
-    everything = run(*case)
+    everything = run(cpu, *case)
     arrays, doutputs, dlast_state = case
     shapes = dict(zip(("dinputs", "dstate", "dWxh", "dWhh", "dbh"), (array.shape for array in arrays)))
     gradients = {name: np.full(shapes[name], np.nan) for name in wanted}
@@ -122,7 +62,7 @@ def test_no_gradient_means_zeros(left_out):
     given_ = {"doutputs": doutputs, "dlast_state": dlast_state}
     zeros = {name: np.zeros_like(array) if left_out in (name, "both") else array for name, array in given_.items()}
     nones = {name: None if left_out in (name, "both") else array for name, array in given_.items()}
-    outputs = run(arrays, doutputs, dlast_state)["outputs"]
+    outputs = run(cpu, arrays, doutputs, dlast_state)["outputs"]
     results = []
     for gradient in zeros, nones:
         results.append(np.full_like(arrays[3], np.nan))
@@ -139,7 +79,7 @@ def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype, tokens):
     for threads in 1, 2, 3, 7:
         monkeypatch.setenv("RNN_OPS_NUM_THREADS", str(threads))
         assert cpu.threads() == threads
-        results.append(run(*case))
+        results.append(run(cpu, *case))
     for name in results[0]:
         assert all(np.array_equal(results[0][name], other[name]) for other in results[1:]), name
 
@@ -147,9 +87,9 @@ def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype, tokens):
 def test_a_row_does_not_depend_on_its_neighbours():
     arrays, doutputs, dlast_state = random_case((5, 23, 9, 70), "float32", tokens=True)
     inputs, state, *weights = arrays
-    whole = run(arrays, doutputs, dlast_state)
+    whole = run(cpu, arrays, doutputs, dlast_state)
     for rows in slice(0, 1), slice(3, 5), slice(4, 11), slice(10, 23):
-        part = run([np.ascontiguousarray(inputs[:, rows]), state[rows].copy(), *weights],
+        part = run(cpu, [np.ascontiguousarray(inputs[:, rows]), state[rows].copy(), *weights],
                    np.ascontiguousarray(doutputs[:, rows]), dlast_state[rows].copy())
         assert np.array_equal(part["outputs"], whole["outputs"][:, rows])
         assert np.array_equal(part["dstate"], whole["dstate"][rows])
@@ -157,17 +97,17 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_same_bits_every_time():
     case = random_case((16, 32, 77, 256), "float32", tokens=False)
-    first = run(*case)
+    first = run(cpu, *case)
     for _ in range(20):
-        again = run(*case)
+        again = run(cpu, *case)
         assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
 def test_concurrent_callers():
     cases = [random_case((9, 20 + i, 11, 90), "float32", tokens=i % 2 == 0, seed=i) for i in range(4)]
-    alone = [run(*case) for case in cases]
+    alone = [run(cpu, *case) for case in cases]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for results in pool.map(lambda _: [run(*case) for case in cases], range(40)):
+        for results in pool.map(lambda _: [run(cpu, *case) for case in cases], range(40)):
             for got, expected in zip(results, alone):
                 assert all(np.array_equal(got[name], expected[name]) for name in got)
 
@@ -219,13 +159,13 @@ def test_a_wrong_number_of_threads_is_an_error(monkeypatch, value):
 def test_an_unknown_simd_level_is_an_error(monkeypatch):
     monkeypatch.setenv("RNN_OPS_SIMD", "mmx")
     with pytest.raises(ValueError, match="RNN_OPS_SIMD: got 'mmx', needs one of .*baseline"):
-        run(*random_case((2, 3, 4, 5), "float32", tokens=True))
+        run(cpu, *random_case((2, 3, 4, 5), "float32", tokens=True))
 
 
 @pytest.mark.parametrize("token, position", [(-1, (0, 0)), (5, (1, 2)), (2 ** 31 - 1, (2, 3)), (-2 ** 31, (1, 0))])
 def test_a_token_outside_the_vocabulary_is_an_error(token, position):
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=True)
-    outputs = run(arrays, doutputs, dlast_state)["outputs"]
+    outputs = run(cpu, arrays, doutputs, dlast_state)["outputs"]
     arrays[0][position] = token
     message = r"inputs: got token %d at \[%d, %d\], needs 0 <= token < 5" % (token, *position)
     untouched = np.full_like(outputs, np.nan)
@@ -252,7 +192,7 @@ BAD_BUFFERS = {
 def test_buffers_that_do_not_fit_are_errors(name, fault):
     spoil, error, message = BAD_BUFFERS[fault]
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=False)
-    outputs = run(arrays, doutputs, dlast_state)["outputs"]
+    outputs = run(cpu, arrays, doutputs, dlast_state)["outputs"]
     buffers = dict(outputs=outputs, doutputs=doutputs, dlast_state=dlast_state,
                    **{"d" + n: np.empty_like(a) for n, a in zip(arguments.NAMES, arrays)})
     buffers[name] = spoil(buffers[name])
@@ -273,7 +213,7 @@ def test_read_only_and_strided_arguments():
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 6), "float32", tokens=False)
     for array in (*arrays, doutputs, dlast_state):
         array.flags.writeable = False  # inputs may be
-    assert np.isfinite(run(arrays, doutputs, dlast_state)["dWhh"]).all()
+    assert np.isfinite(run(cpu, arrays, doutputs, dlast_state)["dWhh"]).all()
     with pytest.raises(ValueError, match="outputs: got a read-only array"):
         cpu.forward(*arrays, doutputs)
     with pytest.raises(ValueError, match="Whh: got a strided"):
@@ -308,7 +248,7 @@ def test_tanh(simd, dtype):
 def test_not_a_number_comes_through():
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 33), "float32", tokens=True)
     arrays[1][2, 7] = np.nan  # the state of row 2
-    results = run(arrays, doutputs, dlast_state)
+    results = run(cpu, arrays, doutputs, dlast_state)
     assert np.isnan(results["outputs"][:, 2]).all()
     assert np.isfinite(np.delete(results["outputs"], 2, axis=1)).all()
     assert np.isnan(results["dbh"]).all()
@@ -317,7 +257,7 @@ def test_not_a_number_comes_through():
 def test_saturated_states_have_no_gradient():
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 33), "float32", tokens=True)
     arrays[4][:] = 50  # bh: tanh is 1 to the last bit
-    results = run(arrays, doutputs, dlast_state)
+    results = run(cpu, arrays, doutputs, dlast_state)
     assert (results["outputs"] == 1).all()
     assert all((results[name] == 0).all() for name in results if name != "outputs")
 

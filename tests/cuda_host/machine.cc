@@ -89,7 +89,7 @@ struct Domain {
   std::vector<Block*> blocks;
   Meeting meeting;
   unsigned* counter = nullptr;  // of a group barrier
-  unsigned rounds = 0;
+  unsigned rounds = 0, arrivals = 0;  // arrivals: of blocks
 };
 
 struct Block {
@@ -465,9 +465,9 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place pla
     fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round, place.file,
          place.line, domain.blocks.size(), domain.rounds + 1, counter == domain.counter ? "" : " at another counter");
   if (current->indices.thread.x == 0) {
-    if (*counter > blocks * round || *counter < blocks * (round - 1))
-      fail(0, 0, "the counter of a group is %u in round %u of %u blocks: it was not 0 at first", *counter, round, blocks);
-    ++*counter;
+    if (*counter != domain.arrivals)
+      fail(0, 0, "the counter of a group is %u after %u arrivals: it was not 0 at first", *counter, domain.arrivals);
+    *counter = ++domain.arrivals;
   }
   wide_barrier("the group", place);
 }

@@ -1,0 +1,64 @@
+"""The recurrence on random arguments, and how far a backend is from float64: for the tests of every backend."""
+import numpy as np
+
+from rnn_ops_benchmarks import numpy_loop
+
+
+def random_case(shape, dtype, tokens, seed=0):
+    """(arguments of forward, doutputs, dlast_state) with gradients that reach far back."""
+    T, B, I, H = shape
+    random = np.random.RandomState(seed)
+
+    def uniform(*size, scale=1.0):
+        return random.uniform(-scale, scale, size).astype(dtype)
+
+    inputs = random.randint(I, size=(T, B)).astype(np.int32) if tokens else uniform(T, B, I)
+    arrays = (inputs, uniform(B, H), uniform(I, H, scale=I ** -0.5), uniform(H, H, scale=1.7 * H ** -0.5), uniform(H))
+    return arrays, uniform(T, B, H), uniform(B, H)
+
+
+def run(backend, arrays, doutputs, dlast_state, **options):
+    """Results by name; what the backend leaves unwritten is NaN. `options` go to both of its functions."""
+    inputs, state, Wxh, Whh, bh = arrays
+    outputs = np.full(doutputs.shape, np.nan, state.dtype)
+    backend.forward(*arrays, outputs, **options)
+    wanted = {"dstate": state, "dWxh": Wxh, "dWhh": Whh, "dbh": bh}
+    if inputs.ndim == 3:
+        wanted["dinputs"] = inputs
+    gradients = {name: np.full(array.shape, np.nan, state.dtype) for name, array in wanted.items()}
+    backend.backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, **gradients, **options)
+    return dict(gradients, outputs=outputs)
+
+
+def evaluate(arrays, doutputs, dlast_state, dtype):
+    """The same in plain NumPy at the given precision."""
+    inputs, *floats = (array if array.dtype == np.int32 else array.astype(dtype) for array in arrays)
+    outputs = numpy_loop.forward(inputs, *floats)
+    doutputs = doutputs.astype(dtype)
+    doutputs[-1] += dlast_state.astype(dtype)
+    return dict(numpy_loop.backward(inputs, *floats[:3], outputs, doutputs), outputs=outputs)
+
+
+def errors(got, truth, shape):
+    """The largest error of each result, relative to its largest value. Sums of n random terms, which are about √n large,
+    may cancel to far less; the error is then that of the terms."""
+    T, B, I, H = shape
+    usual = {"dWxh": 0.1 * np.sqrt(T * B), "dWhh": 0.1 * np.sqrt(T * B), "dbh": 0.1 * np.sqrt(T * B)}
+    return {name: np.max(np.abs(got[name] - truth[name])) / max(np.max(np.abs(truth[name])), usual.get(name, 0.1))
+            for name in truth}
+
+
+def check(backend, shape, dtype, tokens, seed=0, **options):
+    """Against float64. What rounding may cost float32 is measured, not guessed: three times the error of plain NumPy in
+    float32, or 32 rounding errors (1.9e-6) where NumPy had luck. float64 has nothing better to be measured against: its
+    bound is the length of the longest chain of roundings."""
+    case = random_case(shape, dtype, tokens, seed)
+    truth = evaluate(*case, np.float64)
+    got = errors(run(backend, *case, **options), truth, shape)
+    if dtype == "float32":
+        plain = errors(evaluate(*case, dtype), truth, shape)
+        bound = {name: max(3 * error, 32 * 2.0 ** -24) for name, error in plain.items()}
+    else:
+        T, B, I, H = shape
+        bound = dict.fromkeys(truth, (32 + T * (H + I)) * 2.0 ** -53)
+    assert all(got[name] <= bound[name] for name in truth), (got, bound)
