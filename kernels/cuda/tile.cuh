@@ -120,15 +120,16 @@ struct Tile {
     for (int c = 0; c < LANE_COLUMNS; c += 4) load_square(pass, k, j + c, weights + c);
   }
 
-  // 4 k's of 4 columns, 16 bytes at a time where the rows of the matrix allow it.
+  // 4 k's of 4 columns, 16 bytes at a time where the rows of the matrix all begin at a multiple of 16.
   template <class Pass>
   __device__ static void load_square(const Pass& pass, int k, int j, float4* weights) {
     const int H = pass.H;
+    const bool aligned = H % 4 == 0 && reinterpret_cast<unsigned long long>(pass.Whh) % 16 == 0;
     float square[4][4];  // neighbours in memory last
 #pragma unroll
     for (int a = 0; a < 4; a++) {
       const int ka = Pass::COLUMNS_CONTIGUOUS ? k + a : k, ja = Pass::COLUMNS_CONTIGUOUS ? j : j + a;
-      if (H % 4 == 0) {
+      if (aligned) {
         float4 four = {0, 0, 0, 0};
         if (ka < H && ja < H) four = *reinterpret_cast<const float4*>(pass.weight(ka, ja));
         square[a][0] = four.x, square[a][1] = four.y, square[a][2] = four.z, square[a][3] = four.w;

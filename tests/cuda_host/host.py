@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,8 +17,7 @@ from rnn_ops.backends.cuda import sources, variants
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _COMPILER = os.environ.get("CXX", "g++").split()
-# Local arrays in plain -O1 code are what the compiler may report or not; shared and global memory it must.
-_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
 _MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -26,6 +26,10 @@ MOST_THREADS = 1024  # a block
 
 class KernelError(Exception):
     """A kernel broke a rule; where."""
+
+
+class CompileError(Exception):
+    """The compiler's own words."""
 
 
 class _Launch(ctypes.Structure):  # machine_launch
@@ -50,7 +54,7 @@ def _folder():
 def _compile(command, output):
     done = subprocess.run(command + ["-o", output], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise KernelError(f"{' '.join(command)}\n{done.stdout}")
+        raise CompileError(f"{' '.join(command)}\n{done.stdout}")
     return output
 
 
@@ -65,7 +69,7 @@ def _machine(sanitize):
 
 def _twin():
     with open(os.path.join(_HERE, "primitives.cuh"), encoding="utf-8") as file:
-        return file.read().replace("#pragma once\n", "")
+        return file.read()
 
 
 @functools.lru_cache(maxsize=None)
@@ -80,9 +84,8 @@ def _library(text, expression, sanitize):
                    'extern "C" int count() { return Kernel::COUNT; }\n')
     # -fsanitize=thread where the kernel is compiled and not where it is linked: its functions are the machine's.
     check = _SANITIZERS if sanitize else ["-fsanitize=thread"]
-    compiled = _compile(_COMPILER + [flag for flag in _FLAGS if flag != "-shared"] + check + ["-I", _HERE, "-c", source],
-                        output[:-3] + ".o")
-    return _compile(_COMPILER + ["-shared"] + (_SANITIZERS if sanitize else []) + [compiled], output)
+    compiled = _compile(_COMPILER + _FLAGS + check + ["-I", _HERE, "-c", source], output[:-3] + ".o")
+    return _compile(_COMPILER + ["-shared"] + _SANITIZERS * sanitize + [compiled], output)
 
 
 def text_of(family):
@@ -116,7 +119,7 @@ class Host:
         self._seed = seed
         self._edit = edit
         self._sanitize = sanitize
-        self._arrays = {}
+        self._arrays = {}  # (address, bytes) → who owns the memory
 
     def current(self):
         return contextlib.nullcontext(self)
@@ -143,8 +146,9 @@ class Host:
         if sizes != needed:
             raise KernelError(f"{launch.expression}: arguments of {sizes} bytes, needs {needed}")
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        begins = (ctypes.c_uint64 * len(self._arrays))(*self._arrays)
-        lengths = (ctypes.c_uint64 * len(self._arrays))(*(array.nbytes for array in self._arrays.values()))
+        self._arrays = {region: owner for region, owner in self._arrays.items() if owner() is not None}
+        begins = (ctypes.c_uint64 * len(self._arrays))(*(address for address, _ in self._arrays))
+        lengths = (ctypes.c_uint64 * len(self._arrays))(*(size for _, size in self._arrays))
         self._seed += 1
         how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, self._seed,
                       len(self._arrays), begins, lengths)
@@ -165,8 +169,12 @@ class Host:
         return np.zeros(shape, dtype)
 
     def address(self, array):
+        """A launch may use the array from now on, for as long as its memory is there."""
         assert array.flags.c_contiguous
-        self._arrays[array.ctypes.data] = array  # a launch may use it from now on
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        self._arrays[array.ctypes.data, array.nbytes] = weakref.ref(owner)
         return array.ctypes.data
 
 

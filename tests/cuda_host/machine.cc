@@ -280,8 +280,10 @@ void access(const void* address, size_t size, bool write, void* code) {
   bool is_global;
   const int32_t place = code_of(code);
   Word* words = words_at(static_cast<const char*>(address), size, is_global, place);
-  if (words)
-    for (size_t i = 0; i < (size + 3) / 4; i++) use(words[i], write, is_global, true, place);
+  if (!words) return;
+  if (size <= 16 && (size & (size - 1)) == 0 && reinterpret_cast<uintptr_t>(address) % size)
+    fail(place, 0, "%s uses %zu bytes at an address that is no multiple of it", Name(current->number).text, size);
+  for (size_t i = 0; i < (size + 3) / 4; i++) use(words[i], write, is_global, true, place);
 }
 
 // ---- meeting

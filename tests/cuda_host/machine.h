@@ -6,7 +6,7 @@
 // Errors, each with its place in the source:
 //   - two threads use one word of memory, one of them writing, with no barrier between that both take part in;
 //   - a read of shared memory that nobody wrote, or whose copy from global memory has not been waited for;
-//   - an access outside the arrays of the launch and the block's shared memory;
+//   - an access outside the arrays of the launch and the block's shared memory, or at an address that is no multiple of its size;
 //   - a plain read of global memory that another block wrote (its L1 cache may hold what was there before);
 //   - a barrier that not all threads reach, or that they reach at different places of the source;
 //   - a store into the shared memory of a block that may not have started, or may have ended.

@@ -57,13 +57,14 @@ class Launcher:
         """As `rnn_ops.backends.cuda.forward`, which has checked the arguments."""
         T, B, H = outputs.shape
         tokens = inputs.dtype == _TOKENS
-        if not tokens:  # x·Wxh waits in outputs, where each step finds its own
-            self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
         address = self._address
-        self._recur("Forward", _Forward(
+        recur = self._recurrence("Forward", _Forward(
             tokens=address(inputs if tokens else None), Wxh=address(Wxh), Whh=address(Whh), bh=address(bh),
             h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H), outputs.dtype, variant,
             lambda n: (outputs[n - 1] if n else state, Whh, False))
+        if not tokens:  # x·Wxh waits in outputs, where each step finds its own
+            self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
+        recur()
 
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
                  dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, variant=None):
@@ -71,59 +72,72 @@ class Launcher:
         if all(array is None for array in (dinputs, dstate, dWxh, dWhh, dbh)):
             return
         T, B, H = outputs.shape
+        tokens = inputs.dtype == _TOKENS
         da = self._runtime.empty((T, B, H), outputs.dtype)
+        rows = da.reshape(T * B, H)
         address = self._address
-        self._recur("Backward", _Backward(
+        # Everything that takes memory comes before anything that computes.
+        steps = [self._recurrence("Backward", _Backward(
             Whh=address(Whh), h=address(outputs), dh=address(doutputs), dlast=address(dlast_state), da=address(da),
             dh0=address(dstate), T=T, B=B, H=H), outputs.dtype, variant,
-            lambda n: (da[T - 1 - n], Whh, True))
-        rows = da.reshape(T * B, H)
-        if dWhh is not None:
-            self._runtime.multiply(state, da[0], dWhh, transpose_a=True)
-            if T > 1:
-                self._runtime.multiply(outputs[:-1].reshape(-1, H), rows[B:], dWhh, transpose_a=True, accumulate=True)
+            lambda n: (da[T - 1 - n], Whh, True))]
         if dbh is not None:
-            self._sum_rows(None, rows, dbh.reshape(1, H))
-        if dWxh is not None:
-            if inputs.dtype == _TOKENS:
-                self._sum_rows(inputs, rows, dWxh)
-            else:
-                self._runtime.multiply(inputs.reshape(T * B, -1), rows, dWxh, transpose_a=True)
+            steps.append(self._row_sums(None, rows, dbh.reshape(1, H)))
+        if dWxh is not None and tokens:
+            steps.append(self._row_sums(inputs, rows, dWxh))
+        for step in steps:
+            step()
+        multiply = self._runtime.multiply
+        if dWhh is not None:
+            multiply(state, da[0], dWhh, transpose_a=True)
+            if T > 1:
+                multiply(outputs[:-1].reshape(-1, H), rows[B:], dWhh, transpose_a=True, accumulate=True)
+        if dWxh is not None and not tokens:
+            multiply(inputs.reshape(T * B, -1), rows, dWxh, transpose_a=True)
         if dinputs is not None:
-            self._runtime.multiply(rows, Wxh, dinputs.reshape(T * B, -1), transpose_b=True)
+            multiply(rows, Wxh, dinputs.reshape(T * B, -1), transpose_b=True)
 
-    def _recur(self, direction, arguments, dtype, variant, factors):
+    # These take the memory they need and return what is to be called to launch.
+
+    def _recurrence(self, direction, arguments, dtype, variant, factors):
         """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
         if not isinstance(variant, variants.Variant):
             variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, variant)
         if variant.family == "stepwise":
-            self._step_by_step(direction, arguments, dtype, factors)
-            return
-        values = [arguments, ctypes.c_int32(variant.rows)]
+            return self._step_by_step(direction, arguments, dtype, factors)
+        values, workspace = [arguments, ctypes.c_int32(variant.rows)], None
         if variant.family == "grid":
             states = 2 * variant.groups * variant.rows * variant.tile.k
             workspace = self._runtime.zeros((states + 32 * variant.groups,), dtype)  # states, then a counter a group
             values += [self._pointer(workspace), self._pointer(workspace[states:])]
-        self._runtime.launch(Launch(
+        launch = Launch(
             variant.family, variant.expression(direction), (variant.blocks, variant.groups, 1), variant.tile.threads,
             variant.shared, cluster=variant.blocks if variant.family == "cluster" else 1,
-            cooperative=variant.family == "grid"), values)
+            cooperative=variant.family == "grid")
+
+        def all_steps(_memory=workspace):  # which must not go before its launch
+            self._runtime.launch(launch, values)
+        return all_steps
 
     def _step_by_step(self, direction, arguments, dtype, factors):
         T, B, H = arguments.T, arguments.B, arguments.H
         real = _C[np.dtype(dtype)]
-        launch = Launch("stepwise", f"stepwise<{direction}<{real}>, {real}>", (-(-B * H // 256), 1, 1), 256)
+        kernel = Launch("stepwise", f"stepwise<{direction}<{real}>, {real}>", (-(-B * H // 256), 1, 1), 256)
         sums = self._runtime.empty((B, H), dtype)
-        if direction == "Backward":  # state 0 is not given
-            self._runtime.launch(launch, [arguments, ctypes.c_int32(0), ctypes.c_void_p()])
-        for n in range(T):
-            if n == T - 1 and direction == "Backward" and not arguments.dh0:
-                break  # the last product is dh0
-            state, matrix, transpose = factors(n)
-            self._runtime.multiply(state, matrix, sums, transpose_b=transpose)
-            self._runtime.launch(launch, [arguments, ctypes.c_int32(n), self._pointer(sums)])
+        launch, multiply, pointer = self._runtime.launch, self._runtime.multiply, self._pointer(sums)
 
-    def _sum_rows(self, tokens, rows, sums):
+        def steps():
+            if direction == "Backward":  # state 0 is not given
+                launch(kernel, [arguments, ctypes.c_int32(0), ctypes.c_void_p()])
+            for n in range(T):
+                if n == T - 1 and direction == "Backward" and not arguments.dh0:
+                    break  # the last product is dh0
+                state, matrix, transpose = factors(n)
+                multiply(state, matrix, sums, transpose_b=transpose)
+                launch(kernel, [arguments, ctypes.c_int32(n), pointer])
+        return steps
+
+    def _row_sums(self, tokens, rows, sums):
         """sums[v] = the sum of the rows whose token is v; of all rows where there are no tokens."""
         N, H = rows.shape
         V = sums.shape[0]
@@ -133,14 +147,19 @@ class Launcher:
         chunks = -(-N // chunk_rows)
         partials = self._runtime.empty((chunks, V, H), rows.dtype) if chunks > 1 else sums
         real = _C[np.dtype(rows.dtype)]
-        self._runtime.launch(
+        launches = [(
             Launch("sums", f"sum_rows<{real}>", (V, chunks, -(-H // 128)), 128),
             [self._pointer(tokens), self._pointer(rows), self._pointer(partials), ctypes.c_int64(N), ctypes.c_int32(H),
-             ctypes.c_int32(chunk_rows)])
+             ctypes.c_int32(chunk_rows)])]
         if chunks > 1:
-            self._runtime.launch(
+            launches.append((
                 Launch("sums", f"sum_chunks<{real}>", (-(-V * H // 256), 1, 1), 256),
-                [self._pointer(partials), self._pointer(sums), ctypes.c_int64(V * H), ctypes.c_int32(chunks)])
+                [self._pointer(partials), self._pointer(sums), ctypes.c_int64(V * H), ctypes.c_int32(chunks)]))
+
+        def add_up(_memory=partials):  # as above
+            for launch, values in launches:
+                self._runtime.launch(launch, values)
+        return add_up
 
     def _address(self, array):
         return None if array is None else self._runtime.address(array)

@@ -29,9 +29,11 @@ def text(family, replace=None):
             return ""
         seen.add(name)
         if name in replace:
-            return replace[name]
-        with open(os.path.join(folder(), name), encoding="utf-8") as file:
-            lines = file.read().replace("#pragma once\n", "\n")
+            lines = replace[name]
+        else:
+            with open(os.path.join(folder(), name), encoding="utf-8") as file:
+                lines = file.read()
+        lines = lines.replace("#pragma once\n", "\n")
         number = {match.start(): lines.count("\n", 0, match.end()) + 1 for match in _INCLUDE.finditer(lines)}
         joined = _INCLUDE.sub(
             lambda match: f'{expand(match.group(1))}\n#line {number[match.start()]} "{name}"\n', lines)

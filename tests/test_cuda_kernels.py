@@ -1,0 +1,246 @@
+"""The CUDA kernels, executed on the machine of tests/cuda_host through the launcher that launches them on a GPU.
+
+The machine also checks what a result does not show: races, barriers, memory that nobody wrote, accesses outside of arrays.
+"""
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cuda_host import Host, KernelError, compile_kernels, text_of
+from recurrence_cases import check, evaluate, random_case, run
+from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.launcher import Launcher
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# (family, architecture, multiprocessors) and shapes T, B, I, H: 1s, primes, and sizes around the tiles' 32, 128 and 256
+# columns. Few multiprocessors make a block own many rows.
+SHAPES = [
+    ("resident", 70, 2, (1, 1, 1, 1)), ("resident", 75, 1, (4, 2, 5, 31)), ("resident", 80, 2, (3, 7, 2, 32)),
+    ("resident", 86, 3, (2, 13, 3, 33)), ("resident", 89, 4, (5, 3, 7, 127)), ("resident", 90, 2, (3, 19, 7, 129)),
+    ("resident", 80, 4, (3, 4, 1, 255)), ("resident", 70, 1, (2, 3, 5, 256)), ("resident", 90, 132, (7, 11, 3, 2)),
+    ("cluster", 90, 132, (1, 1, 1, 1)), ("cluster", 90, 4, (3, 17, 5, 127)), ("cluster", 90, 16, (2, 2, 3, 128)),
+    ("cluster", 90, 8, (4, 5, 7, 129)), ("cluster", 90, 4, (3, 11, 2, 257)), ("cluster", 90, 132, (2, 7, 3, 256)),
+    ("cluster", 90, 16, (2, 3, 3, 509)), ("cluster", 90, 16, (2, 1, 3, 1021)),
+    ("grid", 70, 80, (1, 1, 1, 1)), ("grid", 75, 16, (3, 17, 5, 127)), ("grid", 80, 4, (2, 7, 3, 129)),
+    ("grid", 86, 16, (4, 5, 7, 255)), ("grid", 89, 9, (3, 11, 2, 257)), ("grid", 90, 132, (2, 2, 3, 256)),
+    ("stepwise", 70, 80, (1, 1, 1, 1)), ("stepwise", 80, 4, (5, 3, 7, 129)), ("stepwise", 90, 132, (3, 17, 2, 64)),
+]
+
+
+def on(architecture, multiprocessors, **options):
+    return Launcher(Host(variants.known_device(architecture, multiprocessors), **options))
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("family, architecture, multiprocessors, shape", SHAPES,
+                         ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value))
+def test_forward_and_backward(family, architecture, multiprocessors, shape, tokens):
+    check(on(architecture, multiprocessors), shape, "float32", tokens, variant=family)
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 7, 129), (3, 17, 2, 64)], ids=lambda shape: "x".join(map(str, shape)))
+def test_double_precision(shape, tokens):
+    check(on(70, 80), shape, "float64", tokens)
+
+
+@settings(max_examples=40, deadline=None)
+@given(T=st.integers(1, 5), B=st.integers(1, 21), I=st.integers(1, 40), H=st.integers(1, 140), tokens=st.booleans(),
+       family=st.sampled_from((None,) + variants.FAMILIES), architecture=st.sampled_from((75, 90)),
+       multiprocessors=st.sampled_from((9, 16)), seed=st.integers(0, 2 ** 31))
+def test_any_shape(T, B, I, H, tokens, family, architecture, multiprocessors, seed):
+    if family == "cluster" and architecture < 90:
+        family = None
+    check(on(architecture, multiprocessors, seed=seed % 1000), (T, B, I, H), "float32", tokens, seed, variant=family)
+
+
+@pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6)])
+def test_a_matrix_at_any_address(family, multiprocessors):
+    """Of 4 columns each, its rows could be read 16 bytes at a time if they began at multiples of 16."""
+    (inputs, state, Wxh, Whh, bh), doutputs, dlast_state = random_case((3, 5, 3, 64), "float32", tokens=True)
+    moved = np.empty(64 * 64 + 1, "float32")[1:].reshape(64, 64)
+    moved[...] = Whh
+    assert moved.ctypes.data % 16 and not Whh.ctypes.data % 16
+    results = [run(on(90, multiprocessors), (inputs, state, Wxh, matrix, bh), doutputs, dlast_state, variant=family)
+               for matrix in (Whh, moved)]
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+
+
+TILES = [(family, *tile) for family in ("resident", "cluster", "grid") for tile in variants.tiles(family, 90)]
+
+
+@pytest.fixture(scope="module")
+def tiles_compiled():
+    compile_kernels([(family, variants.Variant(family, tile, blocks or 1).expression(direction))
+                     for family, tile, blocks in TILES for direction in ("Forward", "Backward")])
+
+
+@pytest.mark.parametrize("family, tile, blocks", TILES, ids=lambda value: str(value).replace(" ", ""))
+def test_every_tile_that_can_be_chosen(tiles_compiled, family, tile, blocks):
+    H = tile.k - 1
+    blocks = blocks or -(-H // tile.columns)
+    rows = 2 * tile.rows  # a group works on two tiles of rows in turn; its last row is not there
+    variant = variants.Variant(family, tile, blocks, groups=1, rows=rows)
+    check(on(90, blocks), (2 if tile.k > 1000 else 3, rows - 1 or 1, 3, H), "float32", tokens=True, variant=variant)
+
+
+@pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6), ("stepwise", 4)])
+def test_the_order_of_threads_changes_no_bit(family, multiprocessors):
+    case = random_case((4, 9, 5, 130), "float32", tokens=True)
+    results = [run(on(90, multiprocessors, seed=seed), *case, variant=family) for seed in (0, 1000, 2000)]
+    for other in results[1:]:
+        assert all(np.array_equal(other[name], results[0][name]) for name in other)
+
+
+@pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6), ("stepwise", 4)])
+@pytest.mark.parametrize("token", [-1, 5, 2 ** 31 - 1, -2 ** 31])
+def test_a_token_outside_the_table_makes_nan_of_its_row_alone(family, multiprocessors, token):
+    (inputs, *floats), _, _ = random_case((4, 5, 5, 40), "float32", tokens=True)
+    good = np.full((4, 5, 40), np.inf, "float32")
+    on(90, multiprocessors).forward(inputs, *floats, good, variant=family)
+    inputs[1, 2] = token
+    outputs = np.full((4, 5, 40), np.inf, "float32")
+    on(90, multiprocessors).forward(inputs, *floats, outputs, variant=family)
+    others = np.arange(5) != 2
+    assert np.isnan(outputs[1:, 2]).all()
+    assert np.array_equal(outputs[0], good[0]) and np.array_equal(outputs[:, others], good[:, others])
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+def test_each_gradient_alone_and_gradients_left_out(tokens):
+    case = random_case((4, 5, 6, 20), "float32", tokens)
+    (inputs, state, Wxh, Whh, bh), doutputs, dlast_state = case
+    launcher = on(80, 4)
+    everything = run(launcher, *case)
+    for name, array in {"dstate": state, "dWxh": Wxh, "dWhh": Whh, "dbh": bh, "dinputs": inputs}.items():
+        if name in everything:
+            alone = np.full(array.shape, np.nan, "float32")
+            launcher.backward(inputs, state, Wxh, Whh, everything["outputs"], doutputs, dlast_state, **{name: alone})
+            assert np.array_equal(alone, everything[name])
+    before = len(launcher._runtime.launches)
+    launcher.backward(inputs, state, Wxh, Whh, everything["outputs"], doutputs, dlast_state)
+    assert len(launcher._runtime.launches) == before
+
+
+@pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6), ("stepwise", 4)])
+def test_no_gradient_means_zeros(family, multiprocessors):
+    arrays, doutputs, dlast_state = random_case((3, 5, 6, 40), "float32", tokens=True)
+    launcher = on(90, multiprocessors)
+    outputs = run(launcher, arrays, doutputs, dlast_state, variant=family)["outputs"]
+    for given_ in (None, dlast_state), (doutputs, None), (None, None):
+        zeros = [np.zeros_like(like) if array is None else array for array, like in zip(given_, (doutputs, dlast_state))]
+        pair = [np.full((5, 40), np.nan, "float32") for _ in range(2)]
+        for gradients, dstate in zip((given_, zeros), pair):
+            launcher.backward(*arrays[:4], outputs, *gradients, dstate=dstate, variant=family)
+        assert np.array_equal(*pair)
+
+
+@pytest.mark.parametrize("shape, expected", [((7, 31, 3, 129), "chunks"), ((1, 1, 1, 1), "one"), ((2, 16, 4096, 3), "one"),
+                                             ((3, 32, 2, 128), "chunks")])
+def test_sums_by_token_in_one_piece_and_in_chunks(shape, expected):
+    launcher = on(80, 4)
+    check(launcher, shape, "float32", tokens=True)
+    assert any("sum_chunks" in launch.expression for launch in launcher._runtime.launches) == (expected == "chunks")
+
+
+def test_sums_of_tokens_that_never_come_are_zero():
+    arrays, doutputs, dlast_state = random_case((3, 8, 50, 4), "float32", tokens=True)
+    arrays[0][...] = 7
+    dWxh = run(on(80, 4), arrays, doutputs, dlast_state)["dWxh"]
+    assert (np.delete(dWxh, 7, 0) == 0).all() and (dWxh[7] != 0).all()
+
+
+def test_memory_is_asked_for_before_anything_is_launched():
+    class Full(Host):
+        def empty(self, shape, dtype):
+            self.room -= 1
+            if self.room < 0:
+                raise MemoryError
+            return super().empty(shape, dtype)
+
+        def zeros(self, shape, dtype):
+            array = self.empty(shape, dtype)
+            array[...] = 0
+            return array
+
+    arrays, doutputs, dlast_state = random_case((3, 64, 6, 40), "float32", tokens=True)
+    outputs = run(on(80, 4), arrays, doutputs, dlast_state)["outputs"]
+    gradients = {"d" + name: np.empty_like(array) for name, array in
+                 zip(("state", "Wxh", "Whh", "bh"), arrays[1:])}
+    for family in "grid", "stepwise":
+        host = Full(variants.known_device(80, 4))
+        for room in range(10):
+            host.room = room
+            try:
+                Launcher(host).backward(*arrays[:4], outputs, doutputs, dlast_state, **gradients, variant=family)
+                break
+            except MemoryError:
+                assert host.launches == []
+        assert room == 4  # da, workspace, two partial sums
+
+
+# ---- each barrier is needed, and the machine sees when it is gone
+
+# In the kernels' own text, not in that of the twin, where PLACE stands in their place.
+BARRIER = re.compile(r"(?<![:\w])(block_barrier\(\)|cluster_barrier\(\)|exchange\.meet\([^;]*\)|copy_wait<\d>\(\)"
+                     r"|group_barrier\([^;{]*\));")
+BUFFERS = re.compile(r"\((?:n|p) & 1\)|odd \* Tile::PARTIALS")  # which of two is this step's
+# Several warps; where the family allows it, several blocks and several warps along k.
+VARIANTS = {
+    "resident": variants.Variant("resident", variants.Tile(32, 32, 4, 1, 2, 0), 1),
+    "cluster": variants.Variant("cluster", variants.Tile(128, 64, 4, 2, 2, 0), 2),
+    "grid": variants.Variant("grid", variants.Tile(256, 64, 4, 2, 1, 0), 4),
+}
+
+
+def places(pattern):
+    """(family, number) of each place in each family's text."""
+    for family in VARIANTS:
+        for number, match in enumerate(pattern.finditer(text_of(family))):
+            yield pytest.param(family, number, id=f"{family}-{number}-{match.group()}")
+
+
+def execute(family, edit=None):
+    """With one tile of rows, where only a meeting lies between two steps, and with two, where steps overlap."""
+    variant = VARIANTS[family]
+    for tiles in 1, 2:
+        rows = tiles * variant.tile.rows
+        check(on(90, variant.blocks, edit=edit), (4, rows, 3, variant.tile.k - 3), "float32", tokens=True,
+              variant=variant._replace(rows=rows))
+
+
+def changed(family, pattern, number, new):
+    """An edit that puts `new` in one place of a family's text."""
+    def edit(name, text):
+        if name != family:
+            return text
+        match = list(pattern.finditer(text))[number]
+        return text[:match.start()] + new + text[match.end():]
+    return edit
+
+
+@pytest.mark.parametrize("family, barriers", [("resident", 4), ("cluster", 5), ("grid", 7)])
+def test_with_all_barriers_the_kernels_run(family, barriers):
+    execute(family)
+    assert len(BARRIER.findall(text_of(family))) == barriers
+
+
+@pytest.mark.parametrize("family, number", places(BARRIER))
+def test_without_one_barrier_they_do_not(family, number):
+    with pytest.raises(KernelError):
+        execute(family, changed(family, BARRIER, number, ";"))
+
+
+# But for one: grid's rows() has a barrier for each tile, so that its partial sums need no second buffer.
+@pytest.mark.parametrize("family, number", [place for place in places(BUFFERS)
+                                            if place.id != "grid-0-odd * Tile::PARTIALS"])
+def test_with_one_buffer_for_two_they_do_not(family, number):
+    with pytest.raises((KernelError, AssertionError)):  # it is overwritten too early, or the wrong one is read
+        execute(family, changed(family, BUFFERS, number, "0"))
