@@ -10,7 +10,7 @@ import functools
 
 import cupy
 import numpy as np
-from cupy_backends.cuda.api import driver
+from cupy_backends.cuda.api import driver, runtime
 from cupy_backends.cuda.libs import cublas
 
 from rnn_ops.backends.cuda import sources, variants
@@ -20,6 +20,43 @@ OPTIONS = ("--std=c++17",)
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER = 8, 14
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1  # cublasOperation_t
+_FULL_PRECISION = 0  # CUBLAS_DEFAULT_MATH: no TF32
+_CUDA, _CUDA_MANAGED = 2, 13  # DLDeviceType
+
+
+def count():
+    """The number of GPUs. A RuntimeError says why there are none."""
+    try:
+        return runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        raise RuntimeError(
+            f"the NVIDIA driver finds no GPU that this CuPy can use ({error}): see that nvidia-smi lists one, that "
+            "CUDA_VISIBLE_DEVICES does not hide it and that the driver is 450.80 or newer for CUDA 11") from None
+
+
+def versions():
+    """Versions as text: CuPy, CUDA as CuPy was built for, the driver's newest CUDA."""
+    def number(version):
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    return f"CuPy {cupy.__version__} for CUDA {number(runtime.runtimeGetVersion())}, driver for CUDA {number(runtime.driverGetVersion())}"
+
+
+def array(name, value):
+    """Anything that lies in the memory of a GPU as a cupy.ndarray, without a copy."""
+    if isinstance(value, cupy.ndarray):
+        return value
+    if hasattr(value, "__cuda_array_interface__"):
+        return cupy.asarray(value)
+    if hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED):
+        return cupy.from_dlpack(value)
+    raise TypeError(f"{name}: got {type(value).__name__}, needs an array in the memory of a GPU: a cupy.ndarray or what "
+                    "has __cuda_array_interface__ or __dlpack__")
+
+
+def index(array):
+    """The number of the GPU that an array is on."""
+    return array.device.id
 
 
 @functools.lru_cache(maxsize=None)
@@ -27,18 +64,18 @@ def device(index):
     """The `variants.Device` of a GPU."""
     attributes = cupy.cuda.Device(index).attributes
     return variants.Device(
-        cupy.cuda.runtime.getDeviceProperties(index)["name"].decode(),
+        runtime.getDeviceProperties(index)["name"].decode(),
         10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"],
         attributes["MaxSharedMemoryPerBlockOptin"], attributes["MultiProcessorCount"])
 
 
 class Runtime:
-    """One GPU, CuPy's current stream on it. Methods are called with the device current: ``with runtime.current():``."""
+    """One GPU, and on it the stream that CuPy has current. Methods need the GPU to be current: ``with runtime.current():``."""
 
     def __init__(self, index):
         self.index = index
         self.device = device(index)
-        self._functions = {}
+        self._functions = {}  # (family, expression) → function and the dynamic shared memory it may have
 
     @contextlib.contextmanager
     def current(self):
@@ -46,9 +83,18 @@ class Runtime:
             yield self
 
     def launch(self, launch, arguments):
-        function = self._functions.get(launch)
+        kernel = launch.family, launch.expression
+        function, shared = self._functions.get(kernel, (None, 0))
         if function is None:
-            function = self._functions[launch] = _function(launch)
+            # Compiles, or takes from CuPy's cache on disk.
+            module = cupy.RawModule(code=sources.text(launch.family), options=OPTIONS, name_expressions=(launch.expression,))
+            function, shared = module.get_function(launch.expression).kernel, 48 * 1024
+            if launch.cluster > 8:
+                driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
+        if launch.shared > shared:
+            shared = launch.shared
+            driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
+        self._functions[kernel] = function, shared
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         start = driver.launchCooperativeKernel if launch.cooperative else driver.launchKernel
         tail = () if launch.cooperative else (0,)  # "extra", another way to give arguments
@@ -62,34 +108,53 @@ class Runtime:
         scalar = ctypes.c_float if out.dtype == np.float32 else ctypes.c_double
         one, beta = scalar(1), scalar(accumulate)
         handle = cupy.cuda.device.get_cublas_handle()
-        mode = cublas.getMathMode(handle) if hasattr(cublas, "getMathMode") else None
-        cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
-        pointers = cublas.getPointerMode(handle)
+        mode, pointers = cublas.getMathMode(handle), cublas.getPointerMode(handle)
+        cublas.setMathMode(handle, _FULL_PRECISION)
         cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
         gemm = cublas.sgemm if out.dtype == np.float32 else cublas.dgemm
-        gemm(handle, _TRANSPOSE if transpose_b else _NO_TRANSPOSE, _TRANSPOSE if transpose_a else _NO_TRANSPOSE,
-             columns, rows, inner, ctypes.addressof(one), b.data.ptr, b.shape[1], a.data.ptr, a.shape[1],
-             ctypes.addressof(beta), out.data.ptr, columns)
-        cublas.setPointerMode(handle, pointers)
-        if mode is not None:
+        try:
+            gemm(handle, _TRANSPOSE if transpose_b else _NO_TRANSPOSE, _TRANSPOSE if transpose_a else _NO_TRANSPOSE,
+                 columns, rows, inner, ctypes.addressof(one), b.data.ptr, b.shape[1], a.data.ptr, a.shape[1],
+                 ctypes.addressof(beta), out.data.ptr, columns)
+        finally:
+            cublas.setPointerMode(handle, pointers)
             cublas.setMathMode(handle, mode)
 
     def empty(self, shape, dtype):
-        return cupy.empty(shape, dtype)
+        try:
+            return cupy.empty(shape, dtype)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise MemoryError(
+                f"GPU {self.index} ({self.device.name}) has no memory for an array of {shape} {np.dtype(dtype)} that the "
+                "recurrence needs besides its arguments: take a smaller batch or fewer steps, or free memory "
+                f"(cupy.get_default_memory_pool().free_all_blocks()). {error}") from None
 
     def zeros(self, shape, dtype):
-        return cupy.zeros(shape, dtype)
+        array = self.empty(shape, dtype)
+        array.data.memset_async(0, array.nbytes)
+        return array
 
     def address(self, array):
         return array.data.ptr
 
+    # What the operators need besides.
 
-def _function(launch):
-    """Compile, or take from CuPy's cache on disk, for the current device."""
-    module = cupy.RawModule(code=sources.text(launch.family), options=OPTIONS, name_expressions=(launch.expression,))
-    function = module.get_function(launch.expression).kernel
-    if launch.shared > 48 * 1024:
-        driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, launch.shared)
-    if launch.cluster > 8:
-        driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
-    return function
+    def view(self, address, shape, dtype):
+        """An array over memory of this GPU that someone else owns."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = cupy.cuda.UnownedMemory(address, size, None, self.index)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    def to_device(self, array):
+        """A copy of a NumPy array; the array may be changed afterwards."""
+        copy = self.empty(array.shape, array.dtype)
+        copy.set(array)
+        return copy
+
+    def to_host(self, array, out=None):
+        """A copy as a NumPy array, in `out` where one is given. Waits for what computes it."""
+        return array.get(out=out)
+
+    def synchronize(self):
+        """Wait for all that has been launched in this thread's stream."""
+        cupy.cuda.get_current_stream().synchronize()

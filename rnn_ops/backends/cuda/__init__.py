@@ -1,0 +1,163 @@
+"""The recurrence on NVIDIA GPUs: the CUDA kernels (kernels/cuda) on CuPy arrays. Needs no MXNet and no CUDA toolkit.
+
+``forward`` and ``backward`` check their arguments and launch; shapes and meaning are those of `rnn_ops.backends.cpu`. Arrays
+are CuPy's or anything in a GPU's memory with ``__cuda_array_interface__`` or ``__dlpack__``. Work goes to the stream that
+CuPy has current on the arrays' GPU. Kernels are compiled when they are first needed and kept in CuPy's cache on disk.
+
+From here inwards: `launcher` what is launched in which order, `variants` which kernel serves which shape, `runtime` CuPy,
+`sources` the kernels' text, `libraries` CUDA libraries from pip.
+"""
+import functools
+import importlib
+import importlib.util
+
+from rnn_ops.backends import arguments
+from rnn_ops.backends.cuda import libraries
+from rnn_ops.backends.cuda.launcher import Launcher
+
+
+def why_not():
+    """A sentence that says why nothing can be computed on a GPU here and what to do; None where it can."""
+    try:
+        platform()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def devices():
+    """The GPUs of this process as a list of `variants.Device`; empty where `why_not` says why."""
+    if why_not():
+        return []
+    return [platform().device(index) for index in range(platform().count())]
+
+
+def forward(inputs, state, Wxh, Whh, bh, outputs, variant=None):
+    """h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps.
+
+    Parameters
+    ----------
+    inputs : float (T, B, I) or int32 tokens (T, B)
+    state : float (B, H), the state before the first step
+    Wxh, Whh, bh : float (I, H), (H, H), (H,)
+    outputs : float (T, B, H), overwritten with the state after every step
+    variant : `variants.Variant` or name of a family
+        Forces a kernel, for experiments; `variants.choose` decides where it is None.
+
+    All C-contiguous and on one GPU; the floats all float32 or all float64. ``outputs`` overlaps none of the others.
+    float32 is computed in full float32 (no TF32), with subnormal numbers as zeros. The same arguments give the same bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of a wrong type, dtype, shape, memory layout or GPU, a token outside [0, I), a variant that cannot
+        serve the shape: nothing is launched. To see the tokens, the call waits for them.
+    MemoryError
+        The GPU has no room for what is needed besides the arguments.
+    RuntimeError
+        There is no GPU to compute on: `why_not`.
+    """
+    inputs, state, Wxh, Whh, bh, outputs = _arrays(
+        inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh, outputs=outputs)
+    signature = arguments.check(inputs, state, Wxh, Whh, bh)
+    T, B, I, H, dtype, _ = signature
+    _fits("outputs", outputs, (T, B, H), dtype)
+    gpu = _gpu(platform().index(inputs))
+    with gpu.current():
+        check_tokens(gpu, inputs, I)
+        Launcher(gpu).forward(inputs, state, Wxh, Whh, bh, outputs, variant)
+
+
+def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
+             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, variant=None):
+    """Backward through time: from the gradients of the results to those of the arguments of `forward`.
+
+    Parameters
+    ----------
+    inputs, state, Wxh, Whh : as given to `forward`
+    outputs : float (T, B, H), as written by `forward`
+    doutputs : float (T, B, H) or None for zeros, the gradient of ``outputs``
+    dlast_state : float (B, H) or None for zeros, the gradient of the last state, which adds to that of ``outputs[-1]``
+    dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None where a gradient is not wanted
+        Overwritten. Tokens have no gradient. None of them overlaps another argument.
+    variant : as for `forward`
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, RuntimeError
+        As `forward`.
+    """
+    given = dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, outputs=outputs, doutputs=doutputs, dlast_state=dlast_state,
+                 dinputs=dinputs, dstate=dstate, dWxh=dWxh, dWhh=dWhh, dbh=dbh)
+    arrays = _arrays(**given)
+    inputs, state, Wxh, Whh = arrays[:4]
+    T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh)
+    if tokens and dinputs is not None:
+        raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
+    shapes = [(T, B, H), (T, B, H), (B, H), (T, B, I), (B, H), (I, H), (H, H), (H,)]
+    for name, array, shape in zip(list(given)[4:], arrays[4:], shapes):
+        if array is not None:
+            _fits(name, array, shape, dtype)
+    gpu = _gpu(platform().index(inputs))
+    with gpu.current():
+        check_tokens(gpu, inputs, I)
+        Launcher(gpu).backward(*arrays, variant=variant)
+
+
+def check_tokens(gpu, inputs, I):
+    """`arguments.check_tokens` for inputs on a GPU, where they are tokens. Waits for them."""
+    if inputs.dtype == arguments.TOKENS:
+        arguments.check_tokens(gpu.to_host(inputs), I)
+
+
+def platform():
+    """The module `runtime`; a RuntimeError where there is no GPU to run it on says why."""
+    if importlib.util.find_spec("cupy") is None:
+        raise RuntimeError(
+            "CuPy is not installed: install rnn_ops[cu112], or beside a CUDA 12 or 13 toolkit cupy-cuda12x or cupy-cuda13x")
+    libraries.load_for("cupy-cuda11x")
+    try:
+        runtime = importlib.import_module("rnn_ops.backends.cuda.runtime")
+    except (ImportError, OSError) as error:
+        raise RuntimeError(
+            f"CuPy is installed but cannot be imported ({error}): it needs the CUDA libraries that rnn_ops[cu112] brings, "
+            "or a CUDA toolkit of the version in its name") from error
+    if runtime.count() == 0:
+        raise RuntimeError("there is no GPU: see that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES does not hide it")
+    return runtime
+
+
+@functools.lru_cache(maxsize=None)
+def _gpu(index):
+    return platform().Runtime(index)
+
+
+def gpu(index):
+    """The `runtime.Runtime` of a GPU by its number; a ValueError where there are fewer, a RuntimeError where there are none."""
+    if not 0 <= index < platform().count():
+        raise ValueError(f"GPU {index}: this process has {platform().count()}, numbered from 0")
+    return _gpu(index)
+
+
+def _arrays(**given):
+    """The arguments as arrays of the platform, all on one GPU and C-contiguous; None stays None."""
+    home = platform()
+    arrays = [None if value is None else home.array(name, value) for name, value in given.items()]
+    first = None
+    for name, array in zip(given, arrays):
+        if array is None:
+            continue
+        index = home.index(array)
+        first = index if first is None else first
+        if index != first:
+            raise ValueError(f"{name}: got an array on GPU {index}, needs one on GPU {first}, as inputs is")
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{name}: got a strided array, needs a C-contiguous one (cupy.ascontiguousarray)")
+    return arrays
+
+
+def _fits(name, array, shape, dtype):
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: got dtype {array.dtype}, needs {dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: got shape {array.shape}, needs {shape}")

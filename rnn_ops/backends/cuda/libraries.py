@@ -1,0 +1,38 @@
+"""Loads the CUDA 11 libraries that pip has installed, so that a GPU host needs a driver and no CUDA toolkit.
+
+mxnet-cu112 and cupy-cuda11x look for them where a toolkit puts them. A library that is loaded already is not looked for,
+so loading the ones of the nvidia-*-cu11 wheels first is all it takes.
+"""
+import ctypes
+import functools
+import importlib.util
+import os
+from importlib import metadata
+
+# (package, file), each after those it needs.
+_FILES = (
+    ("cuda_runtime", "libcudart.so.11.0"), ("cuda_nvrtc", "libnvrtc.so.11.2"), ("cublas", "libcublasLt.so.11"),
+    ("cublas", "libcublas.so.11"), ("cufft", "libcufft.so.10"), ("curand", "libcurand.so.10"),
+    ("cusparse", "libcusparse.so.11"), ("cusolver", "libcusolver.so.11"), ("cudnn", "libcudnn.so.8"),
+    ("nccl", "libnccl.so.2"), ("nvtx", "libnvToolsExt.so.1"))
+
+
+@functools.lru_cache(maxsize=None)
+def load_for(distribution):
+    """Load what there is, if a distribution that needs it ("mxnet-cu112", "cupy-cuda11x") is installed.
+
+    What is missing or cannot be loaded is left to the import that follows, whose error names it.
+    """
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return
+    nvidia = importlib.util.find_spec("nvidia")
+    for folder in nvidia.submodule_search_locations if nvidia else ():
+        for package, file in _FILES:
+            path = os.path.join(folder, package, "lib", file)
+            if os.path.exists(path):
+                try:
+                    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+                except OSError:
+                    pass
