@@ -1,0 +1,13 @@
+"""The one command for a GPU host, ``python -m benchmarks.gpu``: are the CUDA kernels right, and how fast are they?
+
+__main__.py    the command line and the order of things
+machine.py     the GPU: its facts, arrays, waiting, timing by events; the only file that imports CuPy
+checks.py      every kernel against float64, on a GPU or on whatever else can run the kernels
+sanitizer.py   a small part of the checks under NVIDIA's compute-sanitizer
+cells.py       what is timed: shapes, and the floor of each by arithmetic
+providers.py   who is timed: our variants, and torch.nn.RNN (cuDNN)
+timing.py      interleaved rounds over all providers of a shape, and their statistics
+tables.py, picture.py   Markdown for the README, and the chart
+
+Needs CuPy and NumPy; MXNet is not imported. PyTorch and matplotlib are used where they are.
+"""

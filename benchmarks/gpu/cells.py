@@ -1,0 +1,47 @@
+"""What is timed: shapes, and the floor of each by arithmetic. Pure functions of numbers."""
+import math
+from typing import NamedTuple
+
+from rnn_ops.backends.cuda import variants
+
+FORWARD, STEPS, BACKWARD, BOTH = MODES = ("forward", "backward, steps alone", "backward", "forward+backward")
+HIDDEN = (64, 128, 256, 512, 1024, 2048)
+BATCHES = (1, 8, 32, 64, 128, 256)
+QUICK_HIDDEN, QUICK_BATCHES = (64, 256, 1024), (1, 32, 256)
+
+_REGISTERS = 256 * 1024  # bytes of a multiprocessor
+# Cycles that any step must wait: load the state from shared memory (25), tanh (two special functions, 40), store and
+# barrier (35), and a tree of additions of 4 cycles each; across multiprocessors also the way through the cluster's
+# network or through L2 and back. Estimates in the range of published microbenchmarks, rounded down; not measured here.
+_WITHIN, _ADDITION, _CLUSTER, _L2 = 100, 4, 180, 400
+
+FLOOR = ("a step: the larger of B·H² multiply-adds over all lanes of the chip, and what one element waits for "
+         f"({_WITHIN} + {_ADDITION}·log2 H cycles where Whh fits one multiprocessor, {_CLUSTER} more across a cluster, "
+         f"{_L2} more through L2); backward: once more B·H² multiply-adds for the gradient of Whh")
+
+
+class Cell(NamedTuple):
+    T: int
+    B: int
+    V: int
+    H: int
+
+
+TUTORIAL = Cell(64, 32, 77, 256)
+
+
+def cells(quick=False):
+    """The tutorial's first, so that it is there if the rest is cut off; then every H with every B."""
+    hidden, batches = (QUICK_HIDDEN, QUICK_BATCHES) if quick else (HIDDEN, BATCHES)
+    every = [TUTORIAL._replace(B=B, H=H) for H in hidden for B in batches]
+    return [TUTORIAL] + [cell for cell in every if cell != TUTORIAL]
+
+
+def floor_cycles(device, cell, mode):
+    """The fewest cycles a step that the device could need for a mode; see FLOOR."""
+    arithmetic = cell.B * cell.H ** 2 / (variants._lanes(device) * device.multiprocessors)
+    latency = _WITHIN + _ADDITION * math.ceil(math.log2(cell.H))
+    if 4 * cell.H ** 2 > _REGISTERS + device.shared_memory:
+        latency += _CLUSTER if device.compute_capability >= 90 else _L2
+    step = max(arithmetic, latency)
+    return {FORWARD: step, STEPS: step, BACKWARD: step + arithmetic, BOTH: 2 * step + arithmetic}[mode]

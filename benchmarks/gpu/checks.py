@@ -1,0 +1,381 @@
+"""Are the kernels right? Every family and variant against float64, on whatever can run them.
+
+A machine has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_device(numpy)`` and ``to_host(array)``: a
+GPU (machine.py), or a CPU that runs the kernels' sources. Results are written into NaN between guard cells, so that
+what is left out, and what is written beside, is found.
+
+The error of a tensor is max|a - b| / max|b|, b from NumPy in float64 on the same arguments. Bounds: float64 1e-9.
+float32 rounds differently in every order of summation, so no kernel can be held to less than what a float32 NumPy
+evaluation of the same arguments loses: three times that, and a floor of 32 eps for where that one is right by luck (4
+ulp in a tanh near 1 are 2 eps, thus 4 eps in 1 - h², a relative 16 eps where that is 1/4; and once more for the sums).
+As in rnn_ops/gradcheck.py, which needs MXNet.
+"""
+import math
+from functools import partial
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
+from rnn_ops.backends.cuda import variants
+
+from .. import numpy_loop, problems
+
+FLOAT64_BOUND = 1e-9
+FLOAT32_FACTOR, FLOAT32_FLOOR = 3, 32 * float(np.finfo(np.float32).eps)
+RUNS = 20   # that must give the same bits
+ULPS = 4    # most that tanh may be off
+GUARD = 64  # cells on either side of a result
+_CANARY = -12345.0
+
+# T, B, I, H. Ones and primes; each family's largest H and its neighbours; more rows than a tile has and than there are
+# multiprocessors; the workload's.
+SHAPES = (
+    (1, 1, 1, 1), (1, 2, 3, 5), (2, 1, 1, 3), (5, 3, 1, 2), (7, 1, 4, 1), (3, 2, 5, 7), (31, 17, 23, 37),
+    (3, 4, 5, 31), (3, 5, 5, 32), (3, 3, 5, 33), (2, 301, 7, 61), (2, 1500, 3, 40), (5, 7, 11, 127), (1, 40, 9, 128),
+    (4, 6, 11, 129), (3, 9, 5, 192), (3, 9, 5, 193), (3, 263, 5, 251), (1, 1, 3, 255), (64, 1, 77, 256),
+    (64, 32, 77, 256), (3, 5, 7, 257), (3, 33, 5, 509), (2, 2, 5, 512), (3, 7, 5, 768), (3, 4, 5, 1021),
+    (1, 150, 5, 1024), (3, 3, 5, 1025), (2, 34, 5, 1531), (3, 1, 5, 2048), (2, 3, 5, 2049))
+VARIANT_SHAPES = ((3, 7, 5, 33), (5, 3, 7, 64), (3, 150, 5, 190), (4, 33, 7, 256), (3, 5, 7, 500), (3, 18, 5, 1024),
+                  (2, 35, 5, 2000))  # every candidate
+OPTION_SHAPES = ((5, 3, 7, 61), (3, 9, 5, 300), (3, 2, 5, 1100))  # arguments left out, wrong tokens
+BITS_SHAPES = ((64, 32, 77, 256), (9, 133, 7, 61), (5, 37, 5, 700), (3, 5, 5, 1500))  # the same bits again and again
+QUICK = dict(shapes=SHAPES[:7] + SHAPES[10:11] + SHAPES[20:21] + SHAPES[22:23] + SHAPES[28:],
+             variant_shapes=VARIANT_SHAPES[3:4], option_shapes=OPTION_SHAPES[:1], bits_shapes=BITS_SHAPES[:1],
+             sweep=2 ** 20)
+# A few kernels of each family, for tools that run them hundreds of times slower.
+TINY = dict(shapes=((3, 3, 5, 37), (2, 5, 3, 300)), variant_shapes=(), option_shapes=(), bits_shapes=(), sweep=2 ** 8)
+
+FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
+_NAMES = ("dstate", "dWxh", "dWhh", "dbh", "dinputs")
+
+
+class Lost(Exception):
+    """The machine answers no more: a kernel hangs or has broken it. Nothing else can be checked in this process."""
+
+
+class Result(NamedTuple):
+    """One thing looked at. ``error`` is a relative error, an error in ulp, or a number of cells that must be 0."""
+    case: str
+    family: str
+    what: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self):
+        return self.error <= self.bound  # a NaN has not
+
+    def __str__(self):
+        if math.isinf(self.error):
+            return f"{self.case}: {self.what}" + (": not finite, or not zero where zero is right" if self.bound else "")
+        how = f"{self.error:.2e} > {self.bound:.2e}" if self.bound else f"{self.error:.0f}"
+        return f"{self.case}: {self.what}: {how}"
+
+
+class Task(NamedTuple):
+    """Some checks that share arguments and a truth: ``run(machine)`` gives Results."""
+    name: str
+    run: Callable
+    variants: tuple = ()  # that it will launch
+
+
+class Problem(NamedTuple):
+    """Arguments of forward and backward as NumPy arrays; the two gradients that arrive may be None."""
+    inputs: Any
+    state: Any
+    Wxh: Any
+    Whh: Any
+    bh: Any
+    doutputs: Optional[Any]
+    dlast: Optional[Any]
+
+    @property
+    def shape(self):
+        """T, B, H"""
+        return len(self.inputs), *self.state.shape
+
+    def astype(self, dtype):
+        return Problem(*(array if array is None or array.dtype == np.int32 else array.astype(dtype) for array in self))
+
+
+def draw(T, B, I, H, dtype=FLOAT32, tokens=True, scale=1):
+    """A Problem, always the same one for the same shape. A ``scale`` of 10 saturates most states."""
+    found = problems.Recurrence(problems.Shape(T, B, I, H, tokens))
+    dlast = np.random.RandomState(1).standard_normal((B, H))
+    return Problem(found.inputs, found.state, scale * found.Wxh, found.Whh, scale * found.bh, found.doutputs,
+                   dlast).astype(FLOAT32).astype(dtype)
+
+
+def evaluate(problem):
+    """outputs and all gradients by name, by NumPy in the problem's own precision."""
+    outputs = numpy_loop.forward(*problem[:5])
+    doutputs = np.zeros_like(outputs) if problem.doutputs is None else problem.doutputs.copy()
+    if problem.dlast is not None:
+        doutputs[-1] += problem.dlast
+    return dict(numpy_loop.backward(*problem[:4], outputs, doutputs), outputs=outputs)
+
+
+def relative_error(a, b):
+    """max|a - b| / max|b|; infinite where either is not finite; where b is all zero, 0 if a is too."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.inf
+    difference, scale = np.abs(a - b).max(), np.abs(b).max()
+    if scale == 0:
+        return 0.0 if difference == 0 else math.inf
+    return float(difference / scale)
+
+
+def bounds(problem, truth):
+    """The largest error allowed for each tensor."""
+    if problem.state.dtype == FLOAT64:
+        return dict.fromkeys(truth, FLOAT64_BOUND)
+    return {name: FLOAT32_FACTOR * relative_error(array, truth[name]) + FLOAT32_FLOOR
+            for name, array in evaluate(problem).items()}
+
+
+def ulp_errors(found, exact):
+    """|found - exact| in units of the last place that ``found``'s dtype has at ``exact``; infinite where not finite."""
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(found.astype(exact.dtype) - exact) / np.spacing(np.abs(exact).astype(found.dtype))
+    return np.where(np.isfinite(found), errors, np.inf)
+
+
+def execute(machine, problem, variant=None, without=(), guard=GUARD):
+    """Run both directions → (results by name as NumPy arrays, number of cells changed that should not have been).
+
+    ``without`` names gradients that are not asked for.
+    """
+    arguments = [None if array is None else machine.to_device(array) for array in problem]
+    inputs, state, Wxh, Whh, bh, doutputs, dlast = arguments
+    T, B, H = problem.shape
+    shapes = {"outputs": (T, B, H), "dstate": state.shape, "dWxh": Wxh.shape, "dWhh": Whh.shape, "dbh": bh.shape}
+    if problem.inputs.ndim == 3:
+        shapes["dinputs"] = inputs.shape
+    bases, views = {}, {}
+    for name, shape in shapes.items():
+        if name in without:
+            continue
+        size = math.prod(shape)
+        cells = np.full(size + 2 * guard, _CANARY, problem.state.dtype)
+        cells[guard:guard + size] = np.nan
+        bases[name] = machine.to_device(cells)
+        views[name] = bases[name][guard:guard + size].reshape(shape)
+
+    machine.launcher.forward(inputs, state, Wxh, Whh, bh, views["outputs"], variant=variant)
+    machine.launcher.backward(inputs, state, Wxh, Whh, views["outputs"], doutputs, dlast, variant=variant,
+                              **{name: views.get(name) for name in _NAMES})
+    results, changed = {}, 0
+    for name, base in bases.items():
+        cells = machine.to_host(base)
+        results[name] = cells[guard:len(cells) - guard].reshape(shapes[name])
+        changed += sum(np.count_nonzero(beside != _CANARY) for beside in (cells[:guard], cells[len(cells) - guard:]))
+    for array, argument in zip(problem, arguments):
+        if array is not None:
+            changed += different_cells(machine.to_host(argument), array)
+    return results, changed
+
+
+def different_cells(a, b):
+    """How many elements differ in any bit."""
+    bits = f"u{a.dtype.itemsize}"
+    return int(np.count_nonzero(np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)))
+
+
+# --- what there is to check
+
+def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPTION_SHAPES, bits_shapes=BITS_SHAPES,
+         sweep=2 ** 22, guard=GUARD):
+    """All Tasks for a device."""
+    tasks = []
+
+    def add(name, check, shape, dtype, kind, chosen, **more):
+        letters = "×".join(map(str, shape))
+        name = f"{letters} {kind} {dtype}{name}"
+        make = partial(draw, *shape, dtype, kind == "tokens", **more)
+        run = partial(_each, name, chosen, partial(check, guard=guard), make)
+        tasks.append(Task(name, run, tuple(chosen)))
+
+    for shape in shapes:
+        for kind in ("tokens", "dense"):
+            add("", _values, shape, FLOAT32, kind, families(device, FLOAT32, shape))
+            add("", _values, shape, FLOAT64, kind, families(device, FLOAT64, shape))
+    for shape in variant_shapes:
+        found, _ = variants.candidates(device, FLOAT32, shape[1], shape[3])
+        add(", every variant", _values, shape, FLOAT32, "tokens", found)
+        add(", every variant, saturated", _values, shape, FLOAT32, "dense", found, scale=10)
+    for shape in option_shapes:
+        for dtype in (FLOAT32, FLOAT64):
+            chosen = families(device, dtype, shape)
+            add(", arguments left out", _options, shape, dtype, "tokens", chosen)
+            add(", wrong tokens", _wrong_tokens, shape, dtype, "tokens", chosen)
+    for shape in bits_shapes:
+        add(f", {RUNS} times", _same_bits, shape, FLOAT32, "tokens", families(device, FLOAT32, shape))
+        add(f", {RUNS} times", _same_bits, shape, FLOAT32, "dense", families(device, FLOAT32, shape)[:1])
+    for dtype in (FLOAT32, FLOAT64):
+        size = sweep if dtype == FLOAT32 else sweep // 4
+        # The families share the function; a grid would need gigabytes for so many rows.
+        chosen = [variant for variant in families(device, dtype, (1, size, 1, 1))
+                  if variant.family in ("resident", "stepwise")]
+        name = f"tanh of {size:,} {dtype} values"
+        tasks.append(Task(name, partial(_each, name, chosen, _tanh, partial(sweep_values, dtype, size)), tuple(chosen)))
+    return tasks
+
+
+def families(device, dtype, shape):
+    """The best variant of each family that can serve a shape (T, B, I, H), best first: that is the chooser's."""
+    found, _ = variants.candidates(device, dtype, shape[1], shape[3])
+    best = {}
+    for variant in sorted(found, key=lambda variant: variant.cycles):
+        best.setdefault(variant.family, variant)
+    return list(best.values())
+
+
+def run(machine, tasks, report=None):
+    """Run all tasks → list of Results. ``report(number, tasks, task, its results or None before it starts)``.
+
+    Raises
+    ------
+    Lost
+        With the Results so far in its ``results``.
+    """
+    tasks = list(tasks)
+    results = []
+    for number, task in enumerate(tasks, 1):
+        if report:
+            report(number, len(tasks), task, None)
+        new = []
+        try:
+            for result in task.run(machine):
+                new.append(result)
+        except Lost as lost:
+            lost.results = results + new
+            raise
+        results += new
+        if report:
+            report(number, len(tasks), task, new)
+    return results
+
+
+def _each(name, chosen, check, make, machine):
+    """``check`` with every variant on the same problem; whatever a variant breaks is its own Result."""
+    problem = make()
+    for_all = check(problem)
+    for variant in chosen:
+        case = f"{name}, {variant}"
+        try:
+            for what, error, bound in for_all(machine, variant):
+                yield Result(case, variant.family, what, error, bound)
+        except Exception as error:  # a kernel that cannot be compiled or launched is a finding like any other
+            text = " ".join(str(error).split())[:500]
+            yield Result(case, variant.family, f"{type(error).__name__}: {text}", math.inf, 0)
+            see_alive(machine, case, error)
+
+
+def see_alive(machine, what, error):
+    """Raise Lost where after ``error`` the machine answers no more."""
+    try:
+        if isinstance(error, TimeoutError):
+            raise error
+        machine.to_host(machine.to_device(np.zeros(1)))
+    except Exception as still:
+        raise Lost(f"{what}: {' '.join(str(still).split())}") from error
+
+
+# Each check takes the problem, works out what all variants have in common, and gives a function of (machine, variant)
+# that yields (what, error, bound).
+
+def _values(problem, guard):
+    truth = evaluate(problem.astype(FLOAT64))
+    bound = bounds(problem, truth)
+
+    def check(machine, variant):
+        results, changed = execute(machine, problem, variant, guard=guard)
+        yield "cells changed that are no result", changed, 0
+        for name, array in truth.items():
+            yield name, relative_error(results[name], array), bound[name]
+    return check
+
+
+def _options(problem, guard):
+    partials = [(left_out, problem._replace(**{left_out: None})) for left_out in ("doutputs", "dlast")]
+    truths = [evaluate(some.astype(FLOAT64)) for _, some in partials]
+    limits = [bounds(some, truth) for (_, some), truth in zip(partials, truths)]
+
+    def check(machine, variant):
+        for (left_out, some), truth, limit in zip(partials, truths, limits):
+            results, changed = execute(machine, some, variant, guard=guard)
+            yield f"without {left_out}: cells changed that are no result", changed, 0
+            for name, array in truth.items():
+                yield f"without {left_out}: {name}", relative_error(results[name], array), limit[name]
+        everything, _ = execute(machine, problem, variant, guard=guard)
+        for without in (("dstate",), ("dWxh", "dWhh", "dbh"), ("dstate", "dWxh", "dbh")):
+            results, changed = execute(machine, problem, variant, without, guard=guard)
+            changed += sum(different_cells(array, everything[name]) for name, array in results.items())
+            yield f"without {', '.join(without)}: cells of the others that changed", changed, 0
+    return check
+
+
+def _wrong_tokens(problem, guard):
+    T, B, _ = problem.shape
+    V = len(problem.Wxh)
+    wrong = problem.inputs.copy()
+    places = [(0, 0, V), (T // 2, B // 2, -1), (T - 1, B - 1, 2 ** 31 - 1)]
+    hit = np.zeros((T, B), bool)
+    for t, b, token in places:
+        wrong[t, b] = token
+        hit[t:, b] = True
+    rows = hit.any(axis=0)
+
+    def check(machine, variant):
+        good, _ = execute(machine, problem, variant, guard=guard)
+        bad, changed = execute(machine, problem._replace(inputs=wrong), variant, guard=guard)
+        yield "wrong tokens: cells changed that are no result", changed, 0
+        yield ("wrong tokens: states from there on that are not NaN",
+               int(np.count_nonzero(~np.isnan(bad["outputs"][hit]))), 0)
+        for name, others in (("outputs", ~hit), ("dstate", ~rows)):
+            yield (f"wrong tokens: cells of other rows' {name} that changed",
+                   different_cells(bad[name][others], good[name][others]), 0)
+    return check
+
+
+def _same_bits(problem, guard):
+    def check(machine, variant):
+        first, _ = execute(machine, problem, variant, guard=guard)
+        different = 0
+        for _ in range(RUNS - 1):
+            again, _ = execute(machine, problem, variant, guard=guard)
+            different += sum(different_cells(again[name], array) for name, array in first.items())
+        yield f"cells that changed in {RUNS} runs", different, 0
+    return check
+
+
+def sweep_values(dtype, size):
+    """``size`` values for tanh: half of them over all exponents, half over those where tanh is neither x nor ±1.
+
+    Subnormal numbers are left out: float32 kernels are compiled to take them for zero.
+    """
+    info = np.finfo(dtype)
+    random = np.random.RandomState(0)
+    exponents = np.concatenate([np.linspace(info.minexp, info.maxexp - 1, size // 2).round(),
+                                np.linspace(-info.nmant // 2 - 2, 5, size - size // 2).round()])
+    values = np.ldexp(random.uniform(1, 2, size), exponents.astype(int))
+    values = np.minimum(values, info.max).astype(dtype)  # 2^128 is what a float32 just below it may round to
+    return values * random.choice(np.array([-1, 1], dtype), size)
+
+
+def _tanh(values):
+    """Through a step with I = H = 1, Wxh = [[1]], all else 0, which leaves tanh(x) exactly.
+
+    The truth of float32 is NumPy's tanh in float64, that of float64 in long double, where that has more bits.
+    """
+    wider = FLOAT64 if values.dtype == FLOAT32 else np.dtype(np.longdouble)
+    exact = np.tanh(values.astype(wider))
+    exacter = np.finfo(wider).nmant > np.finfo(values.dtype).nmant
+    what = "ulp in tanh" if exacter else "ulp in tanh (its truth is no more exact on this system)"
+    one, zero = np.ones((1, 1), values.dtype), np.zeros((1, 1), values.dtype)
+
+    def check(machine, variant):
+        outputs = machine.to_device(np.full((1, len(values), 1), np.nan, values.dtype))
+        arrays = (values.reshape(1, -1, 1), np.zeros((len(values), 1), values.dtype), one, zero, zero[0])
+        machine.launcher.forward(*map(machine.to_device, arrays), outputs, variant=variant)
+        yield what, float(ulp_errors(machine.to_host(outputs).ravel(), exact).max()), ULPS
+    return check

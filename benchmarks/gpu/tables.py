@@ -1,0 +1,155 @@
+"""What was measured as Markdown, ready for a README. Pure functions of the result file's contents."""
+import re
+
+from ..report import digits
+from ..worker import OK
+from .cells import BACKWARD, BOTH, FLOOR, FORWARD, STEPS, TUTORIAL
+from .providers import OURS, TORCH
+
+
+def markdown(result):
+    """All tables; nothing where nothing was timed."""
+    rows = result["rows"]
+    if not rows:
+        return ""
+    lines = [_environment(result), ""]
+    if not result["complete"]:
+        lines += ["**Incomplete: the measurement was cut off.**", ""]
+    for mode in (FORWARD, BOTH):
+        lines += _grid(rows, mode)
+    lines += _tutorial(rows)
+    lines += _choices(rows)
+    return "\n".join(lines) + "\n"
+
+
+def find(rows, cell, mode, provider=OURS, input="tokens", chosen=None):
+    """The timed rows of one cell and mode; ``cell`` is (T, B, V, H)."""
+    return [row for row in rows if row["status"] == OK and row["mode"] == mode and row["provider"] == provider
+            and row["input"] == input and chosen in (None, row["chosen"])
+            and (row["T"], row["B"], row["V"], row["H"]) == tuple(cell)]
+
+
+def first(rows):
+    return rows[0] if rows else None
+
+
+def of_cell(rows, cell, mode):
+    """(our chosen variant's row, PyTorch's row), either None where it was not timed."""
+    return (first(find(rows, cell, mode, chosen=True)), first(find(rows, cell, mode, TORCH, "one-hot")))
+
+
+def axes(rows):
+    """(hidden sizes, batch sizes) of the rows, sorted."""
+    return sorted({row["H"] for row in rows}), sorted({row["B"] for row in rows})
+
+
+def best_families(rows, cell, mode):
+    """[(median, family), ...] of our families at a cell, the fastest first."""
+    medians = {}
+    for row in find(rows, cell, mode):
+        medians[row["family"]] = min(row["median"], medians.get(row["family"], row["median"]))
+    return sorted((median, family) for family, median in medians.items())
+
+
+def _environment(result):
+    gpu, where = result["gpu"], result["environment"]
+    commit = f" ({where['commit']})" if where["commit"] else ""
+    torch = next((row["variant"] for row in result["rows"] if row["provider"] == TORCH and row["status"] == OK), None)
+    now, most = gpu["measured_clock_khz"] / 1e6, gpu["clock_khz"] / 1e6
+    return (f"float32, {gpu['name']}, {gpu['multiprocessors']} multiprocessors at {now:.2f} GHz (at most {most:.2f}); "
+            f"rnn_ops {result['rnn_ops']}{commit}, CuPy {gpu['cupy']}, "
+            f"CUDA {gpu['cuda_runtime']}, driver {gpu['driver'] or 'unknown'}{f', {torch}' if torch else ''}; "
+            f"{result['date'][:10]}. GPU time by CUDA events, medians of interleaved rounds. T = {TUTORIAL.T}, "
+            f"V = {TUTORIAL.V}; ours takes tokens, {TORCH} (cuDNN, no TF32) their one-hot rows.")
+
+
+def _grid(rows, mode):
+    hidden, batches = axes(rows)
+    torch = any(row["provider"] == TORCH and row["status"] == OK for row in rows)
+    lines = [f"**{mode}, µs a step**" + (f" (in brackets how many times as long {TORCH} takes)" if torch else ""), "",
+             _line(["H \\ B"] + batches), _line(["--:"] * (1 + len(batches)))]
+    for H in hidden:
+        cells = [f"**{H}**"]
+        for B in batches:
+            ours, theirs = of_cell(rows, TUTORIAL._replace(B=B, H=H), mode)
+            text = digits(ours["us_per_step"]) if ours else ""
+            cells.append(f"{text} ({theirs['median'] / ours['median']:.2f}×)" if ours and theirs else text)
+        lines.append(_line(cells))
+    return lines + [""]
+
+
+def _tutorial(rows):
+    """Every provider at the tutorial's shape."""
+    here = [row for row in rows if (row["T"], row["B"], row["V"], row["H"]) == TUTORIAL]
+    if not here:
+        return []
+    ours = {mode: first(find(here, TUTORIAL, mode, chosen=True)) for mode in (FORWARD, BACKWARD, BOTH)}
+    lines = [f"**T×B×V×H = {'×'.join(map(str, TUTORIAL))}, every provider**: µs a step, median (quartiles); cycles a "
+             "step at the clock of the run; *× ours*: how many times as long as the chosen variant (bold) takes.", "",
+             _line(["who", "input", "forward", "cycles", "predicted", "backward", "of it steps", "both", "× ours"]),
+             _line([":--", ":--"] + ["--:"] * 7)]
+    floors = {mode: row for mode, row in ours.items() if row}
+    if len(floors) == len(ours):
+        lines.append(_line(["*floor*", "tokens", *_floor(floors[FORWARD], True), "", *_floor(floors[BACKWARD]), "",
+                            *_floor(floors[BOTH]), ""]))
+    members = {}
+    for row in here:
+        members.setdefault((row["provider"], row["variant"], row["input"]), {})[row["mode"]] = row
+    for (provider, variant, kind), its in members.items():
+        row = next(iter(its.values()))
+        if None in its:
+            lines.append(_line([_name(row), kind, f"{row['status']}: {row['reason']}".replace("|", "\\|")] + [""] * 6))
+            continue
+        timed = {mode: row for mode, row in its.items() if row["status"] == OK}
+        forward, both = timed.get(FORWARD), timed.get(BOTH)
+        ratio = f"{both['median'] / ours[BOTH]['median']:.2f}" if both and ours[BOTH] else ""
+        lines.append(_line([
+            _name(row), kind, _spread(forward), f"{forward['cycles_per_step']:,.0f}" if forward else "",
+            f"{row['predicted_cycles']:,.0f}" if "predicted_cycles" in row else "", _spread(timed.get(BACKWARD)),
+            _spread(timed.get(STEPS)), _spread(both), ratio]))
+    return lines + ["", f"Floor, {FLOOR}.", ""]
+
+
+def _choices(rows):
+    """The family that the chooser takes at each cell, and, where another is faster, that one and by how much."""
+    hidden, batches = axes(rows)
+    lines = ["**Chosen family**, and the fastest one where that is another (× its time that the chosen one takes; "
+             "forward, both ways)", "", _line(["H \\ B"] + batches), _line(["--:"] * (1 + len(batches)))]
+    for H in hidden:
+        cells = [f"**{H}**"]
+        for B in batches:
+            cell, better = TUTORIAL._replace(B=B, H=H), []
+            for mode in (FORWARD, BOTH):
+                chosen, best = of_cell(rows, cell, mode)[0], first(best_families(rows, cell, mode))
+                if chosen and best and best[1] != chosen["family"]:
+                    better.append(f"{best[1]} {chosen['median'] / best[0]:.2f}×")
+                else:
+                    better.append("–")
+            chosen = of_cell(rows, cell, FORWARD)[0]
+            text = chosen["family"] if chosen else ""
+            cells.append(f"{text}; {', '.join(better)}" if set(better) != {"–"} else text)
+        lines.append(_line(cells))
+    return lines + [""]
+
+
+def _name(row):
+    if row["provider"] != OURS:
+        return row["provider"]
+    name = re.sub(r"[<>]", lambda match: "\\" + match.group(), row["variant"])
+    return f"**{name}**" if row["chosen"] else name
+
+
+def _floor(row, cycles=False):
+    text = [digits(1e6 * row["floor_cycles"] / row["clock"])]
+    return text + [f"{row['floor_cycles']:,.0f}"] if cycles else text
+
+
+def _spread(row):
+    if not row:
+        return ""
+    low, high = (digits(1e6 * row[key] / row["T"]) for key in ("p25", "p75"))
+    return f"{digits(row['us_per_step'])} ({low}–{high})"
+
+
+def _line(cells):
+    return f"| {' | '.join(map(str, cells))} |"

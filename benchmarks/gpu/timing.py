@@ -1,0 +1,148 @@
+"""Interleaved rounds over all providers of a cell, and their statistics.
+
+In a round every provider takes its turn in every mode, in another order each round. A turn is a few calls one after the
+other, each on the next set of arguments, between two CUDA events. The launches are in the GPU's queue before it starts
+on them (`Machine.time`): what counts is the GPU's time, not Python's. Only providers whose results are right are timed.
+"""
+import math
+import time
+
+import numpy as np
+from rnn_ops.backends.cuda import variants
+
+from .. import problems
+from ..worker import FAILED, NOT_INSTALLED, OK, verify
+from . import checks
+from .cells import MODES, TUTORIAL, floor_cycles
+from .providers import OURS, TORCH, Ours, Torch, make_sets
+
+TURN = 5e-4          # seconds that a turn's calls should take together, so that events are exact enough
+FEWEST_ROUNDS = 5
+_LONGEST_DELAY = 0.1  # seconds
+
+
+def members(machine, cell, sets, problem, all_variants):
+    """(about, make) of every provider of a cell: what is known before it is made, and a function that makes it."""
+    found, _ = variants.candidates(machine.device, np.float32, cell.B, cell.H)
+    chosen = variants.choose(machine.device, np.float32, cell.B, cell.H)
+    shown = (sorted(found, key=lambda variant: variant.cycles) if all_variants or cell == TUTORIAL else
+             checks.families(machine.device, np.float32, cell))
+    made = [Ours(machine, sets, variant, chosen=variant == chosen) for variant in shown]
+    made.append(Ours(machine, sets, chosen, one_hot=True, chosen=True))
+    torch = {"provider": TORCH, "family": "cuDNN", "variant": "", "chosen": False, "input": "one-hot"}
+    return [(member.about, lambda member=member: member) for member in made] + [
+        (torch, lambda: Torch(problem, len(sets)))]
+
+
+def measure(machine, cell, rounds, seconds, all_variants=False):
+    """Time all providers of a cell.
+
+    Parameters
+    ----------
+    machine : machine.Machine
+    cell : Cell
+    rounds : int
+    seconds : float
+        After so many no further round is begun, but FEWEST_ROUNDS are made.
+    all_variants : bool
+        Every candidate variant instead of the best of each family; at the tutorial's shape always.
+
+    Returns
+    -------
+    list of dict
+        One row for each provider and mode.
+    """
+    problem = problems.Recurrence(problems.Shape(cell.T, cell.B, cell.V, cell.H, tokens=True))
+    truth = problem.truth("forward+backward")
+    sets, size = make_sets(machine, problem)
+    clock = machine.measure_clock()
+    rows, turns = [], []
+    for about, make in members(machine, cell, sets, problem, all_variants):
+        row = {**cell._asdict(), **about, "sets": len(sets), "set_bytes": size}
+        try:
+            member = make()
+            row.update(member.about, status=OK, error=verify(member.results(), truth))
+            new = [_Turn(machine, member.calls[mode], dict(row, mode=mode), len(sets))
+                   for mode in MODES if mode in member.calls]
+            turns += new
+            rows += [turn.row for turn in new]
+        except Exception as error:  # whatever is wrong with a provider belongs into the table
+            rows.append(_fail(machine, dict(row, mode=None), error))
+    started = time.monotonic()
+    for number in range(rounds):
+        if number >= FEWEST_ROUNDS and time.monotonic() - started > seconds:
+            break
+        first = number * 7 % max(1, len(turns))
+        for turn in turns[first:] + turns[:first]:
+            if turn.row["status"] == OK:
+                try:
+                    turn.take()
+                except Exception as error:
+                    _fail(machine, turn.row, error)
+    for turn in turns:
+        if turn.row["status"] == OK:
+            turn.finish(clock, floor_cycles(machine.device, cell, turn.row["mode"]))
+    return rows
+
+
+def _fail(machine, row, error):
+    """Note an error in a row; Lost where the machine is gone."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, ImportError):
+        row.update(status=NOT_INSTALLED, reason=text)
+        return row
+    row.update(status=FAILED, reason=text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")
+    checks.see_alive(machine, f"B = {row['B']}, H = {row['H']}, {row['provider']}, {row['family']}", error)
+    return row
+
+
+class _Turn:
+    """One provider in one mode: how to time it, and the times so far."""
+
+    def __init__(self, machine, calls, row, sets):
+        self._machine, self._before, self._call = machine, *calls
+        self.row, self._sets = row, sets
+        self._times, self._unqueued, self._offset = [], 0, 0
+        self._count = 1
+        self._delay = self._host_seconds()
+        once, _ = self._time()  # warm by now
+        self._count = min(sets, max(1, math.ceil(TURN / once)))
+        self._delay *= self._count
+
+    def take(self):
+        seconds, queued = self._time()
+        self._times.append(seconds)
+        self._unqueued += not queued
+        if not queued:
+            self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+
+    def finish(self, clock, floor):
+        p25, median, p75 = np.percentile(self._times, [25, 50, 75]).tolist()
+        T = self.row["T"]
+        self.row.update(
+            best=min(self._times), p25=p25, median=median, p75=p75, turns=len(self._times), calls_a_turn=self._count,
+            turns_with_host_time=self._unqueued, us_per_step=1e6 * median / T, clock=clock,
+            cycles_per_step=median / T * clock, floor_cycles=floor)
+
+    def _time(self):
+        """Seconds a call."""
+        offset, sets = self._offset, self._sets
+        self._offset = (offset + self._count) % sets
+        before = self._before and (lambda i: self._before((offset + i) % sets))
+        seconds, queued = self._machine.time(
+            lambda i: self._call((offset + i) % sets), self._count, self._delay, before)
+        return seconds / self._count, queued
+
+    def _host_seconds(self):
+        """What the delay must be so that all launches of one call are in the queue: half as much again as they take."""
+        longest = 0
+        for i in range(3):
+            self._machine.wait()
+            started = time.perf_counter()
+            if self._before:
+                self._before(0)
+            self._call(0)
+            seconds = time.perf_counter() - started
+            longest = max(longest, seconds) if i else 0  # the first call compiles and allocates
+        self._machine.wait()
+        return 1.5 * longest + 5e-5
