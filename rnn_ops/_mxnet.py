@@ -1,12 +1,14 @@
 """The one place that imports MXNet.
 
 MXNet 1.9.1 looks for ``numpy.bool`` while it is imported. NumPy dropped that alias in 1.24, so it is lent for the
-import and taken away again: NumPy is left as it was found. Everything else in this package says
-``from rnn_ops._mxnet import mx``.
+import and taken away again: NumPy is left as it was found. The GPU wheel of MXNet needs CUDA libraries, which are loaded
+before it. Everything else in this package says ``from rnn_ops._mxnet import mx``.
 """
 import importlib.util
 
 import numpy
+
+from rnn_ops.backends.cuda import libraries
 
 _INSTALL = (
     "This needs MXNet 1.9.1: install rnn_ops[cpu] (mxnet) on a machine without a GPU or rnn_ops[cu112] "
@@ -27,6 +29,7 @@ def import_mxnet():
         raise ImportError(_INSTALL)
     if int(numpy.__version__.split(".")[0]) >= 2:
         raise ImportError(f"MXNet 1.9.1 cannot be imported with NumPy {numpy.__version__}: install 'numpy<2'.")
+    libraries.load_for("mxnet-cu112")
     lend = "bool" not in vars(numpy)
     if lend:
         numpy.bool = numpy.bool_

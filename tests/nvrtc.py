@@ -3,6 +3,7 @@
 CuPy has the same compiler inside, but will not call it where there is no driver.
 """
 import ctypes
+import functools
 import glob
 import importlib.util
 import os
@@ -23,41 +24,42 @@ class CompileError(Exception):
     """The compiler's own words."""
 
 
-def _load():
-    package = importlib.util.find_spec("nvidia.cuda_nvrtc")
-    if package is None:
+@functools.lru_cache(maxsize=None)
+def _library():
+    try:
+        package = importlib.util.find_spec("nvidia.cuda_nvrtc")
+    except ModuleNotFoundError:  # there is no package of NVIDIA's at all
+        package = None
+    found = glob.glob(os.path.join(list(package.submodule_search_locations)[0], "lib", "libnvrtc.so.11*")) if package else []
+    if not found:
         raise ImportError("the compile tests need the package nvidia-cuda-nvrtc-cu11, which the extra 'test' brings")
-    folder = os.path.join(list(package.submodule_search_locations)[0], "lib")
-    return ctypes.CDLL(glob.glob(os.path.join(folder, "libnvrtc.so.11*"))[0])
-
-
-_library = _load()
+    return ctypes.CDLL(found[0])
 
 
 def compile(source, expressions, architecture, options=()):
     """Compile for a compute capability such as 80 → Resources of each name expression, by expression."""
-    program = ctypes.c_void_p()
-    _check(_library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
+    library, program = _library(), ctypes.c_void_p()
+    _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
     try:
         for expression in expressions:
-            _check(_library.nvrtcAddNameExpression(program, expression.encode()))
+            _check(library.nvrtcAddNameExpression(program, expression.encode()))
         words = [f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *options]
-        status = _library.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*[w.encode() for w in words]))
+        status = library.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*[w.encode() for w in words]))
         size = ctypes.c_size_t()
-        _check(_library.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
+        _check(library.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
         log = ctypes.create_string_buffer(size.value)
-        _check(_library.nvrtcGetProgramLog(program, log))
+        _check(library.nvrtcGetProgramLog(program, log))
         log = log.value.decode()
         if status:
             raise CompileError(log)
         return {expression: _resources(log, _lowered(program, expression)) for expression in expressions}
     finally:
-        _library.nvrtcDestroyProgram(ctypes.byref(program))
+        library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def _lowered(program, expression):
     name = ctypes.c_char_p()
-    _check(_library.nvrtcGetLoweredName(program, expression.encode(), ctypes.byref(name)))
+    _check(_library().nvrtcGetLoweredName(program, expression.encode(), ctypes.byref(name)))
     return name.value.decode()
 
 

@@ -15,7 +15,7 @@ from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
 from rnn_ops.gradcheck import Case, draw, relative_error, values_and_gradients
-from rnn_ops.operators import custom, functions as public
+from rnn_ops.operators import custom, functions as public, places
 from rnn_ops.operators.memory import view
 
 pytestmark = pytest.mark.timeout(120)
@@ -374,7 +374,7 @@ def test_types_are_inferred(known, types):
 def test_forward_honours_req(kind, reqs):
     arguments, _, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
     results = [mx.nd.full(wanted[name].shape, 5, dtype="float64") for name in ("outputs", "state")]
-    operator = custom.Recurrence(custom.backend_for(mx.cpu()), step=False)
+    operator = custom.Recurrence(places.Cpu(), step=False)
     mx.nd.waitall()
     operator.forward(True, list(reqs), ndarrays(arguments), results, [])
     for result, req, name in zip(results, reqs, ("outputs", "state")):
@@ -385,8 +385,8 @@ def test_forward_honours_req(kind, reqs):
 @pytest.mark.parametrize("reqs", PAIRS_OF_REQS, ids="-".join)
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_asks_for_what_req_wants(kind, reqs):
-    """Where it may, the backend writes into MXNet's memory itself; what nobody wants it is not asked for."""
-    class Backend:
+    """Where it may, the place computes into MXNet's memory itself; what nobody wants it is not asked for."""
+    class Place(places.Cpu):
         def backward(self, *arguments, **gradients):
             self.gradients = gradients
             for gradient in gradients.values():
@@ -394,14 +394,14 @@ def test_backward_asks_for_what_req_wants(kind, reqs):
                     gradient[:] = 2
 
     arguments, _, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
-    backend = Backend()
+    place = Place()
     results = ndarrays([wanted["outputs"], wanted["state"]])
     buffers = [mx.nd.full(array.shape, 5, dtype=array.dtype) for array in arguments]
     req = [reqs[0], reqs[1], reqs[0], "null", "write"]
     mx.nd.waitall()
-    custom.Recurrence(backend, step=False).backward(req, results, ndarrays(arguments), results, buffers, [])
+    custom.Recurrence(place, step=False).backward(req, results, ndarrays(arguments), results, buffers, [])
     for name, buffer, r in zip(GRADIENTS, buffers, req):
-        found = backend.gradients[name]
+        found = place.gradients[name]
         if r == "null" or (name == "dinputs" and kind == "tokens"):
             assert found is None, name
         else:

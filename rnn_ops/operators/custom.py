@@ -1,7 +1,7 @@
 """The recurrence as ``mx.operator.CustomOp``s, registered on import: ``rnn_ops_step`` and ``rnn_ops_sequence``.
 
-Shapes, types, ``req`` and errors; the arithmetic is the backend's. A step is a sequence with T = 1. No array is kept on
-an operator from call to call: besides its arguments, the backward pass needs nothing but the outputs.
+Shapes, types, ``req`` and errors; memory and arithmetic are those of a place (places.py). A step is a sequence with T = 1.
+Besides its arguments, the backward pass needs nothing but the outputs.
 
 An exception in a callback reaches the user in MXNet's way: its traceback is printed, and an MXNetError is raised where
 the graph is bound or, if data had to be seen first, at the next wait for a result.
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rnn_ops._mxnet import mx
-from rnn_ops.backends import arguments, cpu
-from rnn_ops.operators.memory import view
+from rnn_ops.backends import arguments
+from rnn_ops.operators.places import place_for
 
 # A script that ends right after backward() leaves a custom operator in the queue. MXNet's own shutdown then waits for it,
 # or takes its threads away, while it needs the interpreter: a hang or an abort. This runs before that.
@@ -23,14 +23,6 @@ _OVERWRITE = ("write", "inplace")
 _UNKNOWN = -1  # a dimension that MXNet does not know yet
 
 
-def backend_for(context):
-    """The backend that computes on a context. A ValueError says why there is none."""
-    if context.device_type == "cpu":
-        return cpu
-    raise ValueError(f"inputs: got an array on {context}, needs one on cpu, the only device this version has kernels "
-                     "for: copy the arrays there with as_in_context(mx.cpu())")
-
-
 class _Argument(NamedTuple):
     """What is known of an argument before it has data."""
     shape: tuple
@@ -38,55 +30,58 @@ class _Argument(NamedTuple):
 
 
 class Recurrence(mx.operator.CustomOp):
-    """The operator of one graph node: runs its backend on the memory that MXNet hands over."""
+    """The operator of one graph node: computes in its place on the memory that MXNet hands over."""
 
-    def __init__(self, backend, step):
+    def __init__(self, place, step):
         super().__init__()
-        self._backend = backend
+        self._place = place
         self._step = step
 
     def forward(self, is_train, req, in_data, out_data, aux):
         if all(r == "null" for r in req):
             return
-        inputs, state, Wxh, Whh, bh = map(view, in_data)
-        outputs = _room(out_data[0], req[0])
-        self._backend.forward(self._sequence(inputs), state, Wxh, Whh, bh, self._sequence(outputs))
-        _deliver(out_data[0], req[0], outputs)
-        if not self._step and req[1] != "null":
-            last_state = _room(out_data[1], req[1])
-            last_state[:] = outputs[-1]
-            _deliver(out_data[1], req[1], last_state)
+        place = self._place
+        with place.active():
+            inputs, state, Wxh, Whh, bh = map(place.view, in_data)
+            outputs = self._room(out_data[0], req[0])
+            place.forward(self._sequence(inputs), state, Wxh, Whh, bh, self._sequence(outputs))
+            self._deliver(out_data[0], req[0], outputs)
+            if not self._step and req[1] != "null":
+                last_state = self._room(out_data[1], req[1])
+                last_state[:] = outputs[-1]
+                self._deliver(out_data[1], req[1], last_state)
 
     def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
-        inputs, state, Wxh, Whh = map(view, in_data[:4])
-        gradients = [None if r == "null" else _room(array, r) for array, r in zip(in_grad, req)]
-        if inputs.dtype == arguments.TOKENS and gradients[0] is not None:
-            gradients[0][:] = 0  # what MXNet takes for the gradient of integers
-            dinputs = None
-        else:
-            dinputs = self._sequence(gradients[0])
-        self._backend.backward(
-            self._sequence(inputs), state, Wxh, Whh, self._sequence(view(out_data[0])),
-            doutputs=self._sequence(view(out_grad[0])), dlast_state=None if self._step else view(out_grad[1]),
-            dinputs=dinputs, dstate=gradients[1], dWxh=gradients[2], dWhh=gradients[3], dbh=gradients[4])
-        for array, r, gradient in zip(in_grad, req, gradients):
-            _deliver(array, r, gradient)
+        place = self._place
+        with place.active():
+            inputs, state, Wxh, Whh = map(place.view, in_data[:4])
+            gradients = [None if r == "null" else self._room(array, r) for array, r in zip(in_grad, req)]
+            if inputs.dtype == arguments.TOKENS and gradients[0] is not None:
+                gradients[0][:] = 0  # what MXNet takes for the gradient of integers
+                dinputs = None
+            else:
+                dinputs = self._sequence(gradients[0])
+            place.backward(
+                self._sequence(inputs), state, Wxh, Whh, self._sequence(place.view(out_data[0])),
+                doutputs=self._sequence(place.view(out_grad[0])),
+                dlast_state=None if self._step else place.view(out_grad[1]),
+                dinputs=dinputs, dstate=gradients[1], dWxh=gradients[2], dWhh=gradients[3], dbh=gradients[4])
+            for array, r, gradient in zip(in_grad, req, gradients):
+                self._deliver(array, r, gradient)
 
     def _sequence(self, array):
         """The array of one step as that of a sequence of one."""
         return array[np.newaxis] if self._step and array is not None else array
 
+    def _room(self, array, req):
+        """Memory to overwrite with a result: MXNet's own where ``req`` allows it, else a temporary."""
+        return self._place.view(array) if req in _OVERWRITE else self._place.empty(array.shape, array.dtype)
 
-def _room(array, req):
-    """Memory to overwrite with a result: MXNet's own where ``req`` allows it, else a temporary."""
-    return view(array) if req in _OVERWRITE else np.empty(array.shape, array.dtype)
-
-
-def _deliver(array, req, result):
-    """Put a result where ``req`` wants it. What was to be written is there already."""
-    if req == "add":
-        total = view(array)
-        total += result
+    def _deliver(self, array, req, result):
+        """Put a result where ``req`` wants it. What was to be written is there already."""
+        if req == "add":
+            total = self._place.view(array)
+            total += result
 
 
 class _Recurrence(mx.operator.CustomOpProp):
@@ -132,7 +127,7 @@ class _Recurrence(mx.operator.CustomOpProp):
     def create_operator(self, ctx, in_shapes, in_dtypes):
         dtypes = [mx.nd.ndarray._DTYPE_MX_TO_NP[code] for code in in_dtypes]
         arguments.check(*[_Argument(*known) for known in zip(in_shapes, dtypes)], step=self.step)
-        return Recurrence(backend_for(ctx), self.step)
+        return Recurrence(place_for(ctx), self.step)
 
 
 @mx.operator.register("rnn_ops_step")

@@ -1,4 +1,4 @@
-"""MXNet's memory seen as NumPy arrays, without a copy."""
+"""MXNet's memory: where it is, and on the CPU as NumPy arrays, without a copy."""
 import ctypes
 
 import numpy as np
@@ -10,12 +10,17 @@ from rnn_ops._mxnet import mx
 _Buffer = ctypes.c_char * 2 ** 46
 
 
+def address(array):
+    """Where the memory of a dense NDArray begins, on the CPU or on a GPU. Waits for nothing."""
+    pointer = ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    return pointer.value
+
+
 def view(array):
     """A NumPy array over the memory of a dense NDArray on the CPU.
 
     Nothing is copied, waited for or kept alive: the NDArray must be ready to be read or written, as all are inside a
     callback of a custom operator, and must outlive the view.
     """
-    address = ctypes.c_void_p()
-    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
-    return np.ndarray(array.shape, array.dtype, _Buffer.from_address(address.value))
+    return np.ndarray(array.shape, array.dtype, _Buffer.from_address(address(array)))

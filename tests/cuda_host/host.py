@@ -124,6 +124,8 @@ class Host:
     def current(self):
         return contextlib.nullcontext(self)
 
+    default_stream = current
+
     def launch(self, launch, arguments):
         device = self.device
         blocks = int(np.prod(launch.grid))
@@ -176,6 +178,23 @@ class Host:
             owner = owner.base
         self._arrays[array.ctypes.data, array.nbytes] = weakref.ref(owner)
         return array.ctypes.data
+
+    def view(self, address, shape, dtype):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+    def to_device(self, array):
+        copy = self.empty(array.shape, array.dtype) if array.dtype.kind == "f" else np.empty_like(array)
+        copy[...] = array
+        return copy
+
+    def to_host(self, array, out=None):
+        out = np.empty_like(array) if out is None else out
+        out[...] = array
+        return out
+
+    def synchronize(self):
+        pass
 
 
 def _line(path, code):

@@ -82,6 +82,12 @@ class Runtime:
         with cupy.cuda.Device(self.index):
             yield self
 
+    @contextlib.contextmanager
+    def default_stream(self):
+        """As `current`, and in the legacy default stream, whatever this thread has made current."""
+        with cupy.cuda.Device(self.index), cupy.cuda.Stream.null:
+            yield self
+
     def launch(self, launch, arguments):
         kernel = launch.family, launch.expression
         function, shared = self._functions.get(kernel, (None, 0))

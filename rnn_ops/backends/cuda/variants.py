@@ -15,6 +15,7 @@ FAMILIES = ("resident", "cluster", "grid", "stepwise")
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # those that the tests compile for
 
 _REGISTERS = 65536  # of a multiprocessor, 32 bits each, on every architecture served
+_MOST_GROUPS = 65535  # blocks along the grid's y, on every architecture
 _KIB = 1024
 # Bytes of shared memory that one block may have, and multiply-adds a cycle of one multiprocessor (CUDA C++ Programming
 # Guide, "Technical specifications per compute capability" and "Throughput of native arithmetic instructions").
@@ -237,7 +238,7 @@ def _variant(family, device, tile, blocks, B, H):
         if rows < 1:
             return None
     variant = Variant(family, tile, blocks, -(-B // rows), rows)
-    if variant.shared > device.shared_memory:
+    if variant.shared > device.shared_memory or variant.groups > _MOST_GROUPS:
         return None
     turns = -(-variant.groups // most_groups)
     return variant._replace(cycles=turns * _cycles(family, tile, rows, _lanes(device)))

@@ -1,0 +1,166 @@
+"""Every CUDA kernel that can be chosen, compiled for every architecture: the machine code keeps what the design promises.
+
+The promise of the resident, cluster and grid families is that a block's share of the matrix stays in registers and shared memory. The compiler breaks it silently: what
+does not fit into registers it moves ("spills") to local memory, which is slow. So each kernel's figures are read here.
+"""
+import ast
+import concurrent.futures
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+import nvrtc
+from rnn_ops.backends.cuda import sources, variants
+
+FAMILIES = variants.FAMILIES + ("sums",)
+CASES = [(family, architecture) for family in FAMILIES for architecture in variants.ARCHITECTURES
+         if family != "cluster" or architecture >= 90]
+TILED = [(family, architecture) for family, architecture in CASES if family not in ("stepwise", "sums")]
+REGISTERS = 65536  # of a multiprocessor
+
+
+def options():
+    """What CuPy will compile with: the runtime's own, read and not imported since CuPy may be missing, and CuPy's."""
+    with open(os.path.join(os.path.dirname(sources.__file__), "runtime.py"), encoding="utf-8") as file:
+        assigned = {node.targets[0].id: node.value for node in ast.parse(file.read()).body
+                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
+    return ast.literal_eval(assigned["OPTIONS"]) + ("-ftz=true",)
+
+
+def kernels(family, architecture):
+    """Threads a block by expression, for all kernels of a family."""
+    if family == "sums":
+        return {f"{name}<{real}>": threads for name, threads in (("sum_rows", 128), ("sum_chunks", 256))
+                for real in ("float", "double")}
+    if family == "stepwise":
+        return {f"stepwise<{direction}<{real}>, {real}>": 256 for direction in ("Forward", "Backward")
+                for real in ("float", "double")}
+    return {variants.Variant(family, tile, blocks).expression(direction): tile.threads
+            for tile, blocks in variants.tiles(family, architecture) for direction in ("Forward", "Backward")}
+
+
+def out_of_bounds(figures, threads):
+    """What is wrong with one kernel's figures, as words; none if all is well."""
+    found = []
+    if figures.spill_stores or figures.spill_loads:
+        found.append("spills")
+    if figures.stack:
+        found.append("uses local memory")
+    if figures.static_shared:
+        found.append("has static shared memory, which variants.py does not count")
+    # A thread's registers come in units of 8; a warp lives on one of 4 schedulers, with a quarter of the registers each.
+    allocated = -(-figures.registers // 8) * 8 * 32 * (-(-threads // 128) * 4)
+    if allocated > REGISTERS:
+        found.append(f"needs {allocated} registers of {REGISTERS} for its {threads} threads")
+    return found
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """Processes and not threads: NVRTC compiles one program at a time in a process."""
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("family, architecture", CASES)
+def test_kernels_stay_on_the_chip(workers, family, architecture):
+    threads = kernels(family, architecture)
+    names, text = list(threads), sources.text(family)
+    parts = min(len(names), 2 * os.cpu_count())
+    jobs = [workers.submit(nvrtc.compile, text, names[part::parts], architecture, options()) for part in range(parts)]
+    figures = {name: kernel for job in jobs for name, kernel in job.result().items()}
+    assert set(figures) == set(names) and max(threads.values()) <= 1024
+    wrong = [f"sm_{architecture} {name} {', '.join(found)}: {figures[name]}"
+             for name in names for found in [out_of_bounds(figures[name], threads[name])] if found]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("family, architecture", TILED)
+def test_the_largest_variant_fits_shared_memory(family, architecture):
+    """Few multiprocessors and many rows, so that a block takes as many rows as it ever does."""
+    limit = variants.known_device(architecture, 1).shared_memory
+    shared = {}
+    for tile, _ in variants.tiles(family, architecture):
+        for multiprocessors in (16, 200):
+            device = variants.known_device(architecture, multiprocessors)
+            for variant in variants.candidates(device, "float32", 4096, tile.k)[0]:
+                if variant.family == family:
+                    shared[variant.tile] = max(shared.get(variant.tile, 0), variant.shared)
+    wrong = [f"sm_{architecture} {family} {tile}: {size} bytes of {limit}" for tile, size in shared.items() if size > limit]
+    assert shared and not wrong, "\n" + "\n".join(wrong)
+
+
+def test_a_chunk_too_many_in_registers_is_seen():
+    """The check itself: the largest resident tile with all of its weights in registers, which cannot be."""
+    tile = variants.Tile(256, 256, 8, 1, 1, 0)
+    name = variants.Variant("resident", tile).expression("Forward")
+    figures = nvrtc.compile(sources.text("resident"), [name], 80, options())[name]
+    assert "spills" in out_of_bounds(figures, tile.threads)
+
+
+@pytest.mark.parametrize("figures, threads, words", [
+    (nvrtc.Resources(168, 0, 0, 0, 0), 384, None), (nvrtc.Resources(169, 0, 0, 0, 0), 384, "needs 67584 registers"),
+    (nvrtc.Resources(255, 0, 0, 0, 0), 224, None), (nvrtc.Resources(255, 0, 0, 0, 0), 288, "registers of 65536"),
+    (nvrtc.Resources(40, 8, 0, 0, 0), 32, "local memory"), (nvrtc.Resources(40, 0, 0, 4, 0), 32, "spills"),
+    (nvrtc.Resources(40, 0, 4, 0, 0), 32, "spills"), (nvrtc.Resources(40, 0, 0, 0, 16), 32, "static shared memory")])
+def test_each_bound_is_checked(figures, threads, words):
+    found = out_of_bounds(figures, threads)
+    assert (not found) if words is None else (len(found) == 1 and words in found[0])
+
+
+def test_figures_are_those_of_the_kernel():
+    """A kernel with a function of its own and both kinds of memory, beside one with neither."""
+    source = """
+        __device__ __noinline__ int sum(const int* from, int n) {
+          int copy[64];
+          for (int i = 0; i < 64; i++) copy[i] = from[i];
+          return copy[n] + copy[2 * n];
+        }
+        __global__ void large(int* data) {
+          __shared__ int shared[10];
+          shared[threadIdx.x] = data[threadIdx.x];
+          __syncthreads();
+          data[threadIdx.x] = sum(data, data[0]) + shared[threadIdx.x ^ 1];
+        }
+        __global__ void small(int* data) { data[threadIdx.x] = 1; }"""
+    figures = nvrtc.compile(source, ["large", "small"], 80)
+    assert figures["large"].stack == 256 and figures["large"].static_shared == 40
+    assert figures["small"][1:] == (0, 0, 0, 0) and figures["small"].registers < figures["large"].registers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_of_a_family_is_complete(family):
+    text = sources.text(family)
+    assert "#include" not in text and "#pragma once" not in text
+    nvrtc.compile(text, list(kernels(family, 90))[:1], 90, options())  # with no folder to include from
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_header_makes_a_new_text(family):
+    with open(os.path.join(sources.folder(), "primitives.cuh"), encoding="utf-8") as file:
+        header = file.read()
+    marked = sources.text(family, {"primitives.cuh": header + "// a new version\n"})
+    if family == "stepwise":  # has none
+        assert marked == sources.text(family)
+    else:
+        assert "// a new version" in marked and marked != sources.text(family)
+    passes = sources.text(family, {"passes.cuh": "struct Forward {};\n"})
+    assert (passes == sources.text(family)) == (family == "sums")
+
+
+def test_an_error_is_the_compilers_own_words():
+    with pytest.raises(nvrtc.CompileError, match='identifier "nothing" is undefined'):
+        nvrtc.compile("__global__ void kernel(int* data) { data[0] = nothing; }", ["kernel"], 80)
+
+
+def test_a_missing_compiler_is_an_error_that_names_its_package():
+    """A Python with none of the installed packages."""
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(nvrtc.__file__)!r}); import nvrtc; nvrtc.compile('', [], 80)"
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         universal_newlines=True)
+    assert ran.returncode == 1
+    assert ran.stdout.splitlines()[-1] == (
+        "ImportError: the compile tests need the package nvidia-cuda-nvrtc-cu11, which the extra 'test' brings")
