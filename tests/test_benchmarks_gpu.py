@@ -361,8 +361,8 @@ def row(B, H, mode, seconds, provider=OURS, family="cluster", variant=None, chos
     variant = variant or f"{family}: Tile<{H}>"
     return {**cell._asdict(), "provider": provider, "family": family, "variant": variant, "chosen": chosen,
             "input": input, "sets": 8, "set_bytes": 10 ** 6, "mode": mode, "status": "ok", "error": 1e-7,
-            "best": 0.9 * seconds, "p25": 0.95 * seconds, "median": seconds, "p75": 1.1 * seconds, "turns": 25, "calls_a_turn": 4,
-            "us_per_step": 1e6 * seconds / 64, "clock": 1e9, "cycles_per_step": 1e9 * seconds / 64,
+            "best": 0.9 * seconds, "p25": 0.95 * seconds, "median": seconds, "p75": 1.1 * seconds, "turns": 25,
+            "calls_a_turn": 4, "us_per_step": 1e6 * seconds / 64, "clock": 1e9, "cycles_per_step": 1e9 * seconds / 64,
             "floor_cycles": cells.floor_cycles(H100, cell, mode),
             **({"predicted_cycles": 608.0} if provider == OURS else {}), **more}
 
@@ -497,12 +497,22 @@ def test_failures_show_in_the_exit_status_and_as_lines(small, capsys):
     assert failed and lines[:len(failed)] == ["FAILED  " + line for line in failed]
 
 
+def test_a_wrong_result_when_timing_shows_too(small, monkeypatch, capsys):
+    run, _ = small
+    monkeypatch.setattr(Options, "only", "time")
+    assert run(NumPyMachine(defect="dlast ignored")) == 0  # nobody gives dlast there
+    assert run(NumPyMachine(defect="dWhh of T = 1 only")) == 1
+    assert "FAILED  B = 3, H = 12, ours, resident: one block" in capsys.readouterr().out
+
+
 def test_what_was_measured_before_an_interrupt_is_kept(small, monkeypatch):
     run, path = small
     measure = timing.measure
 
     def interrupted(machine, cell, *rest):
         if cell.H == 20:
+            written = json.loads(path.read_text(encoding="utf-8"))  # as a kill would leave it
+            assert {row["H"] for row in written["rows"]} == {12} and not written["complete"]
             raise KeyboardInterrupt
         return measure(machine, cell, *rest)
 

@@ -157,7 +157,7 @@ def _check(machine, options, result):
     used = [variant for task in tasks for variant in task.variants]
     results = []
     try:
-        machine.compile(used, lambda number, total: _progress(f"compiling, {number} of {total}"))
+        machine.compile(used, _show_compiled)
         results = checks.run(machine, tasks, _show_task)
     except checks.Lost as lost:
         results = lost.results
@@ -176,6 +176,9 @@ def _time(machine, options, result, path):
     rounds, seconds = (7, 3) if options.quick else (25, 8)
     result["method"].update(rounds=rounds, seconds=seconds, turn=timing.TURN)
     every = cells.cells(options.quick)
+    used = [variant for cell in every
+            for variant in timing.timed_variants(machine.device, cell, options.all_variants)]
+    machine.compile(used, _show_compiled)
     for number, cell in enumerate(every, 1):
         _progress(f"timing [{number}/{len(every)}] B = {cell.B}, H = {cell.H}")
         result["rows"] += timing.measure(machine, cell, rounds, seconds, options.all_variants)
@@ -211,6 +214,11 @@ def _sanitized(machine):
     results = checks.run(machine, tasks)
     print(summary(results))
     return int(not all(result.passed for result in results))
+
+
+def _show_compiled(number, total):
+    if number % 10 == 0 or number == total:
+        _progress(f"compiling, {number} of {total}")
 
 
 def _show_task(number, total, task, results):

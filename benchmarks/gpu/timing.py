@@ -21,13 +21,19 @@ FEWEST_ROUNDS = 5
 _LONGEST_DELAY = 0.1  # seconds
 
 
+def timed_variants(device, cell, all_variants):
+    """Our variants that are timed at a cell, in the order of their estimated cycles: the chosen one first."""
+    if not all_variants and cell != TUTORIAL:
+        return checks.families(device, np.float32, cell)
+    found, _ = variants.candidates(device, np.float32, cell.B, cell.H)
+    return sorted(found, key=lambda variant: variant.cycles)
+
+
 def members(machine, cell, sets, problem, all_variants):
     """(about, make) of every provider of a cell: what is known before it is made, and a function that makes it."""
-    found, _ = variants.candidates(machine.device, np.float32, cell.B, cell.H)
     chosen = variants.choose(machine.device, np.float32, cell.B, cell.H)
-    shown = (sorted(found, key=lambda variant: variant.cycles) if all_variants or cell == TUTORIAL else
-             checks.families(machine.device, np.float32, cell))
-    made = [Ours(machine, sets, variant, chosen=variant == chosen) for variant in shown]
+    made = [Ours(machine, sets, variant, chosen=variant == chosen)
+            for variant in timed_variants(machine.device, cell, all_variants)]
     made.append(Ours(machine, sets, chosen, one_hot=True, chosen=True))
     torch = {"provider": TORCH, "family": "cuDNN", "variant": "", "chosen": False, "input": "one-hot"}
     return [(member.about, lambda member=member: member) for member in made] + [
