@@ -34,7 +34,8 @@ class Machine:
         self._spin = cupy.RawKernel(_SPIN, "spin")
 
     def current(self):
-        return self.runtime.current()
+        """The GPU and its default stream, which is PyTorch's too, so that events see what both do."""
+        return self.runtime.default_stream()
 
     def describe(self):
         """Facts by name, for the screen and the result file."""
