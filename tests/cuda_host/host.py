@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,7 @@ _MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 MOST_THREADS = 1024  # a block
+_one_at_a_time = threading.Lock()
 
 
 class KernelError(Exception):
@@ -127,6 +129,10 @@ class Host:
     default_stream = current
 
     def launch(self, launch, arguments):
+        with _one_at_a_time:  # MXNet calls operators from several threads
+            self._launch(launch, arguments)
+
+    def _launch(self, launch, arguments):
         device = self.device
         blocks = int(np.prod(launch.grid))
         if not (launch.block <= MOST_THREADS and launch.block % 32 == 0 and launch.shared <= device.shared_memory

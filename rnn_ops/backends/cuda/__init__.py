@@ -15,6 +15,8 @@ from rnn_ops.backends import arguments
 from rnn_ops.backends.cuda import libraries
 from rnn_ops.backends.cuda.launcher import Launcher
 
+_OPTIONAL = ("doutputs", "dlast_state", "dinputs", "dstate", "dWxh", "dWhh", "dbh")
+
 
 def why_not():
     """A sentence that says why nothing can be computed on a GPU here and what to do; None where it can."""
@@ -140,9 +142,9 @@ def gpu(index):
 
 
 def _arrays(**given):
-    """The arguments as arrays of the platform, all on one GPU and C-contiguous; None stays None."""
+    """The arguments as arrays of the platform, all on one GPU and C-contiguous; None stays None where it may be one."""
     home = platform()
-    arrays = [None if value is None else home.array(name, value) for name, value in given.items()]
+    arrays = [None if value is None and name in _OPTIONAL else home.array(name, value) for name, value in given.items()]
     first = None
     for name, array in zip(given, arrays):
         if array is None:

@@ -215,7 +215,8 @@ def _with_rows(family, k, columns, lane_columns, k_warps):
     for rows in (1, 2, 4) if lane_columns == 4 else (1, 2):
         if family == "grid" and lane_columns == 4 and rows == 2:
             continue  # a tile of 4 costs hardly more
-        # Measured with NVRTC 11.8, tests/test_cuda_compile.py: what does not spill. 12 warps have 168 registers a thread.
+        # Measured with NVRTC 11.8, tests/test_cuda_compile.py: what does not spill. 12 warps have 168 registers a
+        # thread, too few for 4 rows of sums beside 8 chunks.
         twelve_warps = columns // (4 * lane_columns) * k_warps > 8
         if lane_columns == 4:
             most = 6 if rows == 4 and twelve_warps else 8
