@@ -30,7 +30,8 @@ def _library():
         package = importlib.util.find_spec("nvidia.cuda_nvrtc")
     except ModuleNotFoundError:  # there is no package of NVIDIA's at all
         package = None
-    found = glob.glob(os.path.join(list(package.submodule_search_locations)[0], "lib", "libnvrtc.so.11*")) if package else []
+    folders = package.submodule_search_locations if package else []
+    found = [file for folder in folders for file in glob.glob(os.path.join(folder, "lib", "libnvrtc.so.11*"))]
     if not found:
         raise ImportError("the compile tests need the package nvidia-cuda-nvrtc-cu11, which the extra 'test' brings")
     return ctypes.CDLL(found[0])
@@ -44,7 +45,8 @@ def compile(source, expressions, architecture, options=()):
         for expression in expressions:
             _check(library.nvrtcAddNameExpression(program, expression.encode()))
         words = [f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *options]
-        status = library.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*[w.encode() for w in words]))
+        status = library.nvrtcCompileProgram(
+            program, len(words), (ctypes.c_char_p * len(words))(*[word.encode() for word in words]))
         size = ctypes.c_size_t()
         _check(library.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
         log = ctypes.create_string_buffer(size.value)

@@ -1,7 +1,8 @@
-"""Every CUDA kernel that can be chosen, compiled for every architecture: the machine code keeps what the design promises.
+"""Every CUDA kernel that can be chosen, compiled for every architecture: what the design promises of the machine code.
 
-The promise of the resident, cluster and grid families is that a block's share of the matrix stays in registers and shared memory. The compiler breaks it silently: what
-does not fit into registers it moves ("spills") to local memory, which is slow. So each kernel's figures are read here.
+The promise of the resident, cluster and grid families is that a block's share of the matrix stays in registers and
+shared memory. The compiler breaks it silently: what does not fit into registers it moves ("spills") to local memory,
+which is slow. So each kernel's figures are read here.
 """
 import ast
 import concurrent.futures
@@ -51,7 +52,7 @@ def out_of_bounds(figures, threads):
         found.append("uses local memory")
     if figures.static_shared:
         found.append("has static shared memory, which variants.py does not count")
-    # A thread's registers come in units of 8; a warp lives on one of 4 schedulers, with a quarter of the registers each.
+    # Registers come in units of 8 a thread; a warp lives on one of 4 schedulers, each with a quarter of them.
     allocated = -(-figures.registers // 8) * 8 * 32 * (-(-threads // 128) * 4)
     if allocated > REGISTERS:
         found.append(f"needs {allocated} registers of {REGISTERS} for its {threads} threads")
@@ -89,7 +90,8 @@ def test_the_largest_variant_fits_shared_memory(family, architecture):
             for variant in variants.candidates(device, "float32", 4096, tile.k)[0]:
                 if variant.family == family:
                     shared[variant.tile] = max(shared.get(variant.tile, 0), variant.shared)
-    wrong = [f"sm_{architecture} {family} {tile}: {size} bytes of {limit}" for tile, size in shared.items() if size > limit]
+    wrong = [f"sm_{architecture} {family} {tile}: {size} bytes of {limit}"
+             for tile, size in shared.items() if size > limit]
     assert shared and not wrong, "\n" + "\n".join(wrong)
 
 
@@ -158,7 +160,8 @@ def test_an_error_is_the_compilers_own_words():
 
 def test_a_missing_compiler_is_an_error_that_names_its_package():
     """A Python with none of the installed packages."""
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(nvrtc.__file__)!r}); import nvrtc; nvrtc.compile('', [], 80)"
+    folder = os.path.dirname(nvrtc.__file__)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import nvrtc; nvrtc.compile('', [], 80)"
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          universal_newlines=True)
     assert ran.returncode == 1

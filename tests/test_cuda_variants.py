@@ -1,4 +1,4 @@
-"""The choice of a CUDA kernel: always an answer, always one that can be launched, always the cheapest of those that could be."""
+"""The choice of a CUDA kernel: always an answer, always the cheapest of those that can be launched."""
 import numpy as np
 import pytest
 from hypothesis import assume, example, given
@@ -21,7 +21,7 @@ def check_launchable(variant, device, B, H):
     """What the hardware and the kernels ask of a launch, each from its own source and none from the chooser's code."""
     tile, blocks, groups, rows = variant.tile, variant.blocks, variant.groups, variant.rows
     assert tile.k >= H and tile.columns * blocks >= H
-    assert tile.columns * (blocks - 1) < H or variant.family == "cluster"  # a block without columns only to fill a cluster
+    assert tile.columns * (blocks - 1) < H or variant.family == "cluster"  # only a cluster fills up
     assert 32 <= tile.threads <= 1024 and tile.threads % 32 == 0
     assert tile.k % (32 * tile.k_warps) == 0 and tile.columns % (4 * tile.lane_columns) == 0
     assert 0 <= tile.in_shared < tile.chunks
@@ -85,6 +85,14 @@ def test_more_rows_never_cost_fewer_cycles(device, B, H, more):
     assert variants.choose(device, "float32", B + more, H).cycles >= variants.choose(device, "float32", B, H).cycles
 
 
+@pytest.mark.parametrize("turns", [1, 2, 10])
+def test_blocks_that_wait_for_a_multiprocessor_cost_its_time_again(turns):
+    """15 rows are all that the shared memory of a V100 has room for at H = 256."""
+    device = variants.known_device(70, 1)
+    once, all_turns = (variants.choose(device, "float32", B, 256, "resident") for B in (15, 15 * turns))
+    assert (all_turns.rows, all_turns.groups) == (15, turns) and all_turns.cycles == turns * once.cycles
+
+
 @pytest.mark.parametrize("device, B, H, family", [
     (H100, 32, 64, "resident"), (H100, 32, 256, "cluster"), (H100, 1, 256, "cluster"), (H100, 1, 1024, "cluster"),
     (H100, 32, 2048, "grid"), (H100, 1, 2048, "grid"), (H100, 32, 2049, "stepwise"),
@@ -110,7 +118,7 @@ def test_the_tutorial_on_a_hopper_has_a_cluster_for_each_row():
     (H100, "float32", 2049, "grid", "2049 hidden units: at most 2048"),
     (H100, "float64", 8, "grid", "float64: only float32 fits on the chip"),
     (T4, "float32", 256, "resident", "no tile for 256 hidden units fits 64 KiB of shared memory a block"),
-    (variants.known_device(86, 2), "float32", 512, "grid", "fits 99 KiB of shared memory a block and 2 multiprocessors"),
+    (variants.known_device(86, 2), "float32", 512, "grid", "99 KiB of shared memory a block and 2 multiprocessors"),
     (variants.Device("old", 61, 48 << 10, 20), "float32", 8, "resident", "compute capability 61: needs 70 or more"),
 ])
 def test_the_reason_against_a_family(device, dtype, H, family, reason):
