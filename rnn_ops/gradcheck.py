@@ -14,6 +14,7 @@ A NaN or an infinity on either side is an infinite error.
 
 ``rnn-ops check`` runs it all; from Python, `check` takes other operators and other cases.
 """
+import contextlib
 import itertools
 import json
 import math
@@ -28,6 +29,7 @@ import numpy as np
 import rnn_ops
 from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
+from rnn_ops.backends import cuda
 from rnn_ops.backends.arguments import NAMES
 
 FLOAT64_BOUND = 1e-9
@@ -140,10 +142,12 @@ def relative_error(a, b):
 
 
 def main(device="cpu", json_path=None):
-    """``rnn-ops check``: run it all, print what was found → exit status, 0 where everything is within its bound."""
-    if device != "cpu":
-        print("rnn-ops check: there are no CUDA kernels yet, they come with the next version; --device cpu is there.",
-              file=sys.stderr)
+    """``rnn-ops check``: run it all, print what was found → exit status: 0 where everything is within its bound, 1 where
+    something is not, 2 where there is no such device or file.
+    """
+    reason = cuda.why_not() if device == "cuda" else None
+    if reason:
+        print(f"rnn-ops check: {reason}.", file=sys.stderr)
         return 2
     started = time.time()
     if json_path:  # find out now, and not after a minute's work, whether it can be written
@@ -152,8 +156,9 @@ def main(device="cpu", json_path=None):
         except OSError as error:
             print(f"rnn-ops check: cannot write {json_path}: {error.strerror}.", file=sys.stderr)
             return 2
-    print(f"rnn_ops {rnn_ops.__version__} on {device} against its reference in MXNet {mx.__version__}")
-    rows = check(report=_print_progress)
+    with _computing_on(device) as place:
+        print(f"rnn_ops {rnn_ops.__version__} on {place} against its reference in MXNet {mx.__version__}")
+        rows = check(report=_print_progress)
     failed = [row for row in rows if not row.passed]
     seconds = time.time() - started
     print(_table(rows))
@@ -162,12 +167,30 @@ def main(device="cpu", json_path=None):
     print(f"{len(rows)} comparisons in {seconds:.0f} s, {len(failed)} failed")
     if json_path:
         _write(json_path, {
-            "rnn_ops": rnn_ops.__version__, "mxnet": mx.__version__, "numpy": np.__version__, "device": device,
+            "rnn_ops": rnn_ops.__version__, "mxnet": mx.__version__, "numpy": np.__version__, "device": place,
             "seconds": round(seconds, 1), "passed": not failed,
             "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
                       "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
                       "bound": row.bound, "passed": row.passed} for row in rows]})
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _computing_on(device):
+    """Inside, the operators compute on "cpu" or "cuda". Gives words for it."""
+    if device == "cpu":
+        yield "cpu"
+        return
+    gpu = cuda.devices()[0]
+    if gpu.compute_capability < 90 and mx.runtime.Features().is_enabled("CUDA"):
+        with mx.gpu(0):  # where new arrays go
+            yield f"{gpu.name}, arrays in mx.gpu(0)"
+        return
+    rnn_ops.use("cuda")  # MXNet has no kernels for it: the reference stays on the CPU
+    try:
+        yield f"{gpu.name}, arrays in mx.cpu()"
+    finally:
+        rnn_ops.use("cpu")
 
 
 def _check_case(operator, case):

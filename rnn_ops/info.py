@@ -5,37 +5,69 @@ import platform
 import numpy
 
 import rnn_ops
-from rnn_ops.backends import cpu
+from rnn_ops.backends import cpu, cuda
+from rnn_ops.backends.cuda import variants
 
 _SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_DATA")
 
 
-def collect():
-    """What `main` prints, as a dict of name → text."""
+def collect(batch_size=32, hidden_size=256):
+    """What `main` prints, as a dict of name → text. The shape is the one that kernels are chosen for."""
     try:
         from rnn_ops._mxnet import mx
-        mxnet = mx.__version__
+        mxnet = mx.__version__ + (", built for CUDA" if mx.runtime.Features().is_enabled("CUDA") else ", built for CPUs")
     except ImportError as error:
         mxnet = f"none: {error}"
-    return {
+    facts = {
         "rnn_ops": rnn_ops.__version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "NumPy": numpy.__version__,
         "MXNet": mxnet,
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads",
-        "GPU kernels": "none yet",
-        "settings": ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none",
     }
+    reason = cuda.why_not()
+    if reason:
+        facts["GPU kernels"] = f"none: {reason}"
+    else:
+        facts["GPU kernels"] = f"compiled on first use by {cuda.platform().versions()}"
+        for number, device in enumerate(cuda.devices()):
+            facts[f"GPU {number}"] = _device(device)
+            facts[f"GPU {number}, B={batch_size}, H={hidden_size}"] = choice(device, batch_size, hidden_size)
+        facts["arrays in mx.cpu()"] = ("computed on by the CPU; after rnn_ops.use('cuda') by GPU 0: each call copies tokens, "
+                                       "parameters, results and gradients, the states for the backward pass stay there")
+    facts["settings"] = ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none"
+    return facts
 
 
-def main():
+def choice(device, batch_size, hidden_size):
+    """Which CUDA kernel computes a float32 recurrence of a shape on a `variants.Device`, and what speaks against others."""
+    chosen = variants.choose(device, "float32", batch_size, hidden_size)
+    found, reasons = variants.candidates(device, "float32", batch_size, hidden_size)
+    others = []
+    for family in variants.FAMILIES:
+        if family in reasons:
+            others.append(f"{family} cannot: {reasons[family]}")
+        elif family != chosen.family:
+            others.append(f"{family} {min(v.cycles for v in found if v.family == family):.0f}")
+    return f"{chosen}; estimated cycles a step {chosen.cycles:.0f}; {', '.join(others)}"
+
+
+def main(batch_size=32, hidden_size=256):
     """Print what `collect` finds, a line each; returns the exit status 0."""
-    facts = collect()
+    facts = collect(batch_size, hidden_size)
     width = max(map(len, facts))
     for name, text in facts.items():
         print(f"{name:<{width}}  {text}")
     return 0
+
+
+def _device(device):
+    capability = divmod(device.compute_capability, 10)
+    # MXNet 1.9.1's wheels hold machine code for compute capability 5.0 to 8.6 (which 8.9 runs too) and no PTX.
+    without_mxnet = "; newer than MXNet 1.9.1, whose arrays have to stay in mx.cpu()" if capability >= (9, 0) else ""
+    return (f"{device.name}, compute capability {capability[0]}.{capability[1]}, {device.multiprocessors} multiprocessors, "
+            f"{device.shared_memory // 1024} KiB of shared memory a block{without_mxnet}")
 
 
 def _cpu_name():

@@ -4,6 +4,7 @@ MXNet's build for CPUs has no arrays on a GPU, so where the place `Gpu` is teste
 operator, the same launches, only that the memory is the CPU's.
 """
 import gc
+import re
 
 import numpy as np
 import psutil
@@ -11,7 +12,7 @@ import pytest
 
 import rnn_ops
 from cuda_host import platform
-from rnn_ops import gradcheck, reference
+from rnn_ops import gradcheck, info, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
@@ -282,3 +283,37 @@ def test_without_a_gpu_use_says_why():
         rnn_ops.use("cuda")
     assert str(raised.value) == cuda.why_not()
     assert places.in_use() == "cpu"
+
+
+# ---- the commands
+
+def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
+    monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens"), Case("step", 1, 3, 2, 5)])
+    assert gradcheck.main(device="cuda") == 0
+    assert "on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in capsys.readouterr().out
+    assert gpus.hosts[0].launches and places.in_use() == "cpu"
+
+
+def test_check_fails_where_a_kernel_is_wrong(gpus, monkeypatch, capsys):
+    monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens")])
+    cuda.gpu(0)._edit = lambda family, text: text.replace("(1 - term.h) * (1 + term.h)", "(1 - term.h)")
+    assert gradcheck.main(device="cuda") == 1
+    printed = capsys.readouterr().out
+    assert "FAILED  sequence T=3 B=2 I=5 H=7 tokens random: float64, reference, dWhh" in printed
+    assert places.in_use() == "cpu"
+
+
+def test_info_says_what_a_gpu_would_run_and_why(gpus, capsys):
+    assert info.main(batch_size=3, hidden_size=300) == 0
+    printed = capsys.readouterr().out
+    assert "sm_90, compute capability 9.0, 8 multiprocessors, 227 KiB of shared memory a block; newer than MXNet 1.9.1" in printed
+    assert re.search(r"GPU 0, B=3, H=300 +cluster: a cluster of \d+ blocks .*; estimated cycles a step \d+; ", printed)
+    assert "resident cannot: 300 hidden units: at most 256" in printed
+    assert "cluster cannot: compute capability 80: clusters need 90 or more" in printed
+    assert "after rnn_ops.use('cuda') by GPU 0: each call copies" in printed
+
+
+def test_info_without_a_gpu_says_why():
+    if cuda.why_not() is None:
+        pytest.skip("there is a GPU")
+    assert info.collect()["GPU kernels"] == f"none: {cuda.why_not()}"

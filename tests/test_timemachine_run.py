@@ -343,7 +343,7 @@ def test_help_needs_nothing():
     assert b"--resume" in result.stdout
 
 
-@pytest.mark.parametrize("argv", [[], ["fly"], ["sample"], ["info", "--fast"]])
+@pytest.mark.parametrize("argv", [[], ["fly"], ["sample"], ["info", "--fast"], ["info", "--hidden", "0"], ["info", "--batch-size", "x"]])
 def test_what_is_no_command_is_named(argv, capfd):
     assert main(argv) == 2
     one_line(capfd.readouterr().err, "--help says more")

@@ -94,7 +94,16 @@ def _parser():
     commands.add_parser("bench", help="measure the operators against others (rnn-ops bench --help)")
     info = commands.add_parser("info", help="say what was built and what it runs on", allow_abbrev=False)
     info.set_defaults(run=_info)
+    info.add_argument("--batch-size", type=_positive, default=32, metavar="B",
+                      help="of the shape to choose a CUDA kernel for (default 32)")
+    info.add_argument("--hidden", type=_positive, default=256, metavar="H", help="hidden units of that shape (default 256)")
     return parser
+
+
+def _positive(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, needs a whole number, 1 or more")
+    return int(text)
 
 
 def _check(arguments):
@@ -106,7 +115,7 @@ def _check(arguments):
 def _info(arguments):
     with _one_line(FAILURE, ImportError):
         from rnn_ops import info
-    return info.main()
+    return info.main(arguments.batch_size, arguments.hidden)
 
 
 def _sample(arguments):
