@@ -37,7 +37,7 @@ def test_a_family_can_be_forced(gpus, family):
         assert not gpus.hosts[0].launches
     else:
         check(cuda, (2, 3, 4, 40), "float32", True, variant=family)
-        assert {launch.family for launch in gpus.hosts[0].launches} == {family, "sums"}
+        assert {launch.kernel.family for launch in gpus.hosts[0].launches} == {family, "sums"}
 
 
 def test_it_computes_where_the_arrays_are(gpus):

@@ -4,7 +4,6 @@ The promise of the resident, cluster and grid families is that a block's share o
 shared memory. The compiler breaks it silently: what does not fit into registers it moves ("spills") to local memory,
 which is slow. So each kernel's figures are read here.
 """
-import ast
 import concurrent.futures
 import multiprocessing
 import os
@@ -23,24 +22,21 @@ TILED = [(family, architecture) for family, architecture in CASES if family not 
 REGISTERS = 65536  # of a multiprocessor
 
 
-def options():
-    """What CuPy will compile with: the runtime's own, read and not imported since CuPy may be missing, and CuPy's."""
-    with open(os.path.join(os.path.dirname(sources.__file__), "runtime.py"), encoding="utf-8") as file:
-        assigned = {node.targets[0].id: node.value for node in ast.parse(file.read()).body
-                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
-    return ast.literal_eval(assigned["OPTIONS"]) + ("-ftz=true",)
-
-
 def kernels(family, architecture):
-    """Threads a block by expression, for all kernels of a family."""
+    """Threads a block by `sources.Kernel`, for all kernels of a family."""
     if family == "sums":
-        return {f"{name}<{real}>": threads for name, threads in (("sum_rows", 128), ("sum_chunks", 256))
-                for real in ("float", "double")}
+        return {sources.Kernel(family, name, (("REAL", real),)): threads
+                for name, threads in (("sum_rows", 128), ("sum_chunks", 256)) for real in ("float", "double")}
     if family == "stepwise":
-        return {f"stepwise<{direction}<{real}>, {real}>": 256 for direction in ("Forward", "Backward")
-                for real in ("float", "double")}
-    return {variants.Variant(family, tile, blocks).expression(direction): tile.threads
+        return {sources.Kernel(family, family, (("PASS", f"{direction}<{real}>"), ("REAL", real))): 256
+                for direction in ("Forward", "Backward") for real in ("float", "double")}
+    return {variants.Variant(family, tile, blocks).kernel(direction): tile.threads
             for tile, blocks in variants.tiles(family, architecture) for direction in ("Forward", "Backward")}
+
+
+def compile_kernel(kernel, architecture):
+    """Its `nvrtc.Resources`, as CuPy would compile it."""
+    return nvrtc.compile(sources.text(kernel.family), [kernel.name], architecture, kernel.options + ("-ftz=true",))[kernel.name]
 
 
 def out_of_bounds(figures, threads):
@@ -69,13 +65,10 @@ def workers():
 @pytest.mark.parametrize("family, architecture", CASES)
 def test_kernels_stay_on_the_chip(workers, family, architecture):
     threads = kernels(family, architecture)
-    names, text = list(threads), sources.text(family)
-    parts = min(len(names), 2 * os.cpu_count())
-    jobs = [workers.submit(nvrtc.compile, text, names[part::parts], architecture, options()) for part in range(parts)]
-    figures = {name: kernel for job in jobs for name, kernel in job.result().items()}
-    assert set(figures) == set(names) and max(threads.values()) <= 1024
-    wrong = [f"sm_{architecture} {name} {', '.join(found)}: {figures[name]}"
-             for name in names for found in [out_of_bounds(figures[name], threads[name])] if found]
+    figures = dict(zip(threads, workers.map(compile_kernel, threads, [architecture] * len(threads), chunksize=4)))
+    assert len(figures) == len(threads) > 0 and max(threads.values()) <= 1024
+    wrong = [f"sm_{architecture} {kernel} {', '.join(found)}: {figures[kernel]}"
+             for kernel in threads for found in [out_of_bounds(figures[kernel], threads[kernel])] if found]
     assert not wrong, "\n" + "\n".join(wrong)
 
 
@@ -98,8 +91,7 @@ def test_the_largest_variant_fits_shared_memory(family, architecture):
 def test_a_chunk_too_many_in_registers_is_seen():
     """The check itself: the largest resident tile with all of its weights in registers, which cannot be."""
     tile = variants.Tile(256, 256, 8, 1, 1, 0)
-    name = variants.Variant("resident", tile).expression("Forward")
-    figures = nvrtc.compile(sources.text("resident"), [name], 80, options())[name]
+    figures = compile_kernel(variants.Variant("resident", tile).kernel("Forward"), 80)
     assert "spills" in out_of_bounds(figures, tile.threads)
 
 
@@ -137,7 +129,7 @@ def test_figures_are_those_of_the_kernel():
 def test_the_text_of_a_family_is_complete(family):
     text = sources.text(family)
     assert "#include" not in text and "#pragma once" not in text
-    nvrtc.compile(text, list(kernels(family, 90))[:1], 90, options())  # with no folder to include from
+    compile_kernel(next(iter(kernels(family, 90))), 90)  # with no folder to include from
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ import pytest
 from cuda_host import Host, KernelError
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launch
+from rnn_ops.backends.cuda.sources import Kernel
 
 H100 = variants.known_device(90, 8)
 PRIMITIVES = '#include "primitives.cuh"\n#line 1 "kernel.cu"\n'
@@ -21,7 +22,7 @@ def launch(body, *arrays, grid=(1, 1, 1), block=64, shared=0, cluster=1, coopera
     parameters = parameters or ", ".join(f"float* {name}" for name, _ in zip("abc", arrays))
     text = f"{PRIMITIVES}__global__ void kernel({parameters}) {{\n{body}\n}}\n"
     host = Host(H100, seed=seed, edit=lambda family, source: text)
-    host.launch(Launch("resident", "kernel", grid, block, shared, cluster, cooperative),
+    host.launch(Launch(Kernel("resident", "kernel", ()), grid, block, shared, cluster, cooperative),
                 values or [ctypes.c_void_p(host.address(array)) for array in arrays])
 
 

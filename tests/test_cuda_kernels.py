@@ -78,7 +78,7 @@ TILES = [(family, *tile) for family in ("resident", "cluster", "grid") for tile 
 
 @pytest.fixture(scope="module")
 def tiles_compiled():
-    compile_kernels([(family, variants.Variant(family, tile, blocks or 1).expression(direction))
+    compile_kernels([variants.Variant(family, tile, blocks or 1).kernel(direction)
                      for family, tile, blocks in TILES for direction in ("Forward", "Backward")])
 
 
@@ -147,7 +147,7 @@ def test_no_gradient_means_zeros(family, multiprocessors):
 def test_sums_by_token_in_one_piece_and_in_chunks(shape, expected):
     launcher = on(80, 4)
     check(launcher, shape, "float32", tokens=True)
-    assert any("sum_chunks" in launch.expression for launch in launcher._runtime.launches) == (expected == "chunks")
+    assert any(launch.kernel.name == "sum_chunks" for launch in launcher._runtime.launches) == (expected == "chunks")
 
 
 def test_sums_of_tokens_that_never_come_are_zero():
@@ -184,6 +184,51 @@ def test_memory_is_asked_for_before_anything_is_launched():
             except MemoryError:
                 assert host.launches == []
         assert room == 4  # da, workspace, two partial sums
+
+
+# ---- under AddressSanitizer and UBSan, in a Python that has their libraries
+
+SANITIZED = """
+import sys
+from cuda_host import Host
+from recurrence_cases import check
+from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.launcher import Launcher
+
+def edit(family, text):
+    if "spoil" in sys.argv:
+        text = text.replace("if (n > 0) h[at(n - 1, b, j)] = value;", "h[at(n, b, j)] = value;")
+    return text
+
+for family, multiprocessors, shape in [
+        ("resident", 2, (3, 7, 2, 33)), ("resident", 4, (2, 3, 1, 223)), ("cluster", 4, (3, 11, 5, 127)),
+        ("cluster", 8, (2, 3, 3, 257)), ("grid", 6, (3, 9, 5, 129)), ("stepwise", 4, (3, 5, 7, 37))]:
+    for tokens in False, True:
+        host = Host(variants.known_device(90, multiprocessors), edit=edit, sanitize=True)
+        check(Launcher(host), shape, "float32", tokens, variant=family)
+check(Launcher(Host(variants.known_device(80, 4), edit=edit, sanitize=True)), (2, 3, 4, 5), "float64", True)
+print("all of them")
+"""
+
+
+def run_sanitized(*arguments):
+    libraries = [subprocess.run(["g++", f"-print-file-name={name}"], stdout=subprocess.PIPE, text=True).stdout.strip()
+                 for name in ("libasan.so", "libubsan.so")]
+    # Only the kernels' and the machine's memory is of interest: not what Python leaves behind, and NumPy may ask for 0 bytes.
+    environment = dict(os.environ, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0",
+                       PYTHONPATH=os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
+    return subprocess.run([sys.executable, "-c", SANITIZED, *arguments], env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+
+
+def test_sanitizers():
+    ran = run_sanitized()
+    assert ran.returncode == 0 and "all of them" in ran.stdout, ran.stdout
+
+
+def test_sanitizers_see_a_stray_store():
+    ran = run_sanitized("spoil")
+    assert ran.returncode != 0 and "ERROR: AddressSanitizer: heap-" in ran.stdout, ran.stdout
 
 
 # ---- each barrier is needed, and the machine sees when it is gone

@@ -55,7 +55,7 @@ def test_gradients(place):
               Case("sequence", 3, 2, 5, 7, "tokens", "flat"), Case("sequence", 3, 2, 5, 7, "dense", "saturated")]
     rows = gradcheck.check(cases=cases)
     assert [row for row in rows if not row.passed] == []
-    assert {launch.family for launch in place.hosts[0].launches} >= {"resident", "stepwise", "sums"}
+    assert {launch.kernel.family for launch in place.hosts[0].launches} >= {"resident", "stepwise", "sums"}
 
 
 def arrays(tokens=True, H=7, context=None, seed=0):
@@ -193,7 +193,7 @@ def test_several_gpus_in_one_process(place):
     for outputs, _ in results:
         assert np.abs(outputs - wanted).max() <= 1e-5
     assert np.abs(results[0][1] - results[1][1]).max() <= 1e-5
-    assert [place.hosts[number].launches[0].family for number in (0, 1)] == ["cluster", "resident"]
+    assert [place.hosts[number].launches[0].kernel.family for number in (0, 1)] == ["cluster", "resident"]
 
 
 @pytest.mark.parametrize("place", ["gpu"], indirect=True)

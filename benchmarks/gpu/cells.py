@@ -39,7 +39,7 @@ def cells(quick=False):
 
 def floor_cycles(device, cell, mode):
     """The fewest cycles a step that the device could need for a mode; see FLOOR."""
-    arithmetic = cell.B * cell.H ** 2 / (variants._lanes(device) * device.multiprocessors)
+    arithmetic = cell.B * cell.H ** 2 / (device.lanes * device.multiprocessors)
     latency = _WITHIN + _ADDITION * math.ceil(math.log2(cell.H))
     if 4 * cell.H ** 2 > _REGISTERS + device.shared_memory:
         latency += _CLUSTER if device.compute_capability >= 90 else _L2

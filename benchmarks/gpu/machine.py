@@ -8,7 +8,7 @@ from pathlib import Path
 import cupy
 import numpy as np
 from cupy.cuda import runtime as cuda_runtime
-from rnn_ops.backends.cuda import runtime, sources
+from rnn_ops.backends.cuda import runtime
 from rnn_ops.backends.cuda.launcher import Launcher
 
 PATIENCE = 60  # seconds for what should take milliseconds: a barrier that not all reach never ends
@@ -141,18 +141,14 @@ class Machine:
     def compile(self, variants, progress=None):
         """Compile the kernels of ``variants`` on all cores, before they are needed one by one.
 
-        CuPy keeps a module by its text, options and names within a process; these are those of runtime.py. What does
-        not compile is not told here but by the launch that needs it.
+        CuPy's cache on disk then has them. What does not compile is not told here but by the launch that needs it.
         """
-        wanted = dict.fromkeys((variant.family, variant.expression(direction)) for variant in variants
+        wanted = dict.fromkeys(variant.kernel(direction) for variant in variants
                                if variant.family != "stepwise" for direction in ("Forward", "Backward"))
-        texts = {family: sources.text(family) for family, _ in wanted}
 
         def compile_one(kernel):
-            family, expression = kernel
             with self.current(), contextlib.suppress(cupy.cuda.compiler.CompileException):
-                cupy.RawModule(code=texts[family], options=runtime.OPTIONS,
-                               name_expressions=(expression,)).get_function(expression)
+                self.runtime.compile(kernel)
 
         with ThreadPoolExecutor() as pool:
             for number, _ in enumerate(pool.map(compile_one, wanted), 1):

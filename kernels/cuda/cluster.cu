@@ -1,17 +1,17 @@
 // cluster (sm_90): the BLOCKS blocks of a thread-block cluster share rows of the batch, each with its columns of the matrix.
 //
-// Computes pass (passes.cuh) for rows blockIdx.y·rows ...; launch (BLOCKS, clusters) × Tile::THREADS; block blockIdx.x has
+// Computes pass (passes.cuh) for rows blockIdx.y·rows ...; launch (BLOCKS, clusters) × TILE::THREADS; block blockIdx.x has
 // columns blockIdx.x·COLUMNS ..., BLOCKS·COLUMNS = K >= H. A block finishes its part of the new state and writes it into
 // the shared memory of every block of the cluster; one cluster barrier a step.
 //
-//   registers       the block's columns of the matrix, but for what Tile leaves to shared memory
-//   shared memory   those weights | states: 2 (this one, next one) × rows × K | partial sums: 2 × Tile::PARTIALS
+//   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
+//   shared memory   those weights | states: 2 (this one, next one) × rows × K | partial sums: 2 × TILE::PARTIALS
 //
 // Cycles a step and row: K·COLUMNS / 128 multiply-adds (128 at K = 256 and 4 blocks), and once a step about 400 for the
 // remote stores, the cluster barrier, the block barrier, the tree over the lanes and tanh.
 #include "recurrence.cuh"
 
-template <class Tile, int BLOCKS>
+template <class Tile>
 struct Cluster {
   float* states;
   int owned;  // rows
@@ -26,15 +26,15 @@ struct Cluster {
   __device__ const float* rows(int n, int p, int) const { return states + ((n & 1) * owned + p * Tile::ROWS) * Tile::K; }
 };
 
-template <class Pass, class Tile, int BLOCKS>
-__global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(Tile::THREADS) cluster(Pass pass, int rows) {
-  static_assert(Tile::COLUMNS * BLOCKS == Tile::K, "the blocks have all columns");
+// Macros: PASS, TILE, BLOCKS.
+extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(TILE::THREADS, 1) cluster(PASS pass, int rows) {
+  static_assert(TILE::COLUMNS * BLOCKS == TILE::K, "the blocks have all columns");
   float* weights = shared_memory();
-  float* states = weights + Tile::SHARED_WEIGHTS;
-  float* partials = states + 2 * rows * Tile::K;
-  Tile tile;
-  tile.load(pass, blockIdx.x * Tile::COLUMNS, weights);
-  Cluster<Tile, BLOCKS> exchange = {states, rows};
+  float* states = weights + TILE::SHARED_WEIGHTS;
+  float* partials = states + 2 * rows * TILE::K;
+  TILE tile;
+  tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
+  Cluster<TILE> exchange = {states, rows};
   cluster_barrier();  // a block's shared memory may be written once the block has started
   recurrence(pass, tile, exchange, blockIdx.y * rows, rows, partials);
 }

@@ -1,14 +1,14 @@
 // grid: groups of blocks, together the whole chip, share rows of the batch, each block with its columns of the matrix.
 //
-// Computes pass (passes.cuh) for rows blockIdx.y·rows ...; cooperative launch (blocks a group, groups) × Tile::THREADS, so that
+// Computes pass (passes.cuh) for rows blockIdx.y·rows ...; cooperative launch (blocks a group, groups) × TILE::THREADS, so that
 // all blocks run at once; block blockIdx.x has columns blockIdx.x·COLUMNS ..., gridDim.x·COLUMNS >= H. A block writes its part of
 // the new state to global memory (which is L2), the blocks of the group meet, and each copies the whole rows to its own
 // shared memory, the next tile of rows while it works on this one.
 //
 //   states          global, zero before the launch: 2 (this one, next one) × gridDim.y·rows × K
 //   counters        global, zero before the launch: one a group, 32 apart
-//   registers       the block's columns of the matrix, but for what Tile leaves to shared memory
-//   shared memory   those weights | two tiles of rows: 2 × ROWS × K | partial sums: 2 × Tile::PARTIALS
+//   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
+//   shared memory   those weights | two tiles of rows: 2 × ROWS × K | partial sums: 2 × TILE::PARTIALS
 //
 // Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
 // is more, and once a step about 2000 for the way through L2: stores, counter, poll, first copy.
@@ -49,14 +49,14 @@ struct Grid {
   }
 };
 
-template <class Pass, class Tile>
-__global__ void __launch_bounds__(Tile::THREADS) grid(Pass pass, int rows, float* states, unsigned* counters) {
+// Macros: PASS, TILE.
+extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) grid(PASS pass, int rows, float* states, unsigned* counters) {
   float* weights = shared_memory();
-  float* staged = weights + Tile::SHARED_WEIGHTS;
-  float* partials = staged + 2 * Tile::ROWS * Tile::K;
-  Tile tile;
-  tile.load(pass, blockIdx.x * Tile::COLUMNS, weights);
-  const long long group = static_cast<long long>(rows) * Tile::K;
-  Grid<Tile> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y, staged};
+  float* staged = weights + TILE::SHARED_WEIGHTS;
+  float* partials = staged + 2 * TILE::ROWS * TILE::K;
+  TILE tile;
+  tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
+  const long long group = static_cast<long long>(rows) * TILE::K;
+  Grid<TILE> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y, staged};
   recurrence(pass, tile, exchange, blockIdx.y * rows, rows, partials);
 }

@@ -13,6 +13,9 @@
 //
 // What a step needs from global memory is asked for one step ahead, tokens two. A state is written to global memory while the
 // next one is computed, so that no barrier has to wait for it.
+//
+// A block has a multiprocessor to itself. The kernels' __launch_bounds__ say so (..., 1): without it, the compiler would rather
+// spill a few registers here and there than take more than half of them.
 #pragma once
 
 #include "passes.cuh"

@@ -4,8 +4,8 @@
 // Stores state n + 1, or for the start state 0. Bound by memory: some 5 values read and written an element, and the launch.
 #include "passes.cuh"
 
-template <class Pass, class Real>
-__global__ void __launch_bounds__(256) stepwise(Pass pass, int n, const Real* sums) {
+// Macros: PASS, REAL.
+extern "C" __global__ void __launch_bounds__(256) stepwise(PASS pass, int n, const REAL* sums) {
   const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= static_cast<long long>(pass.B) * pass.H) return;
   const int b = static_cast<int>(i / pass.H), j = static_cast<int>(i % pass.H);

@@ -8,17 +8,18 @@
 // A warp looks at 32 tokens at a time and reads only the rows that are its token's, 4 of them on their way at once.
 #include "primitives.cuh"
 
-template <class Real>
-__global__ void __launch_bounds__(128) sum_rows(const int* tokens, const Real* da, Real* partials, long long N, int H, int rows) {
+// Macros: REAL.
+extern "C" __global__ void __launch_bounds__(128) sum_rows(const int* tokens, const REAL* da, REAL* partials, long long N, int H,
+                                                           int rows) {
   const int token = blockIdx.x, lane = threadIdx.x % 32;
   const int j = blockIdx.z * 128 + threadIdx.x;
   const long long begin = static_cast<long long>(blockIdx.y) * rows, end = begin + rows < N ? begin + rows : N;
-  Real sum = 0;
+  REAL sum = 0;
   for (long long first = begin; first < end; first += 32) {
     const bool inside = first + lane < end;
     unsigned found = ballot(inside && (tokens ? tokens[first + lane] == token : true));
     while (found) {
-      Real values[4] = {};
+      REAL values[4] = {};
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         if (found && j < H) values[i] = da[(first + __ffs(found) - 1) * H + j];
@@ -32,11 +33,10 @@ __global__ void __launch_bounds__(128) sum_rows(const int* tokens, const Real* d
 }
 
 // size = V·H; launch (size / 256 rounded up) × 256.
-template <class Real>
-__global__ void __launch_bounds__(256) sum_chunks(const Real* partials, Real* sums, long long size, int chunks) {
+extern "C" __global__ void __launch_bounds__(256) sum_chunks(const REAL* partials, REAL* sums, long long size, int chunks) {
   const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= size) return;
-  Real sum = 0;
+  REAL sum = 0;
   for (int c = 0; c < chunks; c++) sum += partials[c * size + i];
   sums[i] = sum;
 }

@@ -18,14 +18,16 @@
 
 template <int K_, int COLUMNS_, int LANE_COLUMNS_, int K_WARPS_, int ROWS_, int IN_SHARED_>
 struct Tile {
-  static constexpr int K = K_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_, K_WARPS = K_WARPS_, ROWS = ROWS_, IN_SHARED = IN_SHARED_;
+  static constexpr int K = K_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_;
+  static constexpr int K_WARPS = K_WARPS_, ROWS = ROWS_, IN_SHARED = IN_SHARED_;
   static constexpr int COLUMN_WARPS = COLUMNS / (4 * LANE_COLUMNS);
   static constexpr int THREADS = 32 * COLUMN_WARPS * K_WARPS;
   static constexpr int CHUNKS = K / (32 * K_WARPS);
   static constexpr int IN_REGISTERS = CHUNKS - IN_SHARED;
   static constexpr int SHARED_WEIGHTS = IN_SHARED * 4 * LANE_COLUMNS * THREADS;  // floats
   static constexpr int PARTIALS = K_WARPS * ROWS * COLUMNS;        // floats
-  static_assert(COLUMNS % (4 * LANE_COLUMNS) == 0 && LANE_COLUMNS % 4 == 0 && K % (32 * K_WARPS) == 0 && IN_REGISTERS >= 1 && IN_SHARED >= 0, "no such tile");
+  static_assert(COLUMNS % (4 * LANE_COLUMNS) == 0 && LANE_COLUMNS % 4 == 0 && K % (32 * K_WARPS) == 0 && IN_REGISTERS >= 1 &&
+                    IN_SHARED >= 0, "no such tile");
   static_assert((ROWS & (ROWS - 1)) == 0, "lanes exchange halves of the rows and columns");
 
   float4 in_registers[IN_REGISTERS][LANE_COLUMNS];  // [chunk][column], 4 k's each
@@ -77,7 +79,9 @@ struct Tile {
  private:
   __device__ static int k_warp() { return threadIdx.x / 32 / COLUMN_WARPS; }
   // The lane's first column within the block's.
-  __device__ static int column() { return threadIdx.x / 32 % COLUMN_WARPS * 4 * LANE_COLUMNS + threadIdx.x % 32 / 8 * LANE_COLUMNS; }
+  __device__ static int column() {
+    return threadIdx.x / 32 % COLUMN_WARPS * 4 * LANE_COLUMNS + threadIdx.x % 32 / 8 * LANE_COLUMNS;
+  }
   // The lane's first k of chunk i.
   __device__ static int k(int i) { return (k_warp() * CHUNKS + i) * 32 + threadIdx.x % 8 * 4; }
 

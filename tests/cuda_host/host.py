@@ -75,12 +75,13 @@ def _twin():
 
 
 @functools.lru_cache(maxsize=None)
-def _library(text, expression, sanitize):
+def _library(text, kernel, sanitize):
     """The path of a kernel's library: its text, compiled, and a way in."""
-    name = hashlib.sha256(f"{text}{expression}{sanitize}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{text}{kernel}{sanitize}".encode()).hexdigest()[:24]
     source, output = (os.path.join(_folder(), name + ending) for ending in (".cc", ".so"))
     with open(source, "w", encoding="utf-8") as file:
-        file.write(f'#include "device.h"\n{text}\nusing Kernel = Entry<&{expression}>;\n'
+        file.writelines(f"#define {name} {value}\n" for name, value in kernel.macros)
+        file.write(f'#include "device.h"\n{text}\nusing Kernel = Entry<&{kernel.name}>;\n'
                    'extern "C" void run(void** arguments) { Kernel::run(arguments); }\n'
                    'extern "C" const int* sizes() { return Kernel::SIZES; }\n'
                    'extern "C" int count() { return Kernel::COUNT; }\n')
@@ -96,9 +97,9 @@ def text_of(family):
 
 
 def compile_kernels(kernels, sanitize=False):
-    """Compile (family, expression) pairs side by side, for Hosts to find when they need them."""
+    """Compile kernels side by side, for Hosts to find when they need them."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda kernel: _library(text_of(kernel[0]), kernel[1], sanitize), dict.fromkeys(kernels)))
+        list(pool.map(lambda kernel: _library(text_of(kernel.family), kernel, sanitize), dict.fromkeys(kernels)))
 
 
 class Host:
@@ -143,16 +144,16 @@ class Host:
         if launch.cluster > 1 and (device.compute_capability < 90 or launch.cluster > 16 or launch.grid[0] % launch.cluster):
             raise KernelError(f"no such cluster on {device.name}: {launch}")
         self.launches.append(launch)
-        text = text_of(launch.family)
+        text = text_of(launch.kernel.family)
         if self._edit:
-            text = self._edit(launch.family, text)
+            text = self._edit(launch.kernel.family, text)
         machine = _machine(self._sanitize)
-        path = _library(text, launch.expression, self._sanitize)
+        path = _library(text, launch.kernel, self._sanitize)
         kernel = ctypes.CDLL(path)
         kernel.sizes.restype = ctypes.POINTER(ctypes.c_int)
         sizes, needed = [ctypes.sizeof(value) for value in arguments], kernel.sizes()[:kernel.count()]
         if sizes != needed:
-            raise KernelError(f"{launch.expression}: arguments of {sizes} bytes, needs {needed}")
+            raise KernelError(f"{launch.kernel}: arguments of {sizes} bytes, needs {needed}")
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         self._arrays = {region: owner for region, owner in self._arrays.items() if owner() is not None}
         begins = (ctypes.c_uint64 * len(self._arrays))(*(address for address, _ in self._arrays))
@@ -162,7 +163,7 @@ class Host:
                       len(self._arrays), begins, lengths)
         error = _Error()
         if machine.machine_run(kernel.run, addresses, how, error):
-            raise KernelError(f"{launch.expression}: {error.message.decode()}" + "".join(
+            raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
                 f"\n  {what} {_line(path, code)}" for what, code in
                 (("at", error.access), ("the other at", error.other_access)) if code))
 

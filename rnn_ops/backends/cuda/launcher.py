@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.sources import Kernel
 
 _TOKENS = np.dtype("int32")
 _C = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
@@ -23,8 +24,7 @@ _C = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 
 class Launch(NamedTuple):
     """A kernel and the sizes it is launched with."""
-    family: str       # the source
-    expression: str   # the kernel's name in C++
+    kernel: Kernel
     grid: tuple       # blocks: x, y, z
     block: int        # threads
     shared: int = 0   # bytes of dynamic shared memory
@@ -111,7 +111,7 @@ class Launcher:
             workspace = self._runtime.zeros((states + 32 * variant.groups,), dtype)  # states, then a counter a group
             values += [self._pointer(workspace), self._pointer(workspace[states:])]
         launch = Launch(
-            variant.family, variant.expression(direction), (variant.blocks, variant.groups, 1), variant.tile.threads,
+            variant.kernel(direction), (variant.blocks, variant.groups, 1), variant.tile.threads,
             variant.shared, cluster=variant.blocks if variant.family == "cluster" else 1,
             cooperative=variant.family == "grid")
 
@@ -122,7 +122,8 @@ class Launcher:
     def _step_by_step(self, direction, arguments, dtype, factors):
         T, B, H = arguments.T, arguments.B, arguments.H
         real = _C[np.dtype(dtype)]
-        kernel = Launch("stepwise", f"stepwise<{direction}<{real}>, {real}>", (-(-B * H // 256), 1, 1), 256)
+        kernel = Launch(Kernel("stepwise", "stepwise", (("PASS", f"{direction}<{real}>"), ("REAL", real))),
+                        (-(-B * H // 256), 1, 1), 256)
         sums = self._runtime.empty((B, H), dtype)
         launch, multiply, pointer = self._runtime.launch, self._runtime.multiply, self._pointer(sums)
 
@@ -146,14 +147,14 @@ class Launcher:
         chunk_rows = 32 * -(-N // (32 * chunks))
         chunks = -(-N // chunk_rows)
         partials = self._runtime.empty((chunks, V, H), rows.dtype) if chunks > 1 else sums
-        real = _C[np.dtype(rows.dtype)]
+        macros = (("REAL", _C[np.dtype(rows.dtype)]),)
         launches = [(
-            Launch("sums", f"sum_rows<{real}>", (V, chunks, -(-H // 128)), 128),
+            Launch(Kernel("sums", "sum_rows", macros), (V, chunks, -(-H // 128)), 128),
             [self._pointer(tokens), self._pointer(rows), self._pointer(partials), ctypes.c_int64(N), ctypes.c_int32(H),
              ctypes.c_int32(chunk_rows)])]
         if chunks > 1:
             launches.append((
-                Launch("sums", f"sum_chunks<{real}>", (-(-V * H // 256), 1, 1), 256),
+                Launch(Kernel("sums", "sum_chunks", macros), (-(-V * H // 256), 1, 1), 256),
                 [self._pointer(partials), self._pointer(sums), ctypes.c_int64(V * H), ctypes.c_int32(chunks)]))
 
         def add_up(_memory=partials):  # as above

@@ -11,11 +11,9 @@ import functools
 import cupy
 import numpy as np
 from cupy_backends.cuda.api import driver, runtime
-from cupy_backends.cuda.libs import cublas
+from cupy_backends.cuda.libs import cublas, nvrtc
 
 from rnn_ops.backends.cuda import sources, variants
-
-OPTIONS = ("--std=c++17",)
 
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER = 8, 14
@@ -75,7 +73,12 @@ class Runtime:
     def __init__(self, index):
         self.index = index
         self.device = device(index)
-        self._functions = {}  # (family, expression) → function and the dynamic shared memory it may have
+        if self.device.compute_capability > 90 and nvrtc.getVersion() < (12, 8):
+            raise RuntimeError(
+                f"GPU {index} ({self.device.name}) has compute capability {self.device.compute_capability / 10}, for which "
+                f"the CUDA {'.'.join(map(str, nvrtc.getVersion()))} of this CuPy cannot compile: install cupy-cuda13x or "
+                "cupy-cuda12x beside CUDA 12.8 or newer in its place")
+        self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
 
     @contextlib.contextmanager
     def current(self):
@@ -89,23 +92,24 @@ class Runtime:
             yield self
 
     def launch(self, launch, arguments):
-        kernel = launch.family, launch.expression
-        function, shared = self._functions.get(kernel, (None, 0))
-        if function is None:
-            # Compiles, or takes from CuPy's cache on disk.
-            module = cupy.RawModule(code=sources.text(launch.family), options=OPTIONS, name_expressions=(launch.expression,))
-            function, shared = module.get_function(launch.expression).kernel, 48 * 1024
-            if launch.cluster > 8:
-                driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
+        function, shared = self._functions.get(launch.kernel) or (self.compile(launch.kernel), 48 * 1024)
         if launch.shared > shared:
             shared = launch.shared
             driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
-        self._functions[kernel] = function, shared
+        self._functions[launch.kernel] = function, shared
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         start = driver.launchCooperativeKernel if launch.cooperative else driver.launchKernel
         tail = () if launch.cooperative else (0,)  # "extra", another way to give arguments
         start(function.ptr, *launch.grid, launch.block, 1, 1, launch.shared, cupy.cuda.get_current_stream().ptr,
               ctypes.addressof(addresses), *tail)
+
+    def compile(self, kernel):
+        """The function of a `sources.Kernel`, compiled or taken from CuPy's cache on disk."""
+        module = cupy.RawModule(code=sources.text(kernel.family), options=kernel.options)
+        function = module.get_function(kernel.name).kernel
+        if kernel.family == "cluster":  # of 16 blocks, which not every chip would have to offer
+            driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
+        return function
 
     def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
         """By cuBLAS, which takes column-major matrices: outᵀ = op(b)ᵀ·op(a)ᵀ. In full precision, never TF32."""

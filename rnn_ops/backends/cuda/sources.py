@@ -1,15 +1,34 @@
-"""The text of the CUDA kernels (kernels/cuda), each family as one translation unit.
+"""The CUDA kernels (kernels/cuda) as what a compiler is given: a text and macros.
 
-CuPy's cache on disk knows a kernel by its text and not by the files it includes, so the includes are joined here: a new
-version of a header makes a new text, and an old binary is never taken for it.
+CuPy's cache on disk knows a kernel by its text and options. So the includes are joined here: a new version of a header makes
+a new text, and an old binary is never taken for it. And what a template would be told is told by macros: for names of
+templates CuPy asks the compiler anew in every process.
 """
 import os
 import re
+from typing import NamedTuple
+
+OPTIONS = ("--std=c++17",)  # of the compiler; CuPy adds -ftz=true
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 # Installed, the kernels are a folder of the package; in a source folder they lie beside it.
 _FOLDERS = (os.path.join(_HERE, "kernels"), os.path.join(_HERE, *[os.pardir] * 3, "kernels", "cuda"))
 _INCLUDE = re.compile(r'#include "(\w+\.cuh)"\n')
+
+
+class Kernel(NamedTuple):
+    """A kernel before it is compiled."""
+    family: str    # whose text it is in
+    name: str
+    macros: tuple  # of (name, value)
+
+    @property
+    def options(self):
+        """What NVRTC is told besides the text."""
+        return OPTIONS + tuple(f"-D{name}={value}" for name, value in self.macros)
+
+    def __str__(self):
+        return f"{self.name}<{', '.join(value for _, value in self.macros)}>"
 
 
 def folder():

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnn_ops.backends.cuda.sources import Kernel
+
 FAMILIES = ("resident", "cluster", "grid", "stepwise")
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # those that the tests compile for
 
-_REGISTERS = 65536  # of a multiprocessor, 32 bits each, on every architecture served
 _MOST_GROUPS = 65535  # blocks along the grid's y, on every architecture
 _KIB = 1024
 # Bytes of shared memory that one block may have, and multiply-adds a cycle of one multiprocessor (CUDA C++ Programming
@@ -42,6 +43,11 @@ class Device(NamedTuple):
     def architecture(self):
         """The newest of ARCHITECTURES that the device can run."""
         return max((a for a in ARCHITECTURES if a <= self.compute_capability), default=None)
+
+    @property
+    def lanes(self):
+        """Multiply-adds a cycle of one multiprocessor."""
+        return _LANES[self.architecture or ARCHITECTURES[0]]
 
 
 class Tile(NamedTuple):
@@ -82,10 +88,10 @@ class Variant(NamedTuple):
     rows: int = 1     # of the batch that a group owns
     cycles: float = math.inf  # estimated, a step
 
-    def expression(self, direction):
-        """The kernel's name in C++ for "Forward" or "Backward"; stepwise is not named here."""
-        blocks = f", {self.blocks}" if self.family == "cluster" else ""
-        return f"{self.family}<{direction}<float>, {self.tile}{blocks}>"
+    def kernel(self, direction):
+        """The `sources.Kernel` for "Forward" or "Backward". Stepwise, where the dtype counts too, has it in the launcher."""
+        macros = (("PASS", f"{direction}<float>"), ("TILE", str(self.tile)))
+        return Kernel(self.family, self.family, macros + (("BLOCKS", str(self.blocks)),) * (self.family == "cluster"))
 
     @property
     def shared(self):
@@ -138,8 +144,7 @@ def candidates(device, dtype, B, H):
                 f" and {device.multiprocessors} multiprocessors" if family == "grid" else "")
         reasons[family] = reason
     # Vendor's product at half the chip's rate, and two launches.
-    lanes = _lanes(device)
-    work = 2 * B * H * H / (lanes * device.multiprocessors)
+    work = 2 * B * H * H / (device.lanes * device.multiprocessors)
     found.append(Variant("stepwise", cycles=_LATENCY["stepwise"] + work))
     return found, reasons
 
@@ -242,7 +247,7 @@ def _variant(family, device, tile, blocks, B, H):
     if variant.shared > device.shared_memory or variant.groups > _MOST_GROUPS:
         return None
     turns = -(-variant.groups // most_groups)
-    return variant._replace(cycles=turns * _cycles(family, tile, rows, _lanes(device)))
+    return variant._replace(cycles=turns * _cycles(family, tile, rows, device.lanes))
 
 
 def _cycles(family, tile, rows, lanes):
@@ -254,10 +259,6 @@ def _cycles(family, tile, rows, lanes):
     if family == "grid":  # 64 bytes a cycle from L2
         shared = max(shared, tile.rows * tile.k / 16)
     return _LATENCY[family] + rows // tile.rows * (max(arithmetic, shared) + _PER_TILE)
-
-
-def _lanes(device):
-    return _LANES[device.architecture or ARCHITECTURES[0]]
 
 
 def _up(number, step):
