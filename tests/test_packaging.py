@@ -43,7 +43,17 @@ def test_base_needs_numpy_alone(base, tmp_path):
             "print(np.allclose(outputs, np.tanh(1)))")
     assert run(base / "python", "-c", code, cwd=tmp_path) == (0, "True\n")
     status, printed = run(base / "rnn-ops", "info", cwd=tmp_path)
-    assert status == 0 and "CPU kernels" in printed
+    assert status == 0 and "CPU kernels" in printed and "GPU kernels  none: CuPy is not installed" in printed
+
+
+def test_the_cuda_kernels_come_along(base, tmp_path):
+    code = ("from rnn_ops.backends.cuda import sources\n"
+            "print(sources.folder(), all('__global__' in sources.text(family) for family in\n"
+            "                            ('resident', 'cluster', 'grid', 'stepwise', 'sums')))")
+    status, printed = run(base / "python", "-c", code, cwd=tmp_path)
+    assert status == 0 and printed.endswith("rnn_ops/backends/cuda/kernels True\n")
+    status, printed = run(base / "python", "-m", "rnn_ops_benchmarks.gpu", cwd=tmp_path)
+    assert status == 2 and "CuPy is not installed" in printed and "Traceback" not in printed
 
 
 @pytest.mark.parametrize("code", [
