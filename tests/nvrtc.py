@@ -39,7 +39,14 @@ def _library():
 
 def compile(source, expressions, architecture, options=()):
     """Compile for a compute capability such as 80 → Resources of each name expression, by expression."""
-    library, program = _library(), ctypes.c_void_p()
+    library = _library()
+    from rnn_ops.backends.cuda.libraries import locale_kept  # after the error for a missing compiler
+    with locale_kept():
+        return _compile(library, source, expressions, architecture, options)
+
+
+def _compile(library, source, expressions, architecture, options):
+    program = ctypes.c_void_p()
     _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
     try:
         for expression in expressions:

@@ -5,6 +5,8 @@ shared memory. The compiler breaks it silently: what does not fit into registers
 which is slow. So each kernel's figures are read here.
 """
 import concurrent.futures
+import contextlib
+import locale
 import multiprocessing
 import os
 import subprocess
@@ -34,9 +36,9 @@ def kernels(family, architecture):
             for tile, blocks in variants.tiles(family, architecture) for direction in ("Forward", "Backward")}
 
 
-def compile_kernel(kernel, architecture):
-    """Its `nvrtc.Resources`, as CuPy would compile it."""
-    return nvrtc.compile(sources.text(kernel.family), [kernel.name], architecture, kernel.options + ("-ftz=true",))[kernel.name]
+def as_cupy_would(kernel, architecture):
+    """The arguments of `nvrtc.compile` for a kernel."""
+    return sources.text(kernel.family), [kernel.name], architecture, kernel.options + ("-ftz=true",)
 
 
 def out_of_bounds(figures, threads):
@@ -65,7 +67,8 @@ def workers():
 @pytest.mark.parametrize("family, architecture", CASES)
 def test_kernels_stay_on_the_chip(workers, family, architecture):
     threads = kernels(family, architecture)
-    figures = dict(zip(threads, workers.map(compile_kernel, threads, [architecture] * len(threads), chunksize=4)))
+    jobs = {kernel: workers.submit(nvrtc.compile, *as_cupy_would(kernel, architecture)) for kernel in threads}
+    figures = {kernel: job.result()[kernel.name] for kernel, job in jobs.items()}
     assert len(figures) == len(threads) > 0 and max(threads.values()) <= 1024
     wrong = [f"sm_{architecture} {kernel} {', '.join(found)}: {figures[kernel]}"
              for kernel in threads for found in [out_of_bounds(figures[kernel], threads[kernel])] if found]
@@ -98,7 +101,8 @@ def test_the_largest_variant_fits_shared_memory(family, architecture):
 def test_a_chunk_too_many_in_registers_is_seen():
     """The check itself: the largest resident tile with all of its weights in registers, which cannot be."""
     tile = variants.Tile(256, 256, 8, 1, 1, 0)
-    figures = compile_kernel(variants.Variant("resident", tile).kernel("Forward"), 80)
+    kernel = variants.Variant("resident", tile).kernel("Forward")
+    figures = nvrtc.compile(*as_cupy_would(kernel, 80))[kernel.name]
     assert "spills" in out_of_bounds(figures, tile.threads)
 
 
@@ -136,7 +140,7 @@ def test_figures_are_those_of_the_kernel():
 def test_the_text_of_a_family_is_complete(family):
     text = sources.text(family)
     assert "#include" not in text and "#pragma once" not in text
-    compile_kernel(next(iter(kernels(family, 90))), 90)  # with no folder to include from
+    nvrtc.compile(*as_cupy_would(next(iter(kernels(family, 90))), 90))  # with no folder to include from
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -150,6 +154,16 @@ def test_a_new_header_makes_a_new_text(family):
         assert "// a new version" in marked and marked != sources.text(family)
     passes = sources.text(family, {"passes.cuh": "struct Forward {};\n"})
     assert (passes == sources.text(family)) == (family == "sums")
+
+
+@pytest.mark.parametrize("text", ["__global__ void kernel(int* data) { data[0] = 1; }", "nonsense"])
+def test_python_still_knows_its_encoding_after_a_compilation(text):
+    """NVRTC itself would have left this thread with ASCII."""
+    before = locale.getpreferredencoding()
+    with contextlib.suppress(nvrtc.CompileError):
+        nvrtc.compile(text, ["kernel"], 80)
+    assert locale.getpreferredencoding() == before
+    assert before.lower() == "utf-8"  # else this test could not fail
 
 
 def test_an_error_is_the_compilers_own_words():

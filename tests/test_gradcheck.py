@@ -9,15 +9,15 @@ from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.gradcheck import Case
-from rnn_ops.operators import custom
+from rnn_ops.operators import custom, places
 
 pytestmark = pytest.mark.timeout(240)
 
 CASES = [Case("sequence", 3, 2, 2, 3), Case("sequence", 4, 3, 2, 2, "tokens"), Case("step", 1, 2, 2, 3)]
 
 
-class Planted:
-    """A backend in NumPy, written from the equations, with one error; "" is none."""
+class Planted(places.Cpu):
+    """Computes in NumPy, written from the equations, with one error; "" is none."""
 
     def __init__(self, fault):
         self.fault = fault

@@ -4,6 +4,6 @@ The unmodified sources are compiled by the C++ compiler and run by the machine i
 memory that the launcher asks for. Only primitives.cuh has a twin here.
 """
 from cuda_host.host import Host, KernelError, compile_kernels, text_of
-from cuda_host.platform import OnGPU, platform
+from cuda_host.gpus import OnGPU, platform
 
 __all__ = ["Host", "OnGPU", "platform", "KernelError", "compile_kernels", "text_of"]

@@ -18,7 +18,7 @@ from rnn_ops.backends.cuda import sources, variants
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _COMPILER = os.environ.get("CXX", "g++").split()
-_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off"]
 _MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -54,7 +54,7 @@ def _folder():
 
 
 def _compile(command, output):
-    done = subprocess.run(command + ["-o", output], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command + ["-o", output], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     if done.returncode:
         raise CompileError(f"{' '.join(command)}\n{done.stdout}")
     return output

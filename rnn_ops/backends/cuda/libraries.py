@@ -1,8 +1,10 @@
-"""Loads the CUDA 11 libraries that pip has installed, so that a GPU host needs a driver and no CUDA toolkit.
+"""Two things about CUDA's own libraries: where they are, and what NVRTC does to the thread that calls it.
 
-mxnet-cu112 and cupy-cuda11x look for them where a toolkit puts them. A library that is loaded already is not looked for,
-so loading the ones of the nvidia-*-cu11 wheels first is all it takes.
+mxnet-cu112 and cupy-cuda11x look for the CUDA 11 libraries where a CUDA toolkit puts them. A library that is loaded already is
+not looked for, so loading the ones of the nvidia-*-cu11 wheels first is all it takes: a GPU host needs a driver and no
+toolkit.
 """
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -36,3 +38,16 @@ def load_for(distribution):
                     ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
                 except OSError:
                     pass
+
+
+@contextlib.contextmanager
+def locale_kept():
+    """Around a call of NVRTC, which leaves its thread in the locale "C": Python would read and write files as ASCII from
+    then on. (Found with NVRTC 11.8.)"""
+    uselocale = ctypes.CDLL(None).uselocale
+    uselocale.argtypes, uselocale.restype = [ctypes.c_void_p], ctypes.c_void_p
+    before = uselocale(None)
+    try:
+        yield
+    finally:
+        uselocale(before)

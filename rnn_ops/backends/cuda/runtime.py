@@ -13,7 +13,7 @@ import numpy as np
 from cupy_backends.cuda.api import driver, runtime
 from cupy_backends.cuda.libs import cublas, nvrtc
 
-from rnn_ops.backends.cuda import sources, variants
+from rnn_ops.backends.cuda import libraries, sources, variants
 
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER = 8, 14
@@ -105,8 +105,9 @@ class Runtime:
 
     def compile(self, kernel):
         """The function of a `sources.Kernel`, compiled or taken from CuPy's cache on disk."""
-        module = cupy.RawModule(code=sources.text(kernel.family), options=kernel.options)
-        function = module.get_function(kernel.name).kernel
+        with libraries.locale_kept():
+            module = cupy.RawModule(code=sources.text(kernel.family), options=kernel.options)
+            function = module.get_function(kernel.name).kernel
         if kernel.family == "cluster":  # of 16 blocks, which not every chip would have to offer
             driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
         return function
