@@ -8,9 +8,7 @@ compares each result and each gradient with another way to compute it:
 - ``float64, reference's differences``: the reference's gradients against central differences of its results.
 - ``float32, reference``: the float32 operator against the float64 reference on the same (float32) arguments.
 
-The error of a tensor is max|a - b| / max|b|, with b the second of the two: relative to the tensor's largest element, so
-that elements near zero do not count for more than they weigh. Where b is all zero, it is 0 if a is too, else infinite.
-A NaN or an infinity on either side is an infinite error.
+Errors and what float32 is allowed are those of `rnn_ops.exactness`, the second of the two being the truth.
 
 ``rnn-ops check`` runs it all; from Python, `check` takes other operators and other cases.
 """
@@ -31,6 +29,7 @@ from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.arguments import NAMES
+from rnn_ops.exactness import FLOAT32_FACTOR, FLOAT32_FLOOR, relative_error
 
 FLOAT64_BOUND = 1e-9
 
@@ -39,13 +38,6 @@ FLOAT64_BOUND = 1e-9
 # (N = 524,288) 1e-9. Relative to f', the bound leaves room for an f''' of 100 times f', or an f' of 0.01.
 STEP = 2.0 ** -14
 DIFFERENCES_BOUND = 1e-7
-
-# Float32 rounds differently in every order of summation, so no operator can be held to less than what float32 costs
-# the reference itself on the same arguments: three times that, and a floor for where the reference is right by luck.
-# The floor: 4 ulp in a tanh near 1 are 2 eps, thus 4 eps in the derivative 1 - h², a relative 16 eps where that is
-# 1/4; and once more for the sums.
-FLOAT32_FACTOR = 3
-FLOAT32_FLOOR = 32 * float(np.finfo(np.float32).eps)
 
 # Tensors up to this size are differenced element by element, larger ones along a few random directions.
 ELEMENTWISE = 64
@@ -129,16 +121,6 @@ def check(rnn_step=operators.rnn_step, rnn_sequence=operators.rnn_sequence, case
         if report:
             report(number, len(cases), case, new)
     return rows
-
-
-def relative_error(a, b):
-    """max|a - b| / max|b|; see the top of this file for zeros and for what is not finite."""
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return math.inf
-    difference, scale = np.abs(a - b).max(), np.abs(b).max()
-    if scale == 0:
-        return 0.0 if difference == 0 else math.inf
-    return float(difference / scale)
 
 
 def main(device="cpu", json_path=None):

@@ -4,11 +4,8 @@ A machine has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_de
 GPU (machine.py), or a CPU that runs the kernels' sources. Results are written into NaN between guard cells, so that
 what is left out, and what is written beside, is found.
 
-The error of a tensor is max|a - b| / max|b|, b from NumPy in float64 on the same arguments. Bounds: float64 1e-9.
-float32 rounds differently in every order of summation, so no kernel can be held to less than what a float32 NumPy
-evaluation of the same arguments loses: three times that, and a floor of 32 eps for where that one is right by luck (4
-ulp in a tanh near 1 are 2 eps, thus 4 eps in 1 - h², a relative 16 eps where that is 1/4; and once more for the sums).
-As in rnn_ops/gradcheck.py, which needs MXNet.
+Truth is NumPy in float64 on the same arguments; errors and what float32 is allowed are those of `rnn_ops.exactness`,
+float64 may be off by 1e-9.
 """
 import math
 from functools import partial
@@ -16,11 +13,11 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 from rnn_ops.backends.cuda import variants
+from rnn_ops.exactness import FLOAT32_FACTOR, FLOAT32_FLOOR, relative_error
 
 from .. import numpy_loop, problems
 
 FLOAT64_BOUND = 1e-9
-FLOAT32_FACTOR, FLOAT32_FLOOR = 3, 32 * float(np.finfo(np.float32).eps)
 RUNS = 20   # that must give the same bits
 ULPS = 4    # most that tanh may be off
 GUARD = 64  # cells on either side of a result
@@ -113,16 +110,6 @@ def evaluate(problem):
     if problem.dlast is not None:
         doutputs[-1] += problem.dlast
     return dict(numpy_loop.backward(*problem[:4], outputs, doutputs), outputs=outputs)
-
-
-def relative_error(a, b):
-    """max|a - b| / max|b|; infinite where either is not finite; where b is all zero, 0 if a is too."""
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return math.inf
-    difference, scale = np.abs(a - b).max(), np.abs(b).max()
-    if scale == 0:
-        return 0.0 if difference == 0 else math.inf
-    return float(difference / scale)
 
 
 def bounds(problem, truth):

@@ -11,6 +11,9 @@ import importlib.util
 import os
 from importlib import metadata
 
+# What CuPy needs for us, and no more: torch in the same process may bring the others itself.
+_FOR_CUPY = ("cuda_runtime", "cuda_nvrtc", "cublas")
+
 # (package, file), each after those it needs.
 _FILES = (
     ("cuda_runtime", "libcudart.so.11.0"), ("cuda_nvrtc", "libnvrtc.so.11.2"), ("cublas", "libcublasLt.so.11"),
@@ -32,6 +35,8 @@ def load_for(distribution):
     nvidia = importlib.util.find_spec("nvidia")
     for folder in nvidia.submodule_search_locations if nvidia else ():
         for package, file in _FILES:
+            if distribution == "cupy-cuda11x" and package not in _FOR_CUPY:
+                continue
             path = os.path.join(folder, package, "lib", file)
             if os.path.exists(path):
                 try:
