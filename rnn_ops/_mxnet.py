@@ -36,7 +36,9 @@ def import_mxnet():
     try:
         import mxnet
     except (ImportError, OSError, AttributeError) as error:
-        raise ImportError(f"MXNet is installed but cannot be imported: {error}.") from error
+        driver = (" That is the NVIDIA driver, which mxnet-cu112 needs: on a machine without one uninstall it and install "
+                  "rnn_ops[cpu].") if "libcuda.so" in str(error) else ""
+        raise ImportError(f"MXNet is installed but cannot be imported: {error}.{driver}") from error
     finally:
         if lend:
             del numpy.bool

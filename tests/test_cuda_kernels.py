@@ -277,7 +277,7 @@ def test_with_all_barriers_the_kernels_run(family, barriers):
     assert len(BARRIER.findall(text_of(family))) == barriers
 
 
-@pytest.mark.parametrize("family, number", places(BARRIER))
+@pytest.mark.parametrize("family, number", list(places(BARRIER)))
 def test_without_one_barrier_they_do_not(family, number):
     with pytest.raises(KernelError):
         execute(family, changed(family, BARRIER, number, ";"))

@@ -106,3 +106,11 @@ def test_a_source_folder_without_kernels_says_so(tmp_path):
                     ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     status, printed = run(sys.executable, "-c", "import rnn_ops.backends.cpu", cwd=tmp_path)  # finds the copy
     assert status == 1 and "no compiled kernels" in printed.splitlines()[-1]
+
+
+def test_the_gpu_wheel_without_a_driver_says_what_to_install(tmp_path):
+    (tmp_path / "mxnet.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file: No such file')\n")
+    status, printed = run(sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); from rnn_ops import rnn_step",
+                          tmp_path, cwd=tmp_path)
+    last = printed.strip().splitlines()[-1]
+    assert status == 1 and "libcuda.so.1" in last and "NVIDIA driver" in last and "rnn_ops[cpu]" in last
