@@ -6,21 +6,23 @@ In float64 it is the truth that every provider is verified against; in float32 i
 import numpy as np
 
 
-def forward(inputs, state, Wxh, Whh, bh):
-    """The hidden state after every step, (T, B, H)."""
+def forward(inputs, state, Wxh, Whh, bh, activation="tanh"):
+    """The hidden state after every step, (T, B, H). activation: "tanh" or "relu"."""
     outputs = (Wxh[inputs] if inputs.ndim == 2 else inputs @ Wxh) + bh  # what of each step waits for no other
     for t in range(len(outputs)):
-        outputs[t] = state = np.tanh(outputs[t] + state @ Whh)
+        a = outputs[t] + state @ Whh
+        outputs[t] = state = np.tanh(a) if activation == "tanh" else np.maximum(a, 0)
     return outputs
 
 
-def backward(inputs, state, Wxh, Whh, outputs, doutputs):
+def backward(inputs, state, Wxh, Whh, outputs, doutputs, activation="tanh"):
     """Gradients {"dstate", "dWxh", "dWhh", "dbh"} and, for dense inputs, "dinputs"."""
     H = Whh.shape[0]
-    da = np.empty_like(outputs)  # gradient of what goes into tanh
+    da = np.empty_like(outputs)  # gradient of what goes into tanh or relu
+    derivative = 1 - outputs ** 2 if activation == "tanh" else outputs > 0
     dh = np.zeros_like(state)
     for t in reversed(range(len(outputs))):
-        da[t] = (doutputs[t] + dh) * (1 - outputs[t] ** 2)
+        da[t] = (doutputs[t] + dh) * derivative[t]
         dh = da[t] @ Whh.T
     flat = da.reshape(-1, H)
     gradients = {

@@ -13,6 +13,7 @@ Errors and what float32 is allowed are those of `rnn_ops.exactness`, the second 
 ``rnn-ops check`` runs it all; from Python, `check` takes other operators and other cases.
 """
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -57,9 +58,11 @@ class Case(NamedTuple):
     H: int
     input: str = "dense"  # or "tokens"
     values: str = "random"  # or one of "one token", "saturated", "flat"
+    activation: str = "tanh"  # or "relu"
 
     def __str__(self):
-        return f"{self.operator} T={self.T} B={self.B} I={self.I} H={self.H} {self.input} {self.values}"
+        words = f"{self.operator} T={self.T} B={self.B} I={self.I} H={self.H} {self.input} {self.values}"
+        return words if self.activation == "tanh" else f"{words} {self.activation}"
 
 
 class Row(NamedTuple):
@@ -76,7 +79,7 @@ class Row(NamedTuple):
 
 
 def default_cases():
-    """The grid of `check`: ones, primes and the workload's shape, dense and tokens, and saturated states."""
+    """The grid of `check`: ones, primes and the workload's shape, dense and tokens, saturated states, and relu."""
     sequences = [(1, 1, 1, 1), (1, 2, 3, 5), (2, 1, 1, 3), (5, 3, 1, 2), (7, 1, 4, 1), (3, 2, 5, 7), (4, 5, 13, 11),
                  (31, 17, 23, 37), (64, 1, 77, 256), (64, 32, 77, 256)]
     steps = [(1, 1, 1), (1, 3, 2), (3, 5, 7), (17, 23, 37), (32, 77, 256)]
@@ -86,6 +89,11 @@ def default_cases():
         cases.append(Case("sequence", *shape, input="tokens", values="one token"))
         cases += [Case("sequence", *shape, input=kind, values=values)
                   for kind, values in itertools.product(("dense", "tokens"), ("saturated", "flat"))]
+    # Smaller ones for relu: where an argument of it is so near 0 that a step for a difference crosses it, there is nothing
+    # to compare, and of many elements some are.
+    shapes = [("sequence", 1, 1, 1, 1), ("sequence", 7, 1, 4, 1), ("sequence", 3, 2, 5, 7), ("sequence", 4, 5, 13, 11),
+              ("step", 1, 3, 5, 7)]
+    cases += [Case(*shape, input=kind, activation="relu") for shape, kind in itertools.product(shapes, ("dense", "tokens"))]
     return cases
 
 
@@ -177,6 +185,8 @@ def _computing_on(device):
 
 def _check_case(operator, case):
     truth = getattr(reference, "rnn_" + case.operator)
+    if case.activation != "tanh":
+        operator, truth = (functools.partial(function, activation=case.activation) for function in (operator, truth))
     arguments, cotangents = draw(case)
 
     ours, theirs = (values_and_gradients(function, arguments, cotangents) for function in (operator, truth))

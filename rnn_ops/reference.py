@@ -12,12 +12,13 @@ trap.
 Shapes: T steps, B batch rows, I input width (V where the input is tokens), H hidden units, V vocabulary.
 """
 from rnn_ops._mxnet import mx
+from rnn_ops.backends import arguments
 
 nd = mx.nd
 
 
-def rnn_step(inputs, state, Wxh, Whh, bh):
-    """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh).
+def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
+    """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), or with relu in the place of tanh.
 
     Parameters
     ----------
@@ -25,17 +26,19 @@ def rnn_step(inputs, state, Wxh, Whh, bh):
         A token stands for its one-hot row.
     state : NDArray (B, H)
     Wxh, Whh, bh : NDArray (I, H), (H, H), (H,)
+    activation : "tanh" or "relu"
 
     Returns
     -------
     NDArray (B, H)
     """
+    arguments.check_activation(activation)
     if inputs.ndim == 1:
         inputs = nd.one_hot(inputs, Wxh.shape[0], dtype=Wxh.dtype)
-    return nd.tanh(nd.dot(inputs, Wxh) + nd.dot(state, Whh) + bh)
+    return getattr(nd, activation)(nd.dot(inputs, Wxh) + nd.dot(state, Whh) + bh)
 
 
-def rnn_sequence(inputs, state, Wxh, Whh, bh):
+def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """The loop over T steps.
 
     Parameters
@@ -44,6 +47,7 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh):
     state : NDArray (B, H)
         The hidden state before the first step.
     Wxh, Whh, bh : NDArray (I, H), (H, H), (H,)
+    activation : "tanh" or "relu"
 
     Returns
     -------
@@ -54,7 +58,7 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh):
     """
     outputs = []
     for x in inputs:
-        state = rnn_step(x, state, Wxh, Whh, bh)
+        state = rnn_step(x, state, Wxh, Whh, bh, activation)
         outputs.append(state)
     return nd.stack(*outputs, axis=0), state
 

@@ -57,7 +57,7 @@ class NumPyMachine:
             call(i)
         return time.perf_counter() - started + 1e-6, True
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs, variant=None):
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
         self.launches += 1
         if self.defect == "stepwise raises" and getattr(variant, "family", None) == "stepwise":
             raise RuntimeError("invalid configuration")
@@ -70,7 +70,7 @@ class NumPyMachine:
             wrong = (inputs < 0) | (inputs >= len(Wxh))
             inputs = np.where(wrong, 0, inputs)
         table = Wxh.copy()
-        outputs[:] = numpy_loop.forward(inputs, state, table, Whh, bh)
+        outputs[:] = numpy_loop.forward(inputs, state, table, Whh, bh, activation=activation)
         if self.defect != "wrong tokens taken for 0":
             for t, b in np.argwhere(wrong):
                 outputs[t:, b] = np.nan
@@ -87,7 +87,8 @@ class NumPyMachine:
         if self.defect == "other bits":
             outputs[0, 0, 0] += np.spacing(outputs[0, 0, 0]) * (self.launches % 2)
 
-    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast, variant=None, **gradients):
+    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast, activation="tanh", variant=None,
+                 **gradients):
         if self.defect == "gone":
             return
         total = np.zeros_like(outputs) if doutputs is None else doutputs.copy()
@@ -97,7 +98,9 @@ class NumPyMachine:
             total += 1
         if inputs.ndim == 2:
             inputs = np.where((inputs < 0) | (inputs >= len(Wxh)), 0, inputs)
-        found = numpy_loop.backward(inputs, state, Wxh, Whh, outputs, total)
+        if self.defect == "tanh's derivative for relu":
+            activation = "tanh"
+        found = numpy_loop.backward(inputs, state, Wxh, Whh, outputs, total, activation=activation)
         if self.defect == "dWhh of T = 1 only":
             found["dWhh"] -= outputs[:-1].reshape(-1, len(Whh)).T @ np.ones_like(outputs[1:]).reshape(-1, len(Whh))
         if self.defect == "without dstate all is other" and gradients.get("dstate") is None:
@@ -212,6 +215,7 @@ def test_a_right_machine_passes(device):
     ("dWhh of T = 1 only", "dWhh: "),
     ("without dstate all is other", "without dstate: cells of the others that changed: 6"),
     ("slightly off", "dbh: "),
+    ("tanh's derivative for relu", "relu, resident: "),
     ("stepwise raises", "RuntimeError: invalid configuration"),
 ])
 def test_every_defect_is_found(defect, what):

@@ -27,21 +27,42 @@ def simd(request, monkeypatch):
     assert cpu.simd() == request.param
 
 
-@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("tokens, activation", [(False, "tanh"), (True, "tanh"), (False, "relu")],
+                         ids=["dense", "tokens", "dense-relu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_forward_and_backward(simd, shape, dtype, tokens):
-    check(cpu, shape, dtype, tokens)
+def test_forward_and_backward(simd, shape, dtype, tokens, activation):
+    check(cpu, shape, dtype, tokens, activation=activation)
+
+
+@pytest.mark.parametrize("activation", arguments.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_stays_nan(simd, dtype, activation):
+    (inputs, state, *weights), _, _ = random_case((3, 3, 5, 40), dtype, tokens=True)
+    state[1, 7] = np.nan
+    outputs = np.zeros((3, 3, 40), dtype)
+    cpu.forward(inputs, state, *weights, outputs, activation=activation)
+    assert np.isnan(outputs[:, 1]).all() and np.isfinite(outputs[:, [0, 2]]).all()
+
+
+def test_another_activation_is_refused():
+    arrays, doutputs, dlast_state = random_case((2, 3, 4, 5), "float32", tokens=True)
+    outputs = np.zeros_like(doutputs)
+    with pytest.raises(ValueError, match="activation: got 'gelu', needs 'tanh' or 'relu'"):
+        cpu.forward(*arrays, outputs, activation="gelu")
+    with pytest.raises(ValueError, match="activation: got None, needs 'tanh' or 'relu'"):
+        cpu.backward(*arrays[:4], outputs, doutputs, dlast_state, activation=None)
+    assert (outputs == 0).all()
 
 
 @settings(max_examples=150, deadline=None)
 @given(T=st.integers(1, 9), B=st.integers(1, 40), I=st.integers(1, 90), H=st.integers(1, 140),
        dtype=st.sampled_from(["float32", "float64"]), tokens=st.booleans(), level=st.sampled_from(cpu.simd_levels()),
-       seed=st.integers(0, 2 ** 31))
-def test_any_shape(T, B, I, H, dtype, tokens, level, seed):
+       activation=st.sampled_from(arguments.ACTIVATIONS), seed=st.integers(0, 2 ** 31))
+def test_any_shape(T, B, I, H, dtype, tokens, level, activation, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNN_OPS_SIMD", level)
-        check(cpu, (T, B, I, H), dtype, tokens, seed)
+        check(cpu, (T, B, I, H), dtype, tokens, seed, activation)
 
 
 @pytest.mark.parametrize("wanted", [("dstate",), ("dWxh",), ("dWhh",), ("dbh",), ("dinputs",), ()])

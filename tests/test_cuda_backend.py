@@ -22,7 +22,8 @@ def gpus():
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_forward_and_backward(gpus, dtype, tokens):
-    check(cuda, (3, 5, 7, 33), dtype, tokens)
+    for activation in "tanh", "relu":
+        check(cuda, (3, 5, 7, 33), dtype, tokens, activation=activation)
     assert gpus.hosts[0].launches
 
 
@@ -91,6 +92,15 @@ def test_what_forward_refuses(gpus, name, spoil, error, sentence):
     assert not any(host.launches for host in gpus.hosts.values())
     if name != "outputs":
         assert (given["outputs"] == 7).all()
+
+
+def test_another_activation_is_refused(gpus):
+    given = arguments()
+    with pytest.raises(ValueError, match="activation: got 'gelu', needs 'tanh' or 'relu'"):
+        cuda.forward(**given, activation="gelu")
+    del given["bh"]
+    with pytest.raises(ValueError, match="activation: got None, needs 'tanh' or 'relu'"):
+        cuda.backward(**given, doutputs=None, dlast_state=None, activation=None)
 
 
 @pytest.mark.parametrize("name", ["state", "outputs"])

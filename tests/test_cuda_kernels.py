@@ -38,27 +38,32 @@ def on(architecture, multiprocessors, **options):
     return Launcher(Host(variants.known_device(architecture, multiprocessors), **options))
 
 
-@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+KINDS = [(False, "tanh"), (True, "tanh"), (True, "relu")]
+kinds = pytest.mark.parametrize("tokens, activation", KINDS, ids=["dense", "tokens", "tokens-relu"])
+
+
+@kinds
 @pytest.mark.parametrize("family, architecture, multiprocessors, shape", SHAPES,
                          ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value))
-def test_forward_and_backward(family, architecture, multiprocessors, shape, tokens):
-    check(on(architecture, multiprocessors), shape, "float32", tokens, variant=family)
+def test_forward_and_backward(family, architecture, multiprocessors, shape, tokens, activation):
+    check(on(architecture, multiprocessors), shape, "float32", tokens, activation=activation, variant=family)
 
 
-@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@kinds
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 7, 129), (3, 17, 2, 64)], ids=lambda shape: "x".join(map(str, shape)))
-def test_double_precision(shape, tokens):
-    check(on(70, 80), shape, "float64", tokens)
+def test_double_precision(shape, tokens, activation):
+    check(on(70, 80), shape, "float64", tokens, activation=activation)
 
 
 @settings(max_examples=40, deadline=None)
-@given(T=st.integers(1, 5), B=st.integers(1, 21), I=st.integers(1, 40), H=st.integers(1, 140), tokens=st.booleans(),
+@given(T=st.integers(1, 5), B=st.integers(1, 21), I=st.integers(1, 40), H=st.integers(1, 140), kind=st.sampled_from(KINDS),
        family=st.sampled_from((None,) + variants.FAMILIES), architecture=st.sampled_from((75, 90)),
        multiprocessors=st.sampled_from((9, 16)), seed=st.integers(0, 2 ** 31))
-def test_any_shape(T, B, I, H, tokens, family, architecture, multiprocessors, seed):
+def test_any_shape(T, B, I, H, kind, family, architecture, multiprocessors, seed):
     if family == "cluster" and architecture < 90:
         family = None
-    check(on(architecture, multiprocessors, seed=seed % 1000), (T, B, I, H), "float32", tokens, seed, variant=family)
+    tokens, activation = kind
+    check(on(architecture, multiprocessors, seed=seed % 1000), (T, B, I, H), "float32", tokens, seed, activation, variant=family)
 
 
 @pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6)])
@@ -111,6 +116,16 @@ def test_a_token_outside_the_table_makes_nan_of_its_row_alone(family, multiproce
     others = np.arange(5) != 2
     assert np.isnan(outputs[1:, 2]).all()
     assert np.array_equal(outputs[0], good[0]) and np.array_equal(outputs[:, others], good[:, others])
+
+
+@pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6), ("stepwise", 4)])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_nan_stays_nan(family, multiprocessors, activation):
+    (inputs, state, *weights), _, _ = random_case((3, 3, 5, 40), "float32", tokens=True)
+    state[1, 7] = np.nan
+    outputs = np.zeros((3, 3, 40), "float32")
+    on(90, multiprocessors).forward(inputs, state, *weights, outputs, activation=activation, variant=family)
+    assert np.isnan(outputs[:, 1]).all() and np.isfinite(outputs[:, [0, 2]]).all()
 
 
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])

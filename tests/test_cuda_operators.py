@@ -51,7 +51,8 @@ in_each_place = pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_gradients(place):
     cases = [Case("sequence", *shape, input=kind) for shape in [(1, 1, 1, 1), (3, 2, 5, 7), (4, 5, 3, 33)]
              for kind in ("dense", "tokens")]
-    cases += [Case("step", 1, 3, 2, 5), Case("step", 1, 3, 2, 5, "tokens"),
+    cases += [Case("sequence", 3, 2, 5, 7, "tokens", activation="relu"), Case("step", 1, 3, 2, 5, activation="relu"),
+              Case("step", 1, 3, 2, 5), Case("step", 1, 3, 2, 5, "tokens"),
               Case("sequence", 3, 2, 5, 7, "tokens", "flat"), Case("sequence", 3, 2, 5, 7, "dense", "saturated")]
     rows = gradcheck.check(cases=cases)
     assert [row for row in rows if not row.passed] == []
@@ -201,7 +202,8 @@ def test_on_the_gpu_mxnets_memory_is_used_and_not_copied(place, monkeypatch):
     given, _ = arrays()
     seen = []
     forward = places.Gpu.forward
-    monkeypatch.setattr(places.Gpu, "forward", lambda self, *values: (seen.extend(values), forward(self, *values)))
+    monkeypatch.setattr(places.Gpu, "forward", lambda self, *values, **options: (
+        seen.extend(values), forward(self, *values, **options)))
     outputs, _ = rnn_ops.rnn_sequence(*given)
     outputs.wait_to_read()
     assert [array.ctypes.data for array in seen] == [places.memory.address(array) for array in [*given, outputs]]

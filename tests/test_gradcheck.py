@@ -22,7 +22,7 @@ class Planted(places.Cpu):
     def __init__(self, fault):
         self.fault = fault
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs):
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
         projected = Wxh[inputs] if inputs.dtype == np.int32 else inputs @ Wxh
         for t in range(len(inputs)):
             outputs[t] = state = np.tanh(projected[t] + state @ Whh + bh)
@@ -34,7 +34,7 @@ class Planted(places.Cpu):
             outputs[0, 0, 0] = np.nan
 
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None):
+                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, activation="tanh"):
         T = len(outputs)
         da = np.empty_like(outputs)
         dh = np.zeros_like(state)

@@ -387,7 +387,7 @@ def test_forward_honours_req(kind, reqs):
 def test_backward_asks_for_what_req_wants(kind, reqs):
     """Where it may, the place computes into MXNet's memory itself; what nobody wants it is not asked for."""
     class Place(places.Cpu):
-        def backward(self, *arguments, **gradients):
+        def backward(self, *arguments, activation, **gradients):
             self.gradients = gradients
             for gradient in gradients.values():
                 if gradient is not None and gradient.shape == (5, 7):

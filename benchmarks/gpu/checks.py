@@ -85,6 +85,11 @@ class Problem(NamedTuple):
     bh: Any
     doutputs: Optional[Any]
     dlast: Optional[Any]
+    activation: str = "tanh"
+
+    @property
+    def arrays(self):
+        return self[:-1]
 
     @property
     def shape(self):
@@ -92,24 +97,25 @@ class Problem(NamedTuple):
         return len(self.inputs), *self.state.shape
 
     def astype(self, dtype):
-        return Problem(*(array if array is None or array.dtype == np.int32 else array.astype(dtype) for array in self))
+        return Problem(*(array if array is None or array.dtype == np.int32 else array.astype(dtype)
+                         for array in self.arrays), self.activation)
 
 
-def draw(T, B, I, H, dtype=FLOAT32, tokens=True, scale=1):
+def draw(T, B, I, H, dtype=FLOAT32, tokens=True, scale=1, activation="tanh"):
     """A Problem, always the same one for the same shape. A ``scale`` of 10 saturates most states."""
     found = problems.Recurrence(problems.Shape(T, B, I, H, tokens))
     dlast = np.random.RandomState(1).standard_normal((B, H))
     return Problem(found.inputs, found.state, scale * found.Wxh, found.Whh, scale * found.bh, found.doutputs,
-                   dlast).astype(FLOAT32).astype(dtype)
+                   dlast, activation).astype(FLOAT32).astype(dtype)
 
 
 def evaluate(problem):
     """outputs and all gradients by name, by NumPy in the problem's own precision."""
-    outputs = numpy_loop.forward(*problem[:5])
+    outputs = numpy_loop.forward(*problem[:5], activation=problem.activation)
     doutputs = np.zeros_like(outputs) if problem.doutputs is None else problem.doutputs.copy()
     if problem.dlast is not None:
         doutputs[-1] += problem.dlast
-    return dict(numpy_loop.backward(*problem[:4], outputs, doutputs), outputs=outputs)
+    return dict(numpy_loop.backward(*problem[:4], outputs, doutputs, activation=problem.activation), outputs=outputs)
 
 
 def bounds(problem, truth):
@@ -132,7 +138,7 @@ def execute(machine, problem, variant=None, without=(), guard=GUARD):
 
     ``without`` names gradients that are not asked for.
     """
-    arguments = [None if array is None else machine.to_device(array) for array in problem]
+    arguments = [None if array is None else machine.to_device(array) for array in problem.arrays]
     inputs, state, Wxh, Whh, bh, doutputs, dlast = arguments
     T, B, H = problem.shape
     shapes = {"outputs": (T, B, H), "dstate": state.shape, "dWxh": Wxh.shape, "dWhh": Whh.shape, "dbh": bh.shape}
@@ -148,15 +154,16 @@ def execute(machine, problem, variant=None, without=(), guard=GUARD):
         bases[name] = machine.to_device(cells)
         views[name] = bases[name][guard:guard + size].reshape(shape)
 
-    machine.launcher.forward(inputs, state, Wxh, Whh, bh, views["outputs"], variant=variant)
-    machine.launcher.backward(inputs, state, Wxh, Whh, views["outputs"], doutputs, dlast, variant=variant,
-                              **{name: views.get(name) for name in _NAMES})
+    machine.launcher.forward(inputs, state, Wxh, Whh, bh, views["outputs"],
+                             activation=problem.activation, variant=variant)
+    machine.launcher.backward(inputs, state, Wxh, Whh, views["outputs"], doutputs, dlast,
+                              activation=problem.activation, variant=variant, **{name: views.get(name) for name in _NAMES})
     results, changed = {}, 0
     for name, base in bases.items():
         cells = machine.to_host(base)
         results[name] = cells[guard:len(cells) - guard].reshape(shapes[name])
         changed += sum(np.count_nonzero(beside != _CANARY) for beside in (cells[:guard], cells[len(cells) - guard:]))
-    for array, argument in zip(problem, arguments):
+    for array, argument in zip(problem.arrays, arguments):
         if array is not None:
             changed += different_cells(machine.to_host(argument), array)
     return results, changed
@@ -193,6 +200,7 @@ def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPT
     for shape in option_shapes:
         for dtype in (FLOAT32, FLOAT64):
             chosen = families(device, dtype, shape)
+            add(", relu", _values, shape, dtype, "tokens", chosen, activation="relu")
             add(", arguments left out", _options, shape, dtype, "tokens", chosen)
             add(", wrong tokens", _wrong_tokens, shape, dtype, "tokens", chosen)
     for shape in bits_shapes:

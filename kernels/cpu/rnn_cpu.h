@@ -1,6 +1,6 @@
 /* The C interface of the CPU kernels: one recurrence, forward and backward through time.
  *
- *     h[t] = tanh(x[t]·Wxh + h[t-1]·Whh + bh),   h[-1] = h0
+ *     h[t] = f(x[t]·Wxh + h[t-1]·Whh + bh),   h[-1] = h0,   f = tanh or relu
  *
  * Everything is row-major and C-contiguous, `Real` is float (RNN_FLOAT32) or double (RNN_FLOAT64). T, B, I, H >= 1:
  * steps, batch rows, input width (the vocabulary where the input is tokens), hidden units. Buffers must not overlap
@@ -20,6 +20,7 @@ extern "C" {
 #endif
 
 enum { RNN_FLOAT32 = 0, RNN_FLOAT64 = 1 };
+enum { RNN_TANH = 0, RNN_RELU = 1 };
 
 /* What a call returns. The results are whole with RNN_OK, undefined with RNN_NO_MEMORY and untouched otherwise. */
 enum {
@@ -33,19 +34,21 @@ enum {
 typedef struct {
   int64_t T, B, I, H;
   int32_t dtype;
+  int32_t activation;
   const int32_t* tokens; /* [T,B], or null */
   const void* x;         /* [T,B,I] where tokens is null */
   const void* h0;        /* [B,H] */
   const void* Wxh;       /* [I,H] */
   const void* Whh;       /* [H,H] */
   const void* bh;        /* [H] */
-  void* h;               /* [T,B,H]  out; all that backward needs, since tanh' = 1 - h² */
+  void* h;               /* [T,B,H]  out; all that backward needs: tanh' = 1 - h², relu' = (h > 0) */
   int64_t bad_token;     /* out, with RNN_BAD_TOKEN: its position in tokens */
 } rnn_cpu_forward_args;
 
 typedef struct {
   int64_t T, B, I, H;
   int32_t dtype;
+  int32_t activation;
   const int32_t* tokens; /* [T,B], or null */
   const void* x;         /* [T,B,I] where tokens is null; read for dWxh only */
   const void* h0;        /* [B,H]; read for dWhh only */

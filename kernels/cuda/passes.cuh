@@ -1,9 +1,12 @@
 // The two directions of the recurrence as the same loop: a state s_0, s_1, ... of (B, H), each the last one times a matrix,
 // then a function of one element. Everything here concerns one element; the families move whole rows of them.
 //
-// Forward:   s_0 = h0,       s_{n+1}[b,j] = tanh(Σ_k s_n[b,k]·Whh[k,j] + x_n·Wxh[:,j] + bh[j])            = h_n
-// Backward:  s_0 = da_{T-1}, s_{n+1}[b,j] = (Σ_k s_n[b,k]·Whh[j,k] + dh_t[b,j])·(1 - h_t[b,j]²)           = da_t,  t = T-2-n,
+// Forward:   s_0 = h0,       s_{n+1}[b,j] = f(Σ_k s_n[b,k]·Whh[k,j] + x_n·Wxh[:,j] + bh[j])               = h_n
+// Backward:  s_0 = da_{T-1}, s_{n+1}[b,j] = (Σ_k s_n[b,k]·Whh[j,k] + dh_t[b,j])·f'                        = da_t,  t = T-2-n,
 //            and at the end  s_T[b,j]     =  Σ_k s_n[b,k]·Whh[j,k]                                        = dh0
+//
+// f is tanh, f' = 1 - h_t², or relu, f' = 1 where h_t > 0, else 0. Which one is an argument and no template: all threads take
+// the same way, and one kernel serves both.
 //
 // All arrays are C-contiguous; T steps, B rows, H hidden units, V symbols. Both directions take T steps, n = 0 ... T-1.
 // A pass offers:
@@ -13,6 +16,8 @@
 //   finish(...)            s_{n+1} from the sum and the term
 //   store(n, b, j, value)  where s_n goes in global memory
 #pragma once
+
+enum Activation { TANH = 0, RELU = 1 };
 
 // Inputs: tokens (T, B) with table Wxh (V, H), or, where tokens is null, x·Wxh already in h, where each element is read before
 // its state is written over it. A token outside [0, V) makes NaN; nothing outside the table is read.
@@ -25,6 +30,7 @@ struct Forward {
   const Real* h0;    // (B, H)
   Real* h;           // (T, B, H)
   int T, B, V, H;
+  int activation;
 
   using Index = int;
   using Term = Real;
@@ -39,7 +45,11 @@ struct Forward {
     if (static_cast<unsigned>(token) >= static_cast<unsigned>(V)) return static_cast<Real>(0) / static_cast<Real>(0);
     return Wxh[static_cast<long long>(token) * H + j];
   }
-  __device__ Real finish(int, Real sum, Term term, Real bias) const { return tanh(sum + (term + bias)); }
+  __device__ Real finish(int, Real sum, Term term, Real bias) const {
+    const Real a = sum + (term + bias);
+    if (activation == TANH) return tanh(a);
+    return a < 0 ? 0 : a;  // NaN stays NaN
+  }
   __device__ void store(int n, int b, int j, Real value) const {
     if (n > 0) h[at(n - 1, b, j)] = value;
   }
@@ -49,16 +59,17 @@ struct Forward {
 };
 
 // dh: the gradient that arrives at every state, dlast: the one at the last state besides; either may be null.
-// dh0 may be null. h and dh are read once, da written once.
+// dh0 may be null. h and dh are read once, da, the gradient of f's argument, written once.
 template <class Real>
 struct Backward {
   const Real* Whh;    // (H, H)
   const Real* h;      // (T, B, H)
   const Real* dh;     // (T, B, H)
   const Real* dlast;  // (B, H)
-  Real* da;           // (T, B, H): the gradient before tanh
+  Real* da;           // (T, B, H)
   Real* dh0;          // (B, H)
   int T, B, H;
+  int activation;
 
   struct Index {};
   struct Term {
@@ -88,7 +99,11 @@ struct Backward {
     const long long i = at(t, b, j);
     return {h[i], dh ? dh[i] : static_cast<Real>(0)};
   }
-  // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has.
-  __device__ static Real derivative(Real sum, Term term) { return (sum + term.dh) * ((1 - term.h) * (1 + term.h)); }
+  __device__ Real derivative(Real sum, Term term) const {
+    const Real gradient = sum + term.dh;
+    // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has.
+    if (activation == TANH) return gradient * ((1 - term.h) * (1 + term.h));
+    return term.h > 0 ? gradient : 0;
+  }
   __device__ long long at(int t, int b, int j) const { return (static_cast<long long>(t) * B + b) * H + j; }
 };

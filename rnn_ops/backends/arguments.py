@@ -13,6 +13,7 @@ import numpy as np
 NAMES = ("inputs", "state", "Wxh", "Whh", "bh")
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
 TOKENS = np.dtype("int32")
+ACTIVATIONS = ("tanh", "relu")
 
 _STATE_AND_WEIGHTS = ("BH", "IH", "HH", "H")
 _DENSE = {False: "TBI", True: "BI"}  # by step: the letters of a float input, of tokens all but the last
@@ -126,6 +127,12 @@ def sizes(shapes, step=False):
             if size > 0 and found.setdefault(letter, size) != size:
                 raise _misfit(index, patterns, shapes)
     return found
+
+
+def check_activation(activation):
+    """Raise a ValueError where the name of the function between two steps is not one of `ACTIVATIONS`."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: got {activation!r}, needs {' or '.join(map(repr, ACTIVATIONS))}")
 
 
 def check_tokens(tokens, I):

@@ -14,10 +14,11 @@ import numpy as np
 from rnn_ops.backends import arguments
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_cpu_kernels.so")
+_ACTIVATIONS = {"tanh": 0, "relu": 1}  # RNN_TANH, RNN_RELU
 _DTYPES = {np.dtype("float32"): 0, np.dtype("float64"): 1}
 _OK, _BAD_TOKEN, _NO_MEMORY, _BAD_THREADS, _BAD_SIMD = range(5)
 
-_SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32)]
+_SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32), ("activation", ctypes.c_int32)]
 
 
 def _buffers(*names):
@@ -49,8 +50,8 @@ def _load():
 _library = _load()
 
 
-def forward(inputs, state, Wxh, Whh, bh, outputs):
-    """h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps.
+def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
+    """h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps, or with relu(a) = max(a, 0) in the place of tanh.
 
     Parameters
     ----------
@@ -58,6 +59,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs):
     state : float (B, H), the state before the first step
     Wxh, Whh, bh : float (I, H), (H, H), (H,)
     outputs : float (T, B, H), overwritten with the state after every step
+    activation : "tanh" or "relu"
 
     All C-contiguous NumPy arrays; the floats all float32 or all float64. ``outputs`` overlaps none of the others.
 
@@ -65,11 +67,12 @@ def forward(inputs, state, Wxh, Whh, bh, outputs):
     ------
     TypeError, ValueError
         An argument of a wrong type, dtype, shape or memory layout, or a token outside [0, I): nothing is written.
-        Also where RNN_OPS_NUM_THREADS or RNN_OPS_SIMD names what there is not.
+        Also where RNN_OPS_NUM_THREADS, RNN_OPS_SIMD or ``activation`` names what there is not.
     MemoryError
     """
+    arguments.check_activation(activation)
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
-    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
+    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation], h0=_pointer("state", state),
                         Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh),
                         h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
                         **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
@@ -77,10 +80,10 @@ def forward(inputs, state, Wxh, Whh, bh, outputs):
 
 
 def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None):
+             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, activation="tanh"):
     """Backward through time: from the gradients of the results to those of the arguments of `forward`.
 
-    With a_t the argument of tanh, da_t = (dh_t + da_{t+1}·Whhᵀ)·(1 - h_t²); then dWhh = Σ h_{t-1}ᵀ·da_t,
+    With a_t the argument of tanh, da_t = (dh_t + da_{t+1}·Whhᵀ)·(1 - h_t²), for relu (h_t > 0) in the place of 1 - h_t²; then dWhh = Σ h_{t-1}ᵀ·da_t,
     dWxh = Σ x_tᵀ·da_t, dbh = Σ da_t, dx_t = da_t·Wxhᵀ and dstate = da_0·Whhᵀ.
 
     Parameters
@@ -91,17 +94,19 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     dlast_state : float (B, H) or None for zeros, the gradient of the last state, which adds to that of ``outputs[-1]``
     dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None where a gradient is not wanted
         Overwritten. Tokens have no gradient. None of them overlaps another argument.
+    activation : as for `forward`
 
     Raises
     ------
     TypeError, ValueError, MemoryError
         As `forward`.
     """
+    arguments.check_activation(activation)
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh)
     if tokens and dinputs is not None:
         raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
     da = np.empty((T, B, H), dtype)
-    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], h0=_pointer("state", state),
+    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation], h0=_pointer("state", state),
                          Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
                          h=_pointer("outputs", outputs, (T, B, H), dtype),
                          dh=_optional_pointer("doutputs", doutputs, (T, B, H), dtype),

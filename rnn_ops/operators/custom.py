@@ -32,10 +32,11 @@ class _Argument(NamedTuple):
 class Recurrence(mx.operator.CustomOp):
     """The operator of one graph node: computes in its place on the memory that MXNet hands over."""
 
-    def __init__(self, place, step):
+    def __init__(self, place, step, activation="tanh"):
         super().__init__()
         self._place = place
         self._step = step
+        self._activation = activation
 
     def forward(self, is_train, req, in_data, out_data, aux):
         if all(r == "null" for r in req):
@@ -44,7 +45,8 @@ class Recurrence(mx.operator.CustomOp):
         with place.active():
             inputs, state, Wxh, Whh, bh = map(place.view, in_data)
             outputs = self._room(out_data[0], req[0])
-            place.forward(self._sequence(inputs), state, Wxh, Whh, bh, self._sequence(outputs))
+            place.forward(self._sequence(inputs), state, Wxh, Whh, bh, self._sequence(outputs),
+                          activation=self._activation)
             self._deliver(out_data[0], req[0], outputs)
             if not self._step and req[1] != "null":
                 last_state = self._room(out_data[1], req[1])
@@ -65,7 +67,8 @@ class Recurrence(mx.operator.CustomOp):
                 self._sequence(inputs), state, Wxh, Whh, self._sequence(place.view(out_data[0])),
                 doutputs=self._sequence(place.view(out_grad[0])),
                 dlast_state=None if self._step else place.view(out_grad[1]),
-                dinputs=dinputs, dstate=gradients[1], dWxh=gradients[2], dWhh=gradients[3], dbh=gradients[4])
+                dinputs=dinputs, dstate=gradients[1], dWxh=gradients[2], dWhh=gradients[3], dbh=gradients[4],
+                activation=self._activation)
             for array, r, gradient in zip(in_grad, req, gradients):
                 self._deliver(array, r, gradient)
 
@@ -88,6 +91,11 @@ class _Recurrence(mx.operator.CustomOpProp):
     """What both operators say of themselves: arguments, results, and the shapes and types that follow."""
     step = None
     results = None  # letters of the shape by name
+
+    def __init__(self, activation="tanh"):
+        super().__init__()
+        arguments.check_activation(activation)
+        self._activation = activation
 
     def list_arguments(self):
         return list(arguments.NAMES)
@@ -127,7 +135,7 @@ class _Recurrence(mx.operator.CustomOpProp):
     def create_operator(self, ctx, in_shapes, in_dtypes):
         dtypes = [mx.nd.ndarray._DTYPE_MX_TO_NP[code] for code in in_dtypes]
         arguments.check(*[_Argument(*known) for known in zip(in_shapes, dtypes)], step=self.step)
-        return Recurrence(place_for(ctx), self.step)
+        return Recurrence(place_for(ctx), self.step, self._activation)
 
 
 @mx.operator.register("rnn_ops_step")

@@ -10,7 +10,7 @@ from rnn_ops.operators.memory import view
 from rnn_ops.operators.places import place_for
 
 
-def rnn_step(inputs, state, Wxh, Whh, bh):
+def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), as one MXNet operator.
 
     The step of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5. For
@@ -23,6 +23,8 @@ def rnn_step(inputs, state, Wxh, Whh, bh):
     state : NDArray or Symbol (B, H)
         h_prev, the hidden state before the step.
     Wxh, Whh, bh : NDArray or Symbol (I, H), (H, H), (H,)
+    activation : "tanh" or "relu"
+        The function of the sum; the tutorial's is tanh.
 
     Returns
     -------
@@ -36,7 +38,7 @@ def rnn_step(inputs, state, Wxh, Whh, bh):
         must be float32 or all float64, and tokens int32.
     ValueError
         Shapes that do not fit one another, an empty array, a token outside [0, I), arrays on several contexts or on
-        one that has no kernels.
+        one that has no kernels, another activation.
     MXNetError
         The same faults in a graph of Symbols, when it is bound or at the first wait for a result.
 
@@ -53,10 +55,10 @@ def rnn_step(inputs, state, Wxh, Whh, bh):
     >>> rnn_ops.rnn_step(tokens, mx.nd.zeros((2, 5)), Wxh, Whh, bh).shape
     (2, 5)
     """
-    return _call("rnn_ops_step", True, (inputs, state, Wxh, Whh, bh))
+    return _call("rnn_ops_step", True, (inputs, state, Wxh, Whh, bh), activation)
 
 
-def rnn_sequence(inputs, state, Wxh, Whh, bh):
+def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """The recurrence h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) over T steps as one MXNet operator.
 
     The loop of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5,
@@ -69,6 +71,8 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh):
     state : NDArray or Symbol (B, H)
         h_0, the hidden state before the first step.
     Wxh, Whh, bh : NDArray or Symbol (I, H), (H, H), (H,)
+    activation : "tanh" or "relu"
+        The function of the sum; the tutorial's is tanh.
 
     Returns
     -------
@@ -100,16 +104,17 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh):
     >>> outputs.shape, state.shape, Wxh.grad.shape
     ((7, 2, 5), (2, 5), (4, 5))
     """
-    outputs, state = _call("rnn_ops_sequence", False, (inputs, state, Wxh, Whh, bh))
+    outputs, state = _call("rnn_ops_sequence", False, (inputs, state, Wxh, Whh, bh), activation)
     return outputs, state
 
 
-def _call(op_type, step, values):
+def _call(op_type, step, values, activation):
+    arguments.check_activation(activation)
     if all(type(value) is mx.nd.NDArray for value in values):
         _check(step, values)
-        return mx.nd.Custom(*values, op_type=op_type)
+        return mx.nd.Custom(*values, op_type=op_type, activation=activation)
     if all(type(value) is mx.sym.Symbol for value in values):
-        return mx.sym.Custom(*values, op_type=op_type)
+        return mx.sym.Custom(*values, op_type=op_type, activation=activation)
     raise TypeError(_why_not(values))
 
 

@@ -96,12 +96,12 @@ class Gpu:
             yield
             self._gpu.synchronize()
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs):
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
         cuda.check_tokens(self._gpu, inputs, Wxh.shape[0])
-        self._launcher.forward(inputs, state, Wxh, Whh, bh, outputs)
+        self._launcher.forward(inputs, state, Wxh, Whh, bh, outputs, activation)
 
-    def backward(self, *arrays, **gradients):
-        self._launcher.backward(*arrays, **gradients)
+    def backward(self, *arrays, **options):
+        self._launcher.backward(*arrays, **options)
 
 
 class Offload:
@@ -121,16 +121,16 @@ class Offload:
     def active(self):
         return self._gpu.default_stream()
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs):
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
         if inputs.dtype == arguments.TOKENS:
             arguments.check_tokens(inputs, Wxh.shape[0])
         gpu = self._gpu
         states = gpu.empty(outputs.shape, outputs.dtype)
-        self._launcher.forward(*map(gpu.to_device, (inputs, state, Wxh, Whh, bh)), states)
+        self._launcher.forward(*map(gpu.to_device, (inputs, state, Wxh, Whh, bh)), states, activation)
         gpu.to_host(states, outputs)
         self._states = outputs.ctypes.data, states
 
-    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, **gradients):
+    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation, **gradients):
         gpu = self._gpu
         where, states = self._states
         if where != outputs.ctypes.data:  # MXNet has moved them, or asks another operator of the same graph
@@ -139,7 +139,7 @@ class Offload:
         copies = {name: None if array is None else gpu.empty(array.shape, array.dtype) for name, array in gradients.items()}
         self._launcher.backward(
             *map(gpu.to_device, (inputs, state, Wxh, Whh)), states,
-            *(None if array is None else gpu.to_device(array) for array in (doutputs, dlast_state)), **copies)
+            *(None if array is None else gpu.to_device(array) for array in (doutputs, dlast_state)), activation=activation, **copies)
         for name, array in gradients.items():
             if array is not None:
                 gpu.to_host(copies[name], array)

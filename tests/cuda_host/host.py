@@ -18,7 +18,8 @@ from rnn_ops.backends.cuda import sources, variants
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _COMPILER = os.environ.get("CXX", "g++").split()
-_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off"]
+# -fno-gnu-unique: kernels of one name in many libraries share nothing.
+_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique"]
 _MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

@@ -34,8 +34,8 @@ def devices():
     return [platform().device(index) for index in range(platform().count())]
 
 
-def forward(inputs, state, Wxh, Whh, bh, outputs, variant=None):
-    """h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps.
+def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
+    """h_t = f(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps, f tanh or relu.
 
     Parameters
     ----------
@@ -43,6 +43,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, variant=None):
     state : float (B, H), the state before the first step
     Wxh, Whh, bh : float (I, H), (H, H), (H,)
     outputs : float (T, B, H), overwritten with the state after every step
+    activation : "tanh" or "relu"
     variant : `variants.Variant` or name of a family
         Forces a kernel, for experiments; `variants.choose` decides where it is None.
 
@@ -59,6 +60,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, variant=None):
     RuntimeError
         There is no GPU to compute on: `why_not`.
     """
+    arguments.check_activation(activation)
     inputs, state, Wxh, Whh, bh, outputs = _arrays(
         inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh, outputs=outputs)
     signature = arguments.check(inputs, state, Wxh, Whh, bh)
@@ -67,11 +69,11 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, variant=None):
     gpu = _gpu(platform().index(inputs))
     with gpu.current():
         check_tokens(gpu, inputs, I)
-        Launcher(gpu).forward(inputs, state, Wxh, Whh, bh, outputs, variant)
+        Launcher(gpu).forward(inputs, state, Wxh, Whh, bh, outputs, activation, variant)
 
 
 def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, variant=None):
+             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, activation="tanh", variant=None):
     """Backward through time: from the gradients of the results to those of the arguments of `forward`.
 
     Parameters
@@ -82,13 +84,14 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     dlast_state : float (B, H) or None for zeros, the gradient of the last state, which adds to that of ``outputs[-1]``
     dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None where a gradient is not wanted
         Overwritten. Tokens have no gradient. None of them overlaps another argument.
-    variant : as for `forward`
+    activation, variant : as for `forward`
 
     Raises
     ------
     TypeError, ValueError, MemoryError, RuntimeError
         As `forward`.
     """
+    arguments.check_activation(activation)
     given = dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, outputs=outputs, doutputs=doutputs, dlast_state=dlast_state,
                  dinputs=dinputs, dstate=dstate, dWxh=dWxh, dWhh=dWhh, dbh=dbh)
     arrays = _arrays(**given)
@@ -103,7 +106,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     gpu = _gpu(platform().index(inputs))
     with gpu.current():
         check_tokens(gpu, inputs, I)
-        Launcher(gpu).backward(*arrays, variant=variant)
+        Launcher(gpu).backward(*arrays, activation=activation, variant=variant)
 
 
 def check_tokens(gpu, inputs, I):

@@ -19,6 +19,7 @@ from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.sources import Kernel
 
 _TOKENS = np.dtype("int32")
+_ACTIVATIONS = {"tanh": 0, "relu": 1}  # Activation in passes.cuh
 _C = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 
 
@@ -37,11 +38,11 @@ def _fields(pointers, sizes):
 
 
 class _Forward(ctypes.Structure):  # Forward in passes.cuh
-    _fields_ = _fields("tokens Wxh Whh bh h0 h", "T B V H")
+    _fields_ = _fields("tokens Wxh Whh bh h0 h", "T B V H activation")
 
 
 class _Backward(ctypes.Structure):  # Backward in passes.cuh
-    _fields_ = _fields("Whh h dh dlast da dh0", "T B H")
+    _fields_ = _fields("Whh h dh dlast da dh0", "T B H activation")
 
 
 class Launcher:
@@ -53,21 +54,23 @@ class Launcher:
     def __init__(self, runtime):
         self._runtime = runtime
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs, variant=None):
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
         """As `rnn_ops.backends.cuda.forward`, which has checked the arguments."""
         T, B, H = outputs.shape
         tokens = inputs.dtype == _TOKENS
         address = self._address
         recur = self._recurrence("Forward", _Forward(
             tokens=address(inputs if tokens else None), Wxh=address(Wxh), Whh=address(Whh), bh=address(bh),
-            h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H), outputs.dtype, variant,
+            h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H,
+            activation=_ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (outputs[n - 1] if n else state, Whh, False))
         if not tokens:  # x·Wxh waits in outputs, where each step finds its own
             self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
         recur()
 
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, variant=None):
+                 dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None,
+                 activation="tanh", variant=None):
         """As `rnn_ops.backends.cuda.backward`, which has checked the arguments."""
         if all(array is None for array in (dinputs, dstate, dWxh, dWhh, dbh)):
             return
@@ -79,7 +82,7 @@ class Launcher:
         # Everything that takes memory comes before anything that computes.
         steps = [self._recurrence("Backward", _Backward(
             Whh=address(Whh), h=address(outputs), dh=address(doutputs), dlast=address(dlast_state), da=address(da),
-            dh0=address(dstate), T=T, B=B, H=H), outputs.dtype, variant,
+            dh0=address(dstate), T=T, B=B, H=H, activation=_ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (da[T - 1 - n], Whh, True))]
         if dbh is not None:
             steps.append(self._row_sums(None, rows, dbh.reshape(1, H)))
