@@ -24,7 +24,7 @@ def test_examples_run(example, tmp_path):
 
 
 def test_there_is_an_example_for_each_use_and_a_command_for_each_job():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     assert any("rnn-ops train" in command for command in COMMANDS) and any("pytest" in command for command in COMMANDS)
 
 

@@ -86,7 +86,8 @@ def test_what_a_run_leaves(train, book_file, step):
     inputs, labels = (mx.nd.array(tokens, dtype="int32")
                       for tokens in data.batches(vocabulary.encode(book.characters), 7, 3))
     parameters = model.trainable(model.initialise(len(vocabulary), 8, seed=4))
-    rnn_sequence = {"reference": reference, "custom": rnn_ops}[step].rnn_sequence
+    rnn_sequence = {"reference": reference, "custom": rnn_ops, "gluon": rnn_ops}[step].rnn_sequence
+    tolerance = 1e-12 if step != "gluon" else 1e-5  # its loss is the same function, computed by other operations
     moving_loss = None
     for epoch, line in enumerate(metrics_of(folder), start=1):
         losses = list(training.train_epoch(parameters, inputs, labels, 0.5, rnn_sequence))
@@ -94,14 +95,17 @@ def test_what_a_run_leaves(train, book_file, step):
             moving_loss = loss if moving_loss is None else 0.99 * moving_loss + 0.01 * loss
         assert list(line) == ["epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds"]
         assert (line["epoch"], line["lr"]) == (epoch, 0.5)
-        assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
-        assert line["moving_loss"] == pytest.approx(moving_loss, rel=1e-12)
+        assert line["loss"] == pytest.approx(np.mean(losses), rel=tolerance)
+        assert line["moving_loss"] == pytest.approx(moving_loss, rel=tolerance)
         assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
         assert line["tokens_per_second"] * line["seconds"] == pytest.approx(inputs.size)
     assert epoch == 3
     saved = checkpoint.load(folder)
     for name, parameter in parameters._asdict().items():
-        np.testing.assert_array_equal(saved.parameters[name], parameter.asnumpy())
+        if step == "gluon":
+            assert np.abs(saved.parameters[name] - parameter.asnumpy()).max() <= 1e-5
+        else:
+            np.testing.assert_array_equal(saved.parameters[name], parameter.asnumpy())
     assert saved.vocabulary.symbols == vocabulary.symbols and saved.settings["epoch"] == 3
 
     contents = content_of(folder)

@@ -5,7 +5,7 @@ import pytest
 import rnn_ops
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import data, model, training
+from timemachine import data, model, network, training
 
 
 def losses(book, rnn_sequence, dtype, epochs, batches=None):
@@ -29,3 +29,14 @@ def test_only_the_step_function_changes(book, dtype, epochs, batches, bound):
     assert true[-1] < 0.9 * true[0]  # something was learnt, so that gradients have mattered
     worst = np.abs(ours - true) / true
     assert worst.max() <= bound, f"relative difference {worst.max():.2e} at batch {worst.argmax()} of {len(true)}"
+
+
+def test_the_gluon_network_learns_the_same(book):
+    vocabulary = data.Vocabulary(book.characters)
+    inputs, labels = (mx.nd.array(tokens[:40], dtype="int32")
+                      for tokens in data.batches(vocabulary.encode(book.characters), 64, 32))
+    learner = network.Learner(model.initialise(len(vocabulary), 256, seed=0))
+    ours = np.array([loss for _ in range(3) for loss in learner.train_epoch(inputs, labels, 0.5)])
+    true = losses(book, reference.rnn_sequence, "float32", 3, 40)
+    assert len(ours) == len(true) == 120 and true[-1] < 0.9 * true[0]
+    assert (np.abs(ours - true) / true).max() <= 1e-3

@@ -49,11 +49,15 @@ def trainable(arrays):
 
 def arrays(parameters):
     """`Parameters` → NumPy arrays by name. FloatingPointError where one holds something that is not a finite number."""
-    copied = {name: array.asnumpy() for name, array in parameters._asdict().items()}
-    for name, array in copied.items():
+    return finite({name: array.asnumpy() for name, array in parameters._asdict().items()})
+
+
+def finite(arrays):
+    """NumPy arrays by name as they came; a FloatingPointError where one holds something that is not a finite number."""
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise FloatingPointError(f"training has diverged: {name} is no longer finite")
-    return copied
+    return arrays
 
 
 def loss(tokens, labels, state, parameters, rnn_sequence):

@@ -16,11 +16,11 @@ import numpy as np
 import rnn_ops
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import checkpoint, data, files, model, plot, sampling, text, training
+from timemachine import checkpoint, data, files, model, network, plot, sampling, text, training
 
 RECORD, METRICS, SAMPLES, PLOT = "run.json", "metrics.jsonl", "samples.txt", "loss.png"
 PROMPTS = ("The Time Ma", "The Medical Man rose, came to the lamp,")
-STEPS = ("custom", "reference")
+STEPS = ("custom", "gluon", "reference")
 
 _SAMPLE_LENGTH, _SAMPLE_TEMPERATURE = 1024, 0.1
 _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take as long as half an epoch
@@ -170,13 +170,12 @@ class Run:
         OSError
             Something could not be written. The same holds.
         """
-        rnn_sequence = reference.rnn_sequence if self.settings.step == "reference" else rnn_ops.rnn_sequence
         inputs, labels = (mx.nd.array(tokens, dtype="int32") for tokens in (self.inputs, self.labels))
-        parameters = model.trainable(self.parameters)
+        learner = self._learner()
         drawn = time.monotonic()
         try:
             while self.epoch < self.settings.epochs:
-                self._train_epoch(parameters, inputs, labels, rnn_sequence, on_batch)
+                self._train_epoch(learner, inputs, labels, on_batch)
                 samples = self._sample()
                 self._write(samples)
                 if time.monotonic() - drawn > _PLOT_PAUSE:
@@ -186,16 +185,22 @@ class Run:
         finally:
             self._draw()
 
-    def _train_epoch(self, parameters, inputs, labels, rnn_sequence, on_batch):
+    def _learner(self):
+        if self.settings.step == "gluon":
+            return network.Learner(self.parameters)
+        return training.Learner(
+            self.parameters, (reference if self.settings.step == "reference" else rnn_ops).rnn_sequence)
+
+    def _train_epoch(self, learner, inputs, labels, on_batch):
         epoch, moving_loss, losses = self.epoch + 1, self.moving_loss, []
         learning_rate = training.learning_rate_of(epoch, self.settings.learning_rate)
         began = time.perf_counter()
         try:
-            for loss in training.train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
+            for loss in learner.train_epoch(inputs, labels, learning_rate):
                 moving_loss = training.moving_average(moving_loss, loss)
                 losses.append(loss)
                 on_batch(moving_loss)
-            arrays = model.arrays(parameters)
+            arrays = learner.arrays()
         except FloatingPointError as error:
             raise FloatingPointError(f"epoch {epoch}: {error}; try a smaller learning rate. "
                                      f"{self._path(checkpoint.FILE)} holds epoch {self.epoch}") from None

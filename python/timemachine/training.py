@@ -1,4 +1,5 @@
 """The tutorial's training loop: truncated backpropagation through time with plain stochastic gradient descent."""
+import functools
 import math
 
 import numpy as np
@@ -51,14 +52,24 @@ def train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
     FloatingPointError
         A loss whose perplexity is not a finite number: training has diverged.
     """
+    def update():
+        for parameter in parameters:
+            nd.sgd_update(parameter, parameter.grad, lr=learning_rate, out=parameter)
+
     state = nd.zeros((inputs.shape[2], len(parameters.bh)), dtype=parameters.bh.dtype)
+    return train_batches(inputs, labels, state, functools.partial(
+        model.loss, parameters=parameters, rnn_sequence=rnn_sequence), update)
+
+
+def train_batches(inputs, labels, state, loss_of, update):
+    """The loop of `train_epoch` over any model: ``loss_of(tokens, labels, state)`` gives (loss, state), ``update()``
+    takes the step that its gradients ask for."""
     try:
         for batch, (tokens, targets) in enumerate(zip(inputs, labels), start=1):
             with mx.autograd.record():
-                loss, state = model.loss(tokens, targets, state, parameters, rnn_sequence)
+                loss, state = loss_of(tokens, targets, state)
             loss.backward()
-            for parameter in parameters:
-                nd.sgd_update(parameter, parameter.grad, lr=learning_rate, out=parameter)
+            update()
             state = state.detach()
             loss = float(loss.asscalar())
             if not loss < 709:  # beyond that exp overflows; NaN is not less than anything
@@ -66,3 +77,27 @@ def train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
             yield loss
     finally:
         nd.waitall()  # MXNet can hang at exit while a custom operator, such as the last batch's backward, is queued
+
+
+class Learner:
+    """Trains the model of model.py with a recurrence. network.py has the same for a Gluon network.
+
+    Parameters
+    ----------
+    arrays : dict
+        The first parameters, NumPy arrays by name.
+    rnn_sequence : callable
+        ``rnn_ops.rnn_sequence`` or ``rnn_ops.reference.rnn_sequence``.
+    """
+
+    def __init__(self, arrays, rnn_sequence):
+        self._parameters = model.trainable(arrays)
+        self._rnn_sequence = rnn_sequence
+
+    def train_epoch(self, inputs, labels, learning_rate):
+        """As the function of that name."""
+        return train_epoch(self._parameters, inputs, labels, learning_rate, self._rnn_sequence)
+
+    def arrays(self):
+        """The parameters as NumPy arrays by name; a FloatingPointError where one is no longer finite."""
+        return model.arrays(self._parameters)

@@ -1,0 +1,66 @@
+"""The character model as a Gluon network: the same function, the same training, as a user of Gluon writes it.
+
+Its parameters are those of model.py under Gluon's names, and its runs save and load the same checkpoints.
+"""
+from rnn_ops import gluon
+from rnn_ops._mxnet import mx
+from timemachine import model, training
+
+
+class Network(mx.gluon.HybridBlock):
+    """tokens (T, B), state (1, B, H) → logits (T, B, V), state (1, B, H)."""
+
+    def __init__(self, vocabulary_size, hidden_size, dtype="float32"):
+        super().__init__()
+        with self.name_scope():
+            self.rnn = gluon.TokenRNN(hidden_size, activation="tanh", input_size=vocabulary_size, dtype=dtype)
+            self.output = mx.gluon.nn.Dense(vocabulary_size, flatten=False, in_units=hidden_size, dtype=dtype)
+
+    def hybrid_forward(self, F, tokens, state):
+        outputs, states = self.rnn(tokens, [state])
+        return self.output(outputs), states[0]
+
+
+class Learner:
+    """Trains a `Network`.
+
+    Parameters
+    ----------
+    arrays : dict
+        The first parameters, NumPy arrays by the names of `model.Parameters`.
+    """
+
+    def __init__(self, arrays):
+        V, H = arrays["Wxh"].shape
+        self._dtype = arrays["Wxh"].dtype
+        self.network = Network(V, H, self._dtype.name)
+        self.network.initialize()
+        for parameter, value in zip(self._parameters(), (arrays[name].T for name in ("Wxh", "Whh", "bh", "Why", "by"))):
+            parameter.set_data(mx.nd.array(value, dtype=self._dtype))
+        # The layer adds two biases. The model has one, and two would learn twice as fast.
+        self.network.rnn.l0_h2h_bias.set_data(mx.nd.zeros(H, dtype=self._dtype))
+        self.network.rnn.l0_h2h_bias.grad_req = "null"
+        self.network.hybridize()
+        self._loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+        self._trainer = mx.gluon.Trainer(self.network.collect_params(), "sgd", kvstore=None)
+
+    def train_epoch(self, inputs, labels, learning_rate):
+        """As `training.train_epoch`."""
+        self._trainer.set_learning_rate(learning_rate)
+        hidden_size = self.network.rnn.l0_h2h_bias.shape[0]
+        state = mx.nd.zeros((1, inputs.shape[2], hidden_size), dtype=self._dtype)
+        return training.train_batches(inputs, labels, state, self._loss_of, lambda: self._trainer.step(1))
+
+    def _loss_of(self, tokens, labels, state):
+        logits, state = self.network(tokens, state)
+        return self._loss(logits, labels).mean(), state
+
+    def arrays(self):
+        """NumPy arrays by the names of `model.Parameters`; a FloatingPointError where one is no longer finite."""
+        names = ("Wxh", "Whh", "bh", "Why", "by")
+        return model.finite({name: parameter.data().asnumpy().T.copy()
+                                for name, parameter in zip(names, self._parameters())})
+
+    def _parameters(self):
+        rnn, output = self.network.rnn, self.network.output
+        return rnn.l0_i2h_weight, rnn.l0_h2h_weight, rnn.l0_i2h_bias, output.weight, output.bias
