@@ -163,8 +163,8 @@ i2h_bias_initializer, h2h_bias_initializer
             if F is mx.nd:
                 _check_lengths(valid_length, length, "valid_length")
             sequence = _mask(F, sequence, valid_length)
+        weights = self._weights(F, sequence, begin_state)
         with self.name_scope():
-            weights = self._weights(F, sequence, begin_state)
             outputs, state = _direction(F, sequence, begin_state[0], weights, self._activation, valid_length)
             if merge_outputs is None:
                 merge_outputs = valid_length is not None
