@@ -19,10 +19,9 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, activation="tanh"):
     """Gradients {"dstate", "dWxh", "dWhh", "dbh"} and, for dense inputs, "dinputs"."""
     H = Whh.shape[0]
     da = np.empty_like(outputs)  # gradient of what goes into tanh or relu
-    derivative = 1 - outputs ** 2 if activation == "tanh" else outputs > 0
     dh = np.zeros_like(state)
     for t in reversed(range(len(outputs))):
-        da[t] = (doutputs[t] + dh) * derivative[t]
+        da[t] = (doutputs[t] + dh) * (1 - outputs[t] ** 2 if activation == "tanh" else outputs[t] > 0)
         dh = da[t] @ Whh.T
     flat = da.reshape(-1, H)
     gradients = {

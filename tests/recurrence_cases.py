@@ -31,7 +31,7 @@ def run(backend, arrays, doutputs, dlast_state, **options):
 
 
 def evaluate(arrays, doutputs, dlast_state, dtype, activation="tanh", signs=None):
-    """The same in plain NumPy at the given precision. ``signs``: outputs that say where relu is above 0; its own if None."""
+    """The same in plain NumPy at the given precision. ``signs``: outputs that say where relu is above 0, or None."""
     inputs, *floats = (array if array.dtype == np.int32 else array.astype(dtype) for array in arrays)
     outputs = numpy_loop.forward(inputs, *floats, activation=activation)
     states = outputs if signs is None else np.where(signs > 0, np.maximum(outputs, np.finfo(dtype).tiny), 0)
@@ -56,8 +56,8 @@ def check(backend, shape, dtype, tokens, seed=0, activation="tanh", **options):
     case = random_case(shape, dtype, tokens, seed)
 
     def errors_of(results):
-        # Where relu's argument rounds to the other side of 0, its derivative is another one, and rightly so: the truth of the
-        # gradients takes each result's own side. The outputs' truth is the same for all.
+        # Where relu's argument rounds to the other side of 0, its derivative is another one, and rightly so: the truth
+        # of the gradients takes each result's own side. The outputs' truth is the same for all.
         signs = results["outputs"] if activation == "relu" else None
         return errors(results, evaluate(*case, np.float64, activation, signs), shape)
 

@@ -27,8 +27,8 @@ def simd(request, monkeypatch):
     assert cpu.simd() == request.param
 
 
-@pytest.mark.parametrize("tokens, activation", [(False, "tanh"), (True, "tanh"), (False, "relu")],
-                         ids=["dense", "tokens", "dense-relu"])
+@pytest.mark.parametrize("activation", arguments.ACTIVATIONS)
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_forward_and_backward(simd, shape, dtype, tokens, activation):
@@ -38,21 +38,28 @@ def test_forward_and_backward(simd, shape, dtype, tokens, activation):
 @pytest.mark.parametrize("activation", arguments.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nan_stays_nan(simd, dtype, activation):
-    (inputs, state, *weights), _, _ = random_case((3, 3, 5, 40), dtype, tokens=True)
-    state[1, 7] = np.nan
-    outputs = np.zeros((3, 3, 40), dtype)
-    cpu.forward(inputs, state, *weights, outputs, activation=activation)
-    assert np.isnan(outputs[:, 1]).all() and np.isfinite(outputs[:, [0, 2]]).all()
+    arrays, doutputs, _ = random_case((3, 3, 5, 33), dtype, tokens=True)
+    arrays[1][2, 7] = np.nan  # the state of the last row, which ends within a vector
+    outputs = np.zeros_like(doutputs)
+    cpu.forward(*arrays, outputs, activation=activation)
+    assert np.isnan(outputs[:, 2]).all() and np.isfinite(outputs[:, :2]).all()
 
 
 def test_another_activation_is_refused():
     arrays, doutputs, dlast_state = random_case((2, 3, 4, 5), "float32", tokens=True)
-    outputs = np.zeros_like(doutputs)
+    outputs, gradient = np.zeros_like(doutputs), np.zeros_like(arrays[3])
     with pytest.raises(ValueError, match="activation: got 'gelu', needs 'tanh' or 'relu'"):
         cpu.forward(*arrays, outputs, activation="gelu")
     with pytest.raises(ValueError, match="activation: got None, needs 'tanh' or 'relu'"):
-        cpu.backward(*arrays[:4], outputs, doutputs, dlast_state, activation=None)
-    assert (outputs == 0).all()
+        cpu.backward(*arrays[:4], outputs, doutputs, dlast_state, dWhh=gradient, activation=None)
+    assert (outputs == 0).all() and (gradient == 0).all()
+
+
+def test_relu_is_0_with_derivative_0_at_0():
+    arrays = [np.zeros(shape, "float32") for shape in [(2, 3, 4), (3, 17), (4, 17), (17, 17), (17,)]]
+    ones = np.ones((2, 3, 17), "float32")
+    results = run(cpu, arrays, ones, ones[0], activation="relu")
+    assert (results["outputs"] == 0).all() and (results["dbh"] == 0).all()
 
 
 @settings(max_examples=150, deadline=None)
@@ -91,16 +98,17 @@ def test_no_gradient_means_zeros(left_out):
     assert np.array_equal(*results)
 
 
+@pytest.mark.parametrize("activation", arguments.ACTIVATIONS)
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(5, 33, 77, 256), (3, 64, 10, 100), (64, 32, 77, 256)], ids=lambda shape: "x".join(map(str, shape)))
-def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype, tokens):
+def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype, tokens, activation):
     case = random_case(shape, dtype, tokens)
     results = []
     for threads in 1, 2, 3, 7:
         monkeypatch.setenv("RNN_OPS_NUM_THREADS", str(threads))
         assert cpu.threads() == threads
-        results.append(run(cpu, *case))
+        results.append(run(cpu, *case, activation=activation))
     for name in results[0]:
         assert all(np.array_equal(results[0][name], other[name]) for other in results[1:]), name
 
@@ -266,12 +274,10 @@ def test_tanh(simd, dtype):
     assert cpu.tanh(special).tobytes() == expected.tobytes()
 
 
-def test_not_a_number_comes_through():
+def test_not_a_number_comes_through_backward():
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 33), "float32", tokens=True)
     arrays[1][2, 7] = np.nan  # the state of row 2
     results = run(cpu, arrays, doutputs, dlast_state)
-    assert np.isnan(results["outputs"][:, 2]).all()
-    assert np.isfinite(np.delete(results["outputs"], 2, axis=1)).all()
     assert np.isnan(results["dbh"]).all()
 
 

@@ -175,16 +175,27 @@ void add_product(int64_t rows, int64_t K, int64_t N, const Real* a, const Weight
   }
 }
 
-template <class Real>
-void tanh_of_array(int64_t n, const Real* x, Real* y) {
-  int64_t i = 0;
-  for (; i + lanes<Real>() <= n; i += lanes<Real>()) store(y + i, tanh<Real>(load(x + i)));
-  if (i < n) store(y + i, tanh<Real>(load(x + i, n - i)), n - i);
+template <class Real, int ACTIVATION>
+RNN_INLINE Vec<Real> activation(Vec<Real> a) {
+  if constexpr (ACTIVATION == RNN_TANH) return tanh<Real>(a);
+  else return a < Vec<Real>{} ? Vec<Real>{} : a;  // this way round, so that NaN stays NaN
 }
 
-template <class Real>
-void relu_of_array(int64_t n, Real* x) {
-  for (int64_t i = 0; i < n; ++i) x[i] = x[i] < 0 ? 0 : x[i];  // NaN stays NaN
+// y may be x.
+template <class Real, int ACTIVATION>
+void activate(int64_t n, const Real* x, Real* y) {
+  int64_t i = 0;
+  for (; i + lanes<Real>() <= n; i += lanes<Real>()) store(y + i, activation<Real, ACTIVATION>(load(x + i)));
+  if (i < n) store(y + i, activation<Real, ACTIVATION>(load(x + i, n - i)), n - i);
+}
+
+// da times the activation's derivative, of which its result h tells all.
+template <class Real, int ACTIVATION>
+void multiply_by_derivative(int64_t n, const Real* h, Real* da) {
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (ACTIVATION == RNN_TANH) da[i] *= 1 - h[i] * h[i];
+    else da[i] = h[i] > 0 ? da[i] : 0;
+  }
 }
 
 template <class Real>
@@ -201,8 +212,8 @@ void forward(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t
       for (int64_t i = 0; i < H; ++i) out[i] = x[i] + bh[i];
     }
     add_product(rows, H, H, previous, Whh, h);
-    if (args.activation == RNN_TANH) tanh_of_array(rows * H, h, h);
-    else relu_of_array(rows * H, h);
+    if (args.activation == RNN_TANH) activate<Real, RNN_TANH>(rows * H, h, h);
+    else activate<Real, RNN_RELU>(rows * H, h, h);
     previous = h;
   }
 }
@@ -223,11 +234,8 @@ void backward(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int6
       const Real* dh_last = static_cast<const Real*>(args.dh_last) + begin * H;
       for (int64_t i = 0; i < n; ++i) da[i] += dh_last[i];
     }
-    if (args.activation == RNN_TANH) {
-      for (int64_t i = 0; i < n; ++i) da[i] *= 1 - h[i] * h[i];
-    } else {
-      for (int64_t i = 0; i < n; ++i) da[i] = h[i] > 0 ? da[i] : 0;
-    }
+    if (args.activation == RNN_TANH) multiply_by_derivative<Real, RNN_TANH>(n, h, da);
+    else multiply_by_derivative<Real, RNN_RELU>(n, h, da);
     next = da;
   }
   if (args.dh0) {
@@ -322,7 +330,7 @@ void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, cons
 template <class Real>
 constexpr Kernels<Real> kernels() {
   return {panel_width<Real>(), pack<Real>,     multiply<Real>, forward<Real>,
-          backward<Real>,      sum<Real>,      add_transposed_product<Real>, tanh_of_array<Real>};
+          backward<Real>,      sum<Real>,      add_transposed_product<Real>, activate<Real, RNN_TANH>};
 }
 
 }  // namespace RNN_LEVEL

@@ -51,7 +51,7 @@ _library = _load()
 
 
 def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
-    """h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps, or with relu(a) = max(a, 0) in the place of tanh.
+    """h_t = f(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps, f(a) = tanh(a) or relu(a) = max(a, 0); f(NaN) is NaN.
 
     Parameters
     ----------
@@ -72,8 +72,9 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
     """
     arguments.check_activation(activation)
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
-    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation], h0=_pointer("state", state),
-                        Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh), bh=_pointer("bh", bh),
+    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation],
+                        h0=_pointer("state", state), Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
+                        bh=_pointer("bh", bh),
                         h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
                         **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
     _raise_for(_library.rnn_cpu_forward(args), args, inputs)
@@ -83,8 +84,9 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
              dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, activation="tanh"):
     """Backward through time: from the gradients of the results to those of the arguments of `forward`.
 
-    With a_t the argument of tanh, da_t = (dh_t + da_{t+1}·Whhᵀ)·(1 - h_t²), for relu (h_t > 0) in the place of 1 - h_t²; then dWhh = Σ h_{t-1}ᵀ·da_t,
-    dWxh = Σ x_tᵀ·da_t, dbh = Σ da_t, dx_t = da_t·Wxhᵀ and dstate = da_0·Whhᵀ.
+    With h_t = f(a_t), da_t = (dh_t + da_{t+1}·Whhᵀ)·f'(a_t), where f' = 1 - h_t² for tanh, and for relu 1 where
+    h_t > 0, else 0; then dWhh = Σ h_{t-1}ᵀ·da_t, dWxh = Σ x_tᵀ·da_t, dbh = Σ da_t, dx_t = da_t·Wxhᵀ and
+    dstate = da_0·Whhᵀ.
 
     Parameters
     ----------
@@ -94,7 +96,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     dlast_state : float (B, H) or None for zeros, the gradient of the last state, which adds to that of ``outputs[-1]``
     dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None where a gradient is not wanted
         Overwritten. Tokens have no gradient. None of them overlaps another argument.
-    activation : as for `forward`
+    activation : "tanh" or "relu", as given to `forward`
 
     Raises
     ------
@@ -106,8 +108,8 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     if tokens and dinputs is not None:
         raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
     da = np.empty((T, B, H), dtype)
-    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation], h0=_pointer("state", state),
-                         Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
+    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation],
+                         h0=_pointer("state", state), Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
                          h=_pointer("outputs", outputs, (T, B, H), dtype),
                          dh=_optional_pointer("doutputs", doutputs, (T, B, H), dtype),
                          dh_last=_optional_pointer("dlast_state", dlast_state, (B, H), dtype), da=da.ctypes.data,
