@@ -12,6 +12,8 @@ from rnn_ops.operators import rnn_sequence, rnn_step
 
 __all__ = ["RNN", "RNNCell", "TokenRNN"]
 
+_format_sequence = mx.gluon.rnn.rnn_cell._format_sequence
+
 
 class RNN(mx.gluon.rnn.RNN):
     """An Elman RNN of one or more layers, h_t = act(x_t·Wxhᵀ + b_xh + h_{t-1}·Whhᵀ + b_hh): `mx.gluon.rnn.RNN`, faster.
@@ -47,13 +49,13 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
         if isinstance(inputs, mx.nd.NDArray):  # a Symbol has nothing to check yet
             self._check_inputs(inputs)
             if self._use_sequence_length:
-                _check_lengths(sequence_length, inputs.shape[self._layout.find("T")])
+                _check_lengths("sequence_length", sequence_length, *(inputs.shape[self._layout.find(c)] for c in "TN"))
         return super().__call__(inputs, states, sequence_length, **kwargs)
 
     def _check_inputs(self, inputs):
         if inputs.ndim != 3:
-            raise ValueError(f"inputs: got shape {inputs.shape}, needs three dimensions, {self._layout}; TokenRNN takes "
-                             "tokens")
+            raise ValueError(f"inputs: got shape {inputs.shape}, needs three dimensions, {self._layout}; "
+                             "TokenRNN takes tokens")
 
     def _forward_kernel(self, F, inputs, states, sequence_length, **kwargs):
         """What MXNet's own layer calls to compute: (outputs, [states])."""
@@ -151,7 +153,7 @@ i2h_bias_initializer, h2h_bias_initializer
         """All steps of a sequence: `mx.gluon.rnn.RNNCell.unroll`, its arguments and its results."""
         self.reset()
         listed = isinstance(inputs, (list, tuple))
-        sequence, _, F, batch_size = mx.gluon.rnn.rnn_cell._format_sequence(length, inputs, "TNC" if listed else layout, True)
+        sequence, _, F, batch_size = _format_sequence(length, inputs, "TNC" if listed else layout, True)
         if not listed and layout == "NTC":
             sequence = F.swapaxes(sequence, dim1=0, dim2=1)
         if F is mx.nd and sequence.shape[0] != length:
@@ -161,7 +163,7 @@ i2h_bias_initializer, h2h_bias_initializer
             begin_state = self.begin_state(batch_size, F.zeros, dtype=self.i2h_weight.dtype, **where)
         if valid_length is not None:
             if F is mx.nd:
-                _check_lengths(valid_length, length, "valid_length")
+                _check_lengths("valid_length", valid_length, length, batch_size)
             sequence = _mask(F, sequence, valid_length)
         weights = self._weights(F, sequence, begin_state)
         with self.name_scope():
@@ -171,7 +173,7 @@ i2h_bias_initializer, h2h_bias_initializer
             if merge_outputs:
                 outputs = outputs if layout == "TNC" else F.swapaxes(outputs, dim1=0, dim2=1)
             else:
-                steps = mx.gluon.rnn.rnn_cell._format_sequence(length, outputs, "TNC", False)[0]
+                steps = _format_sequence(length, outputs, "TNC", False)[0]
                 outputs = [_named(F, step, f"t{t}_out") for t, step in enumerate(steps)]
         return outputs, [state]
 
@@ -203,7 +205,8 @@ def _direction(F, inputs, state, weights, activation, lengths, reverse=False):
 def _matrices(F, weights):
     """Wxh, Whh and bh of Gluon's parameters."""
     i2h_weight, h2h_weight, i2h_bias, h2h_bias = (weights[kind] for kind in _WEIGHTS)
-    # Not `+`: in a hybridized block MXNet 1.9.1 then gives the second bias a wrong gradient unless both are to be written.
+    # Not `+`: in a hybridized block MXNet 1.9.1 then gives the second bias a wrong gradient with grad_req 'add', and
+    # where the first is not written too.
     return F.transpose(i2h_weight), F.transpose(h2h_weight), F.broadcast_add(i2h_bias, h2h_bias)
 
 
@@ -223,11 +226,13 @@ def _named(F, value, name):
     return F.identity(value, name=name) if F is mx.sym else value
 
 
-def _check_lengths(lengths, steps, name="sequence_length"):
+def _check_lengths(name, lengths, steps, rows):
     if not isinstance(lengths, mx.nd.NDArray):
-        raise TypeError(f"{name}: got {type(lengths).__name__}, needs an NDArray (N,) of each row's number of steps")
+        raise TypeError(f"{name}: got {type(lengths).__name__}, needs an NDArray ({rows},), the steps of each row")
+    if lengths.shape != (rows,):
+        raise ValueError(f"{name}: got shape {lengths.shape}, needs ({rows},), the steps of each row")
     values = lengths.asnumpy()
-    if values.size and not (values.min() >= 1 and values.max() <= steps):
+    if not (values.min() >= 1 and values.max() <= steps):
         raise ValueError(f"{name}: got {values.tolist()}, needs numbers from 1 to {steps}, the steps of inputs")
 
 
