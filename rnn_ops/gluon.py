@@ -16,7 +16,7 @@ _format_sequence = mx.gluon.rnn.rnn_cell._format_sequence
 
 
 class RNN(mx.gluon.rnn.RNN):
-    """An Elman RNN of one or more layers, h_t = act(x_t·Wxhᵀ + b_xh + h_{t-1}·Whhᵀ + b_hh): `mx.gluon.rnn.RNN`, faster.
+    """An Elman RNN of one or more layers, h_t = act(x_t·Wxhᵀ + b_xh + h_{t-1}·Whhᵀ + b_hh): `mx.gluon.rnn.RNN` on our kernels.
 
     To change the import is all that a network needs. Parameters saved by one load into the other.
 

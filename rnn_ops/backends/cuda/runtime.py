@@ -37,7 +37,8 @@ def versions():
     def number(version):
         return f"{version // 1000}.{version % 1000 // 10}"
 
-    return f"CuPy {cupy.__version__} for CUDA {number(runtime.runtimeGetVersion())}, driver for CUDA {number(runtime.driverGetVersion())}"
+    built, driven = number(runtime.runtimeGetVersion()), number(runtime.driverGetVersion())
+    return f"CuPy {cupy.__version__} for CUDA {built}, driver for CUDA {driven}"
 
 
 def array(name, value):
