@@ -1,0 +1,103 @@
+"""The functions that users call, in front of the native operator: they guard its gradients.
+
+MXNet 1.9.1 does not tell a native operator whether a gradient is to be written or to be added to what is there (``req``):
+it always overwrites. Adding is asked for by ``grad_req="add"``, and by graphs in which eight or more uses of one array are
+summed, whatever the grad_req. So no gradient may go from the operator straight to where it could be summed; every input
+comes through an operator of MXNet's own, which does the adding in the backward pass, and which no other call shares.
+"""
+import ctypes
+import threading
+
+from rnn_ops._mxnet import mx
+from rnn_ops.backends import arguments, cpu
+from rnn_ops.operators.native import build
+
+NAME = "rnn_ops_native"
+
+_lock = threading.Lock()
+_functions = None  # for NDArrays and for Symbols, once the library is loaded
+_COPY_ALL_DIMENSIONS = (ctypes.c_int64 * 1)(-2)  # as a new shape
+
+
+def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
+    """`rnn_ops.rnn_step` on the native operator. Faults in shapes, dtypes and tokens are MXNetErrors, at once or at the next
+    wait for a result; a RuntimeError says why there is no native operator."""
+    return _call("1", (inputs, state, Wxh, Whh, bh), activation)
+
+
+def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
+    """`rnn_ops.rnn_sequence` on the native operator; errors as those of `rnn_step`."""
+    outputs, state = _call("0", (inputs, state, Wxh, Whh, bh), activation)
+    return outputs, state
+
+
+def why_not():
+    """Why there is no native operator here, as a sentence, or None where there is. Builds and loads it if need be."""
+    try:
+        _load()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _call(step, values, activation):
+    arguments.check_activation(activation)
+    on_ndarrays, on_symbols = _functions or _load()
+    if all(type(value) is mx.sym.Symbol for value in values):
+        return on_symbols(*map(_guarded_symbol, values), step=step, activation=activation)
+    if not all(type(value) is mx.nd.NDArray for value in values):
+        raise TypeError(_why_not(values))
+    if not mx.autograd.is_recording():
+        return on_ndarrays(*values, step=step, activation=activation)
+    values = [_guarded_ndarray(value) for value in values]
+    wanted = "".join("01"[_has_history(value)] for value in values)
+    return on_ndarrays(*values, step=step, activation=activation, wanted=wanted)
+
+
+def _guarded_symbol(symbol):
+    """The same values from a node of MXNet's own.
+
+    A plain identity would not do: MXNet merges nodes of one operator that have the same inputs and attributes, and the one
+    that is left passes gradients summed before it. A node is never merged when one of its inputs is a node without inputs,
+    also not with its copies in a symbol that is composed several times. The zeros are not looked at, for their shape only.
+    """
+    internal = mx.sym._internal
+    return internal._identity_with_attr_like_rhs(symbol, internal._zeros_without_dtype())
+
+
+def _guarded_ndarray(array):
+    """The same memory as another NDArray, which autograd takes for a reshape. ``array.reshape`` does so too, ten times
+    slower."""
+    handle = mx.base.NDArrayHandle()
+    mx.base.check_call(mx.base._LIB.MXNDArrayReshape64(array.handle, 1, _COPY_ALL_DIMENSIONS, False, ctypes.byref(handle)))
+    return mx.nd.NDArray(handle)
+
+
+def _has_history(array):
+    """Whether autograd knows the array: if not, nobody can ask for its gradient. The call fails on arrays that it does not
+    know, and on others sets a mark that a new array does not have anyway."""
+    return mx.base._LIB.MXNDArraySetGradState(array.handle, 0) == 0
+
+
+def _why_not(values):
+    from rnn_ops.operators.functions import _why_not  # which may import this
+    return _why_not(values)
+
+
+def _load():
+    global _functions
+    with _lock:
+        if _functions is None:
+            path = build.library(mx.__path__[0], mx.__version__)
+            use_kernels = ctypes.CDLL(path).rnn_ops_native_use_kernels
+            use_kernels.restype = ctypes.c_char_p
+            reason = use_kernels(cpu._LIBRARY.encode())
+            if reason:
+                raise RuntimeError(f"the native operator cannot load the CPU kernels: {reason.decode()}")
+            # What mx.library.load does, less its making anew of every function in mx.nd and mx.sym, which takes 0.4 s.
+            mx.base.check_call(mx.base._LIB.MXLoadLib(path.encode(), 0))
+            handle = ctypes.c_void_p()
+            mx.base.check_call(mx.base._LIB.NNGetOpHandle(NAME.encode(), ctypes.byref(handle)))
+            _functions = (mx.nd.register._make_ndarray_function(handle, NAME, NAME),
+                          mx.sym.register._make_symbol_function(handle, NAME, NAME))
+        return _functions
