@@ -8,7 +8,7 @@ import rnn_ops
 from rnn_ops.backends import cpu, cuda
 from rnn_ops.backends.cuda import variants
 
-_SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_DATA")
+_SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA")
 
 
 def collect(batch_size=32, hidden_size=256):

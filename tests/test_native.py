@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rnn_ops
 from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
@@ -750,3 +751,31 @@ def test_the_name_tells_what_it_was_built_from(machine, monkeypatch, tmp_path):
 def test_where_the_cache_is(monkeypatch, value, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert build.cache() == os.path.expanduser(folder)
+
+
+# The switch between the two ----------------------------------------------------------------------------------------------
+
+def test_the_native_operator_is_taken_where_it_is_asked_for(monkeypatch):
+    arguments = [mx.sym.var(name) for name in ("inputs", "state", "Wxh", "Whh", "bh")]
+    for name, op in ("custom", "Custom"), ("native", "rnn_ops_native"):
+        monkeypatch.setenv("RNN_OPS_OPERATOR", name)
+        for function in rnn_ops.rnn_sequence, rnn_ops.rnn_step:
+            assert f'"op": "{op}"' in mx.sym.Group(list(_as_list(function(*arguments)))).tojson()
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "fast")
+    with pytest.raises(ValueError, match="RNN_OPS_OPERATOR: got 'fast', needs 'custom' or 'native'"):
+        rnn_ops.rnn_sequence(*arguments)
+
+
+def _as_list(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+def test_faults_of_arrays_are_the_same_errors(monkeypatch):
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
+    tokens, state, *weights = (mx.nd.zeros((2, 3), dtype="int32"), mx.nd.zeros((3, 5)), mx.nd.zeros((4, 5)),
+                               mx.nd.zeros((5, 5)), mx.nd.zeros(5))
+    with pytest.raises(ValueError, match="inputs: got token 7 at"):
+        rnn_ops.rnn_sequence(tokens + 7, state, *weights)
+    with pytest.raises(ValueError, match="state: got shape"):
+        rnn_ops.rnn_sequence(tokens, state[:2], *weights)
+    assert (rnn_ops.rnn_sequence(tokens, state, *weights)[0].asnumpy() == 0).all()

@@ -3,9 +3,12 @@
 They check NDArrays before MXNet sees them, since an exception in the caller's thread says more than an MXNetError at
 some later wait. Symbols have nothing to check yet: their errors come from the operators when they are bound or run.
 """
+import os
+
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators import custom  # noqa: F401, registers the operators
+from rnn_ops.operators import native
 from rnn_ops.operators.memory import view
 from rnn_ops.operators.places import place_for
 
@@ -110,12 +113,24 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
 
 def _call(op_type, step, values, activation):
     arguments.check_activation(activation)
-    if all(type(value) is mx.nd.NDArray for value in values):
+    ndarrays = all(type(value) is mx.nd.NDArray for value in values)
+    if ndarrays:
         _check(step, values)
+    if _native():
+        return (native.rnn_step if step else native.rnn_sequence)(*values, activation=activation)
+    if ndarrays:
         return mx.nd.Custom(*values, op_type=op_type, activation=activation)
     if all(type(value) is mx.sym.Symbol for value in values):
         return mx.sym.Custom(*values, op_type=op_type, activation=activation)
     raise TypeError(_why_not(values))
+
+
+def _native():
+    """Whether RNN_OPS_OPERATOR asks for the native operator (native/), which computes on the CPU only."""
+    name = os.environ.get("RNN_OPS_OPERATOR", "custom")
+    if name not in ("custom", "native"):
+        raise ValueError(f"RNN_OPS_OPERATOR: got {name!r}, needs 'custom' or 'native'")
+    return name == "native"
 
 
 def _check(step, arrays):
