@@ -1,8 +1,8 @@
 """Builds the native operator's library against the MXNet that is installed, once, and keeps it in the user's cache.
 
-A cached file is named after all that it was made from, so that it is never taken for another, and ends with a checksum of
-itself (what follows an ELF file's own bytes is nobody's business), so that a damaged one is built anew: loading it could
-end the process.
+A cached file is named after all that it was made from, so that it is never taken for another, and ends with a checksum
+of itself (the loader does not look behind an ELF file's own bytes), so that a damaged one is built anew: loading it
+could end the process.
 """
 import hashlib
 import os
@@ -28,7 +28,7 @@ def library(mxnet_folder, mxnet_version):
     Raises
     ------
     RuntimeError
-        In one sentence: MXNet has no lib_api.h, there is no compiler, it fails, or there is nowhere to keep the library.
+        In a sentence: MXNet has no lib_api.h, there is no compiler, it fails, or there is nowhere to keep the library.
     """
     includes = [os.path.join(mxnet_folder, "include"), os.path.join(mxnet_folder, "src"), _kernels()]
     sources = [_SOURCE, os.path.join(includes[0], "mxnet", "lib_api.h"), os.path.join(includes[1], "lib_api.cc"),
@@ -62,8 +62,8 @@ def find_compiler():
         words = shlex.split(command)
         if shutil.which(words[0]):
             return words
-    raise RuntimeError("the native operator is compiled on first use and no C++ compiler was found (looked for $CXX, c++, "
-                       "g++, clang++): 'apt-get install g++' on Debian and Ubuntu, 'dnf install gcc-c++' on Fedora")
+    raise RuntimeError("the native operator is compiled on first use and no C++ compiler was found (looked for $CXX, "
+                       "c++, g++, clang++): 'apt-get install g++' on Debian or Ubuntu, 'dnf install gcc-c++' on Fedora")
 
 
 def _kernels():
@@ -86,14 +86,14 @@ def _build(command, path):
         os.makedirs(folder, exist_ok=True)
         work = tempfile.TemporaryDirectory(dir=folder)
     except OSError as error:
-        raise RuntimeError(f"the native operator cannot be kept in {folder} ({error.strerror}): let XDG_CACHE_HOME name a "
-                           "folder that can be written") from error
+        raise RuntimeError(f"the native operator cannot be kept in {folder} ({error.strerror}): let XDG_CACHE_HOME "
+                           "name a folder that can be written") from error
     with work:
         new = os.path.join(work.name, "new.so")
         done = _run([*command, "-o", new])
         if done.returncode:
-            raise RuntimeError(f"the native operator needs a compiler for C++17 (GCC 9 or newer, or Clang 10 or newer); "
-                               f"'{shlex.join(command[:1])}' could not build it:\n{done.stderr.strip()}")
+            raise RuntimeError("the native operator needs a compiler for C++17 (GCC 9 or newer, or Clang 10 or newer); "
+                               f"'{command[0]}' could not build it:\n{done.stderr.strip()}")
         with open(new, "rb+") as file:
             checksum = hashlib.sha256(file.read()).digest()
             file.write(checksum)

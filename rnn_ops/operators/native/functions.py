@@ -1,9 +1,10 @@
 """The functions that users call, in front of the native operator: they guard its gradients.
 
-MXNet 1.9.1 does not tell a native operator whether a gradient is to be written or to be added to what is there (``req``):
-it always overwrites. Adding is asked for by ``grad_req="add"``, and by graphs in which eight or more uses of one array are
-summed, whatever the grad_req. So no gradient may go from the operator straight to where it could be summed; every input
-comes through an operator of MXNet's own, which does the adding in the backward pass, and which no other call shares.
+MXNet 1.9.1 does not tell a native operator whether a gradient is to be written or to be added to what is there
+(``req``): the operator always overwrites. Adding is what ``grad_req="add"`` asks for and, whatever the grad_req, a graph
+that sums the gradients of eight or more uses of one array (MXNET_EXEC_INPLACE_GRAD_SUM_CAP). So no gradient may go from
+the operator straight to where it could be summed: every input comes through an operator of MXNet's own, which does the
+adding in the backward pass and which no other call shares.
 """
 import ctypes
 import threading
@@ -20,8 +21,8 @@ _COPY_ALL_DIMENSIONS = (ctypes.c_int64 * 1)(-2)  # as a new shape
 
 
 def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
-    """`rnn_ops.rnn_step` on the native operator. Faults in shapes, dtypes and tokens are MXNetErrors, at once or at the next
-    wait for a result; a RuntimeError says why there is no native operator."""
+    """`rnn_ops.rnn_step` on the native operator. Faults in shapes, dtypes and tokens are MXNetErrors, at once or at the
+    next wait for a result; a RuntimeError says why there is no native operator."""
     return _call("1", (inputs, state, Wxh, Whh, bh), activation)
 
 
@@ -57,9 +58,10 @@ def _call(step, values, activation):
 def _guarded_symbol(symbol):
     """The same values from a node of MXNet's own.
 
-    A plain identity would not do: MXNet merges nodes of one operator that have the same inputs and attributes, and the one
-    that is left passes gradients summed before it. A node is never merged when one of its inputs is a node without inputs,
-    also not with its copies in a symbol that is composed several times. The zeros are not looked at, for their shape only.
+    A plain identity would not do: MXNet makes one node of those that share operator, inputs and attributes, and the
+    gradients of the calls that it then serves are summed before they reach it. Nodes without inputs are left alone,
+    and with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros have no
+    other purpose; of them the operator takes the shape, which follows from that of the symbol.
     """
     internal = mx.sym._internal
     return internal._identity_with_attr_like_rhs(symbol, internal._zeros_without_dtype())
@@ -69,13 +71,14 @@ def _guarded_ndarray(array):
     """The same memory as another NDArray, which autograd takes for a reshape. ``array.reshape`` does so too, ten times
     slower."""
     handle = mx.base.NDArrayHandle()
-    mx.base.check_call(mx.base._LIB.MXNDArrayReshape64(array.handle, 1, _COPY_ALL_DIMENSIONS, False, ctypes.byref(handle)))
+    mx.base.check_call(mx.base._LIB.MXNDArrayReshape64(
+        array.handle, 1, _COPY_ALL_DIMENSIONS, False, ctypes.byref(handle)))
     return mx.nd.NDArray(handle)
 
 
 def _has_history(array):
-    """Whether autograd knows the array: if not, nobody can ask for its gradient. The call fails on arrays that it does not
-    know, and on others sets a mark that a new array does not have anyway."""
+    """Whether autograd knows the array: if not, nobody can ask for its gradient. The call fails on an array that it
+    does not know; on another it takes away a mark, which a guarded one, being new, does not have."""
     return mx.base._LIB.MXNDArraySetGradState(array.handle, 0) == 0
 
 

@@ -13,8 +13,8 @@
 
 #include <memory>
 
-// lib_api.cc keeps every message for good, and MXNet attaches all of them to each new error. Here a thread has its last
-// message only, and only until MXNet has read it.
+// lib_api.cc keeps every message for good, and MXNet attaches all of them to each new error. Here a thread has the message
+// of its last call only, which is when MXNet asks.
 #define _msgSize all_messages_size
 #define _msgGet all_messages_get
 #include "lib_api.cc"
@@ -38,7 +38,6 @@ const int kArguments = 5;
 const int64_t kUnknown = -1;
 
 thread_local std::string message;  // empty where there is none
-thread_local std::string message_read;
 
 decltype(&rnn_cpu_forward) cpu_forward = nullptr;
 decltype(&rnn_cpu_backward) cpu_backward = nullptr;
@@ -409,9 +408,7 @@ RNN_API const char* rnn_ops_native_use_kernels(const char* path) {
 MX_INT_RET _msgSize() { return !message.empty(); }
 
 MX_VOID_RET _msgGet(int, const char** text) {
-  message_read.swap(message);
-  message.clear();
-  *text = message_read.c_str();
+  *text = message.c_str();
 }
 
 }  // extern "C"
