@@ -520,7 +520,8 @@ MISFITS = {
                      "inputs: got dtype int64, needs float32, float64 or int32 (tokens); cast tokens with "
                      "astype('int32')"),
     "half": ({name: array.astype("float16") for name, array in good().items()},
-             "state: got dtype float16, needs float32 or float64"),
+             "inputs: got dtype float16, needs float32, float64 or int32 (tokens)"),
+    "half state": (dict(state=zeros(B, H, dtype="float16")), "state: got dtype float16, needs float32 or float64"),
     "half inputs": (dict(inputs=zeros(T, B, I, dtype="float16")),
                     "inputs: got dtype float16, needs float32, float64 or int32 (tokens)"),
     "mixed dtypes": (dict(Whh=zeros(H, H, dtype="float64")),
@@ -669,7 +670,7 @@ class Machine:
     def start(self, *arguments, **environment):
         return subprocess.Popen(
             [sys.executable, "-c", CALL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, env={**self.environment, **environment})
+            universal_newlines=True, cwd=str(self.cache), env={**self.environment, **environment})
 
     def run(self, *arguments, **environment):
         """(exit status, what it printed, its last line to stderr)"""

@@ -124,6 +124,11 @@ std::string type_name(int type) {
 MXReturnValue infer_types(const Attributes&, std::vector<int>* in, std::vector<int>* out) {
   return guarded([&] {
     const int inputs = (*in)[0];
+    const bool tokens = inputs == mxnet::ext::kInt32;
+    if (inputs != kUnknown && !tokens && !is_float(inputs)) {
+      fail("inputs", "dtype " + type_name(inputs), std::string("float32, float64 or int32 (tokens)") +
+           (inputs == mxnet::ext::kFloat16 ? "" : "; cast tokens with astype('int32')"));
+    }
     int type = kUnknown, source = 0;
     for (int i = 1; i < kArguments; ++i) {
       const int got = (*in)[i];
@@ -137,18 +142,13 @@ MXReturnValue infer_types(const Attributes&, std::vector<int>* in, std::vector<i
         fail(kNames[i], "dtype " + type_name(got), type_name(type) + ", the dtype of " + kNames[source]);
       }
     }
-    if (inputs != kUnknown && inputs != mxnet::ext::kInt32) {
-      if (!is_float(inputs)) {
-        const bool integers = inputs != mxnet::ext::kFloat16;
-        fail("inputs", "dtype " + type_name(inputs), std::string("float32, float64 or int32 (tokens)") +
-             (integers ? "; cast tokens with astype('int32')" : ""));
-      }
+    if (inputs != kUnknown && !tokens) {
       if (type == kUnknown) type = inputs;
       if (inputs != type) {
         fail("inputs", "dtype " + type_name(inputs), type_name(type) + ", the dtype of " + kNames[source]);
       }
     }
-    if (type == kUnknown && inputs == mxnet::ext::kInt32) type = mxnet::ext::kFloat32;  // MXNet's default
+    if (type == kUnknown && tokens) type = mxnet::ext::kFloat32;  // MXNet's default
     for (int& each : *in) each = each == kUnknown ? type : each;
     for (int& each : *out) each = type;
   });
