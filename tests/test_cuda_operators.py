@@ -235,6 +235,17 @@ def test_only_what_it_must_is_copied(gpus, monkeypatch):
         rnn_ops.use("cpu")
 
 
+def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkeypatch):
+    """It has kernels for the CPU only."""
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
+    rnn_ops.use("cuda")
+    try:
+        rnn_ops.rnn_sequence(*arrays()[0])[0].wait_to_read()
+        assert gpus.hosts[0].launches
+    finally:
+        rnn_ops.use("cpu")
+
+
 def test_memory_stays_bounded(gpus):
     rnn_ops.use("cuda")
     try:

@@ -10,7 +10,7 @@ from rnn_ops.backends import arguments
 from rnn_ops.operators import custom  # noqa: F401, registers the operators
 from rnn_ops.operators import native
 from rnn_ops.operators.memory import view
-from rnn_ops.operators.places import place_for
+from rnn_ops.operators.places import in_use, place_for
 
 
 def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
@@ -116,7 +116,7 @@ def _call(op_type, step, values, activation):
     ndarrays = all(type(value) is mx.nd.NDArray for value in values)
     if ndarrays:
         _check(step, values)
-    if _native():
+    if _native(values[0]):
         return (native.rnn_step if step else native.rnn_sequence)(*values, activation=activation)
     if ndarrays:
         return mx.nd.Custom(*values, op_type=op_type, activation=activation)
@@ -125,12 +125,13 @@ def _call(op_type, step, values, activation):
     raise TypeError(_why_not(values))
 
 
-def _native():
-    """Whether RNN_OPS_OPERATOR asks for the native operator (native/), which computes on the CPU only."""
+def _native(inputs):
+    """Whether RNN_OPS_OPERATOR asks for the native operator (native/), and the CPU is to compute, which is all it can."""
     name = os.environ.get("RNN_OPS_OPERATOR", "custom")
     if name not in ("custom", "native"):
         raise ValueError(f"RNN_OPS_OPERATOR: got {name!r}, needs 'custom' or 'native'")
-    return name == "native"
+    on_gpu = type(inputs) is mx.nd.NDArray and inputs.context.device_type == "gpu"
+    return name == "native" and in_use() == "cpu" and not on_gpu
 
 
 def _check(step, arrays):
