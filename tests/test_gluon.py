@@ -285,7 +285,8 @@ def test_a_network_is_exported_and_imported(tmp_path, kind, begins):
             "inputs = np.load(folder + '/inputs.npy'); outputs = net(mx.nd.array(inputs, dtype=inputs.dtype))\n"
             "outputs = outputs[0] if isinstance(outputs, list) else outputs\n"
             "print(np.abs(outputs.asnumpy() - np.load(folder + '/wanted.npy')).max() < 1e-6)")
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, universal_newlines=True)
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, universal_newlines=True,
+                         cwd=str(tmp_path))
     assert (ran.returncode, ran.stdout) == (0, "True\n")
 
 

@@ -136,11 +136,11 @@ class Offload:
         if where != outputs.ctypes.data:  # MXNet has moved them, or asks another operator of the same graph
             states = gpu.to_device(outputs)
         self._states = None, None
+        given = [gpu.to_device(array) for array in (inputs, state, Wxh, Whh)]
         arriving = [None if array is None else gpu.to_device(array) for array in (doutputs, dlast_state)]
         copies = {name: None if array is None else gpu.empty(array.shape, array.dtype)
                   for name, array in gradients.items()}
-        self._launcher.backward(*map(gpu.to_device, (inputs, state, Wxh, Whh)), states, *arriving,
-                                activation=activation, **copies)
+        self._launcher.backward(*given, states, *arriving, activation=activation, **copies)
         for name, array in gradients.items():
             if array is not None:
                 gpu.to_host(copies[name], array)
