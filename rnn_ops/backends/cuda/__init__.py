@@ -63,8 +63,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=Non
     arguments.check_activation(activation)
     inputs, state, Wxh, Whh, bh, outputs = _arrays(
         inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh, outputs=outputs)
-    signature = arguments.check(inputs, state, Wxh, Whh, bh)
-    T, B, I, H, dtype, _ = signature
+    T, B, I, H, dtype, _ = arguments.check(inputs, state, Wxh, Whh, bh)
     _fits("outputs", outputs, (T, B, H), dtype)
     gpu = _gpu(platform().index(inputs))
     with gpu.current():
