@@ -6,6 +6,7 @@ says why a family cannot; `choose` takes the one with the fewest estimated cycle
 
 The families are explained at the top of kernels/cuda/{resident,cluster,grid,stepwise}.cu, the tile in tile.cuh.
 """
+import functools
 import math
 from typing import NamedTuple
 
@@ -149,6 +150,7 @@ def candidates(device, dtype, B, H):
     return found, reasons
 
 
+@functools.lru_cache(maxsize=1024)  # each launch asks, mostly for the same shape
 def choose(device, dtype, B, H, family=None):
     """The variant with the fewest estimated cycles a step, of all families or of the one that is given.
 
