@@ -1,4 +1,5 @@
-"""The recurrence as ``mx.operator.CustomOp``s, registered on import: ``rnn_ops_step`` and ``rnn_ops_sequence``.
+"""The recurrence as ``mx.operator.CustomOp``s, registered on import: ``rnn_ops_step`` and ``rnn_ops_sequence``, and the
+functions that call them.
 
 Shapes, types, ``req`` and errors; memory and arithmetic are those of a place (places.py). A step is a sequence with T = 1.
 Besides its arguments, the backward pass needs nothing but the outputs.
@@ -150,3 +151,19 @@ class Sequence(_Recurrence):
     """inputs (T, B, I) or (T, B), state, Wxh, Whh, bh → outputs (T, B, H), state (B, H)."""
     step = False
     results = {"outputs": "TBH", "state": "BH"}
+
+
+def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
+    """`rnn_ops.rnn_step` on the CustomOp: five NDArrays or five Symbols. Faults are MXNetErrors."""
+    return _call("rnn_ops_step", (inputs, state, Wxh, Whh, bh), activation)
+
+
+def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
+    """`rnn_ops.rnn_sequence` on the CustomOp: five NDArrays or five Symbols. Faults are MXNetErrors."""
+    outputs, state = _call("rnn_ops_sequence", (inputs, state, Wxh, Whh, bh), activation)
+    return outputs, state
+
+
+def _call(op_type, values, activation):
+    module = mx.nd if isinstance(values[0], mx.nd.NDArray) else mx.sym
+    return module.Custom(*values, op_type=op_type, activation=activation)

@@ -7,8 +7,7 @@ import os
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.operators import custom  # noqa: F401, registers the operators
-from rnn_ops.operators import native
+from rnn_ops.operators import custom, native
 from rnn_ops.operators.memory import view
 from rnn_ops.operators.places import in_use, place_for
 
@@ -58,7 +57,7 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     >>> rnn_ops.rnn_step(tokens, mx.nd.zeros((2, 5)), Wxh, Whh, bh).shape
     (2, 5)
     """
-    return _call("rnn_ops_step", True, (inputs, state, Wxh, Whh, bh), activation)
+    return _call("rnn_step", True, (inputs, state, Wxh, Whh, bh), activation)
 
 
 def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
@@ -107,22 +106,19 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     >>> outputs.shape, state.shape, Wxh.grad.shape
     ((7, 2, 5), (2, 5), (4, 5))
     """
-    outputs, state = _call("rnn_ops_sequence", False, (inputs, state, Wxh, Whh, bh), activation)
+    outputs, state = _call("rnn_sequence", False, (inputs, state, Wxh, Whh, bh), activation)
     return outputs, state
 
 
-def _call(op_type, step, values, activation):
+def _call(name, step, values, activation):
     arguments.check_activation(activation)
     ndarrays = all(type(value) is mx.nd.NDArray for value in values)
     if ndarrays:
         _check(step, values)
-    if _native(values[0]):
-        return (native.rnn_step if step else native.rnn_sequence)(*values, activation=activation)
-    if ndarrays:
-        return mx.nd.Custom(*values, op_type=op_type, activation=activation)
-    if all(type(value) is mx.sym.Symbol for value in values):
-        return mx.sym.Custom(*values, op_type=op_type, activation=activation)
-    raise TypeError(_why_not(values))
+    elif not all(type(value) is mx.sym.Symbol for value in values):
+        raise TypeError(_why_not(values))
+    operator = native if _native(values[0]) else custom
+    return getattr(operator, name)(*values, activation=activation)
 
 
 def _native(inputs):
