@@ -1,8 +1,9 @@
-"""Builds the CPU kernels (kernels/cpu) into one shared library with the system's C++ compiler.
+"""Builds two shared libraries with the system's C++ compiler: the CPU kernels (kernels/cpu) and the native MXNet operator
+(rnn_ops/operators/native), which needs nothing of MXNet to be built.
 
-The rest of the package's description is in pyproject.toml. The library is loaded with ctypes and knows nothing of
-Python, so one build serves every Python version. Each SIMD level is a source file of its own with its own flags; the
-level is chosen when the kernels run.
+The rest of the package's description is in pyproject.toml. The libraries know nothing of Python, so one build serves every
+version of it. Each SIMD level of the kernels is a source file of its own with its own flags; the level is chosen when the
+kernels run.
 """
 import os
 import platform
@@ -15,8 +16,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = os.path.join(HERE, "kernels", "cpu")
-LIBRARY = "_cpu_kernels"
+KERNELS = os.path.join("kernels", "cpu")
+OPERATOR = os.path.join("rnn_ops", "operators", "native")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # -ffp-contract=fast lets a·b + c become one fused multiply-add, which is faster and more exact. Nothing looser: sums
@@ -24,10 +25,15 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # passed between files.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi",
          "-pthread"] + (["-DRNN_X86"] if X86 else [])
-FLAGS_OF = {"threads.cc": [], "rnn_cpu.cc": [], "isa_baseline.cc": []}
+KERNEL_FLAGS = {"threads.cc": [], "rnn_cpu.cc": [], "isa_baseline.cc": []}  # of each source, besides FLAGS
 if X86:
-    FLAGS_OF["isa_avx2.cc"] = ["-mavx2", "-mfma"]
-    FLAGS_OF["isa_avx512.cc"] = ["-mavx512f", "-mfma"]
+    KERNEL_FLAGS["isa_avx2.cc"] = ["-mavx2", "-mfma"]
+    KERNEL_FLAGS["isa_avx512.cc"] = ["-mavx512f", "-mfma"]
+OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc"], ["-I", os.path.join(HERE, KERNELS)])
+
+# name of the library: folder of its sources, flags of each
+LIBRARIES = {"rnn_ops.backends._cpu_kernels": (KERNELS, KERNEL_FLAGS),
+             "rnn_ops.operators.native._native_operator": (OPERATOR, OPERATOR_FLAGS)}
 
 
 def find_compiler():
@@ -45,21 +51,21 @@ def run(commands):
     """Runs the commands side by side; SystemExit if one fails."""
     running = [subprocess.Popen(command) for command in commands]
     if any([process.wait() for process in running]):
-        raise SystemExit("rnn_ops: %s could not build the CPU kernels; what it said stands above. "
+        raise SystemExit("rnn_ops: %s could not build the kernels; what it said stands above. "
                          "They need C++17: GCC 9 or newer, or Clang 10 or newer." % commands[0][0])
 
 
-def compile_kernels(work, extra=(), flags_of=FLAGS_OF):
-    """Compiles the sources to object files in the folder `work` and returns their names. `extra` flags, such as those
-    of a sanitizer, go to every source."""
+def compile_sources(work, folder=KERNELS, flags_of=KERNEL_FLAGS, extra=()):
+    """Compiles sources to object files in the folder `work` and returns their names. `extra` flags, such as those of a
+    sanitizer, go to every source."""
     os.makedirs(work, exist_ok=True)
     objects = {source: os.path.join(work, source + ".o") for source in flags_of}
-    run([find_compiler() + FLAGS + flags + list(extra) + ["-c", os.path.join(SOURCES, source), "-o", objects[source]]
+    run([find_compiler() + FLAGS + flags + list(extra) + ["-c", os.path.join(HERE, folder, source), "-o", objects[source]]
          for source, flags in flags_of.items()])
     return list(objects.values())
 
 
-class BuildKernels(build_ext):
+class BuildLibraries(build_ext):
     def get_ext_filename(self, name):
         # Not a Python module: no interpreter's tag, and the same name on every system.
         return os.path.join(*name.split(".")) + ".so"
@@ -67,7 +73,8 @@ class BuildKernels(build_ext):
     def build_extension(self, extension):
         output = self.get_ext_fullpath(extension.name)
         os.makedirs(os.path.dirname(output), exist_ok=True)
-        run([find_compiler() + ["-shared", "-pthread"] + compile_kernels(self.build_temp) + ["-o", output]])
+        objects = compile_sources(os.path.join(self.build_temp, extension.name), *LIBRARIES[extension.name])
+        run([find_compiler() + ["-shared", "-pthread"] + objects + ["-o", output]])
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -77,8 +84,10 @@ class AnyPythonWheel(bdist_wheel):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension("rnn_ops.backends." + LIBRARY,
-                               sources=[os.path.join("kernels", "cpu", name) for name in FLAGS_OF],
-                               depends=[os.path.join("kernels", "cpu", name) for name in sorted(os.listdir(SOURCES))])],
-        cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
+        ext_modules=[Extension(name, sources=[os.path.join(folder, source) for source in flags_of],
+                               depends=[os.path.join(folder, file) for folder in (KERNELS, OPERATOR)
+                                        for file in sorted(os.listdir(os.path.join(HERE, folder)))
+                                        if file.endswith((".cc", ".h"))])
+                     for name, (folder, flags_of) in LIBRARIES.items()],
+        cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
     )

@@ -23,6 +23,7 @@ def collect(batch_size=32, hidden_size=256):
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "NumPy": numpy.__version__,
         "MXNet": mxnet,
+        "operator": _operator(),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads",
     }
@@ -60,6 +61,17 @@ def main(batch_size=32, hidden_size=256):
     for name, text in facts.items():
         print(f"{name:<{width}}  {text}")
     return 0
+
+
+def _operator():
+    """Which MXNet operator computes, and why not the other one."""
+    try:
+        from rnn_ops.operators import choice, native
+        taken = choice()
+    except (ImportError, RuntimeError, ValueError) as error:
+        return f"none: {error}"
+    reason = native.why_not()
+    return f"{taken} (there is no native one: {reason})" if reason else taken
 
 
 def _device(device):

@@ -301,9 +301,9 @@ def load_setup():
 def run_driver(folder, flags, flags_of=None, variables=None):
     """Compiles the kernels and tests/kernels_driver.cc with extra flags and runs the program."""
     setup = load_setup()
-    objects = setup.compile_kernels(str(folder), flags, flags_of or setup.FLAGS_OF)
+    objects = setup.compile_sources(str(folder), flags_of=flags_of or setup.KERNEL_FLAGS, extra=flags)
     program = str(folder / "driver")
-    setup.run([setup.find_compiler() + ["-std=c++17", "-pthread", "-I", setup.SOURCES, *flags,
+    setup.run([setup.find_compiler() + ["-std=c++17", "-pthread", "-I", os.path.join(setup.HERE, setup.KERNELS), *flags,
                                         os.path.join(HERE, "kernels_driver.cc"), *objects, "-o", program]])
     environment = dict(os.environ, RNN_OPS_NUM_THREADS="3", **(variables or {}))
     ran = subprocess.run([program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -323,7 +323,7 @@ def test_avx512_code_on_narrower_hardware(tmp_path):
     """Vectors of 64 bytes and tiles of 12 rows, compiled to pairs of AVX2 instructions: the logic of the AVX-512 level
     runs on any machine; only the instructions themselves need the processor."""
     setup = load_setup()
-    flags_of = {**setup.FLAGS_OF, "isa_avx512.cc": setup.FLAGS_OF["isa_avx2.cc"]}
+    flags_of = {**setup.KERNEL_FLAGS, "isa_avx512.cc": setup.KERNEL_FLAGS["isa_avx2.cc"]}
     printed = run_driver(tmp_path, ["-O1", "-D__builtin_cpu_supports(feature)=1"], flags_of,
                          {"RNN_OPS_SIMD": "avx512"})
     assert printed.startswith("avx512")

@@ -1,4 +1,4 @@
-"""The operators' CUDA path: places, `req`, autograd and errors, with the machine of tests/cuda_host for a GPU.
+"""The CustomOps' CUDA path: places, `req`, autograd and errors, with the machine of tests/cuda_host for a GPU.
 
 MXNet's build for CPUs has no arrays on a GPU, so where the place `Gpu` is tested, mx.cpu(i) stands for mx.gpu(i): the same
 operator, the same launches, only that the memory is the CPU's.
@@ -23,6 +23,12 @@ pytestmark = pytest.mark.timeout(300)
 
 H100 = variants.known_device(90, 8)
 PLACES = ["gpu", "offload"]
+
+
+@pytest.fixture(autouse=True)
+def custom_operator(monkeypatch):
+    """test_native_gpu.py has the native one."""
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "custom")
 
 
 @pytest.fixture
@@ -236,7 +242,7 @@ def test_only_what_it_must_is_copied(gpus, monkeypatch):
 
 
 def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkeypatch):
-    """It has kernels for the CPU only."""
+    """It computes where the arrays are."""
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
     rnn_ops.use("cuda")
     try:

@@ -13,7 +13,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.gradcheck import Case, draw, values_and_gradients
 
 # The largest that a run on a busy machine needs; a hang is what it is there for.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("operator")]
 
 
 def test_no_growth_over_20000_calls():

@@ -1,4 +1,4 @@
-"""The functions that users call, in front of the custom operators.
+"""The functions that users call, in front of the operators: the native one, and the CustomOp where there is none.
 
 They check NDArrays before MXNet sees them, since an exception in the caller's thread says more than an MXNetError at
 some later wait. Symbols have nothing to check yet: their errors come from the operators when they are bound or run.
@@ -110,27 +110,41 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     return outputs, state
 
 
+def choice():
+    """Which operator `rnn_step` and `rnn_sequence` take: "native" or "custom".
+
+    What RNN_OPS_OPERATOR names; else the native one, unless `rnn_ops.operators.native.why_not` says that there is none.
+
+    Raises
+    ------
+    ValueError
+        RNN_OPS_OPERATOR names neither.
+    RuntimeError
+        It names the native operator, and there is none: why.
+    """
+    name = os.environ.get("RNN_OPS_OPERATOR", "")
+    if name not in ("", "custom", "native"):
+        raise ValueError(f"RNN_OPS_OPERATOR: got {name!r}, needs 'custom' or 'native'")
+    if name == "custom":
+        return name
+    reason = native.why_not()
+    if reason and name:
+        raise RuntimeError(f"RNN_OPS_OPERATOR: got 'native', and there is no native operator: {reason}")
+    return "custom" if reason else "native"
+
+
 def _call(name, step, values, activation):
     arguments.check_activation(activation)
-    ndarrays = all(type(value) is mx.nd.NDArray for value in values)
-    if ndarrays:
-        _check(step, values)
+    # What offloads to a GPU is a place of the CustomOp's.
+    operator = native if choice() == "native" and in_use() == "cpu" else custom
+    if all(type(value) is mx.nd.NDArray for value in values):
+        _check(step, values, operator)
     elif not all(type(value) is mx.sym.Symbol for value in values):
         raise TypeError(_why_not(values))
-    operator = native if _native(values[0]) else custom
     return getattr(operator, name)(*values, activation=activation)
 
 
-def _native(inputs):
-    """Whether RNN_OPS_OPERATOR asks for the native operator (native/), and the CPU is to compute, which is all it can."""
-    name = os.environ.get("RNN_OPS_OPERATOR", "custom")
-    if name not in ("custom", "native"):
-        raise ValueError(f"RNN_OPS_OPERATOR: got {name!r}, needs 'custom' or 'native'")
-    on_gpu = type(inputs) is mx.nd.NDArray and inputs.context.device_type == "gpu"
-    return name == "native" and in_use() == "cpu" and not on_gpu
-
-
-def _check(step, arrays):
+def _check(step, arrays, operator):
     signature = arguments.check(*arrays, step=step)
     inputs = arrays[0]
     context = inputs.context
@@ -138,7 +152,8 @@ def _check(step, arrays):
         if array.context != context:
             raise ValueError(f"{name}: got an array on {array.context}, needs one on {context}, the context of inputs")
     place_for(context)
-    if signature.tokens:
+    # On a GPU the native operator waits for nothing, not even to see the tokens: a wrong one makes NaN.
+    if signature.tokens and not (operator is native and context.device_type == "gpu"):
         inputs.wait_to_read()
         tokens = view(inputs) if context.device_type == "cpu" else inputs.asnumpy()
         arguments.check_tokens(tokens, signature.I)

@@ -3,6 +3,7 @@
 The unmodified sources are compiled by the C++ compiler and run by the machine in machine.h, with the grid, block and shared
 memory that the launcher asks for. Only primitives.cuh has a twin here.
 """
+from cuda_host import driver
 from cuda_host.host import Host, KernelError, compile_kernels, text_of
 from cuda_host.gpus import OnGPU, platform
 

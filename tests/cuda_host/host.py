@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from cuda_host import driver
 from rnn_ops.backends.cuda import sources, variants
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -167,6 +168,20 @@ class Host:
             raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
                 f"\n  {what} {_line(path, code)}" for what, code in
                 (("at", error.access), ("the other at", error.other_access)) if code))
+
+    def function(self, launch):
+        """A number for driver.py to launch the kernel by."""
+        return driver.number_of(self, launch)
+
+    def functions(self):
+        return driver.functions()
+
+    def argument_sizes(self, kernel):
+        """In bytes."""
+        _machine(self._sanitize)  # whose functions the kernel's library needs
+        library = ctypes.CDLL(_library(text_of(kernel.family), kernel, self._sanitize))
+        library.sizes.restype = ctypes.POINTER(ctypes.c_int)
+        return library.sizes()[:library.count()]
 
     def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
         product = (a.T if transpose_a else a) @ (b.T if transpose_b else b)

@@ -93,16 +93,21 @@ class Runtime:
             yield self
 
     def launch(self, launch, arguments):
+        function = self.function(launch)
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        start = driver.launchCooperativeKernel if launch.cooperative else driver.launchKernel
+        tail = () if launch.cooperative else (0,)  # "extra", another way to give arguments
+        start(function, *launch.grid, launch.block, 1, 1, launch.shared, cupy.cuda.get_current_stream().ptr,
+              ctypes.addressof(addresses), *tail)
+
+    def function(self, launch):
+        """The CUfunction, a number, of a launch, with the shared memory that it needs allowed. It stays good."""
         function, shared = self._functions.get(launch.kernel) or (self.compile(launch.kernel), 48 * 1024)
         if launch.shared > shared:
             shared = launch.shared
             driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
         self._functions[launch.kernel] = function, shared
-        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        start = driver.launchCooperativeKernel if launch.cooperative else driver.launchKernel
-        tail = () if launch.cooperative else (0,)  # "extra", another way to give arguments
-        start(function.ptr, *launch.grid, launch.block, 1, 1, launch.shared, cupy.cuda.get_current_stream().ptr,
-              ctypes.addressof(addresses), *tail)
+        return function.ptr
 
     def compile(self, kernel):
         """The function of a `sources.Kernel`, compiled or taken from CuPy's cache on disk."""
@@ -166,6 +171,17 @@ class Runtime:
     def to_host(self, array, out=None):
         """A copy as a NumPy array, in `out` where one is given. Waits for what computes it."""
         return array.get(out=out)
+
+    def functions(self):
+        """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
+        driver = ctypes.CDLL("libcuda.so.1")
+        blas = ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")  # the one that CuPy has loaded
+        found = {
+            "launch": driver.cuLaunchKernel, "launch_cooperative": driver.cuLaunchCooperativeKernel,
+            "fill": driver.cuMemsetD8Async, "copy": driver.cuMemcpyDtoDAsync_v2,
+            "create_handle": blas.cublasCreate_v2, "set_stream": blas.cublasSetStream_v2,
+            "multiply_float": blas.cublasSgemm_v2, "multiply_double": blas.cublasDgemm_v2}
+        return {name: ctypes.cast(function, ctypes.c_void_p).value for name, function in found.items()}
 
     def synchronize(self):
         """Wait for all that has been launched in this thread's stream."""

@@ -1,7 +1,7 @@
-"""The recurrence as a native MXNet operator, ``rnn_ops_native``: no Python between MXNet and the CPU kernels.
+"""The recurrence as a native MXNet operator, ``rnn_ops_native``: no Python between MXNet and the kernels.
 
-Importing this does nothing yet: the first call, or `why_not`, builds the library (build.py, once for a machine) and
-loads it into MXNet. A graph that holds the operator can be read from a file only after that.
+Importing this loads the library, so that graphs which hold the operator can be read from files; `why_not` says why where
+that failed.
 """
 from rnn_ops.operators.native.functions import rnn_sequence, rnn_step, why_not
 

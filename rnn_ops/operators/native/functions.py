@@ -7,16 +7,16 @@ the operator straight to where it could be summed: every input comes through an 
 adding in the backward pass and which no other call shares.
 """
 import ctypes
-import threading
+import os
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments, cpu
-from rnn_ops.operators.native import build
+from rnn_ops.operators.native import gpu
 
 NAME = "rnn_ops_native"
 
-_lock = threading.Lock()
-_functions = None  # for NDArrays and for Symbols, once the library is loaded
+_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_native_operator.so")
+_RANKS = (None, 2, 2, 2, 1)  # of the arguments; of the inputs it depends
 _COPY_ALL_DIMENSIONS = (ctypes.c_int64 * 1)(-2)  # as a new shape
 
 
@@ -33,19 +33,18 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
 
 
 def why_not():
-    """Why there is no native operator here, as a sentence, or None where there is. Builds and loads it if need be."""
-    try:
-        _load()
-    except RuntimeError as error:
-        return str(error)
-    return None
+    """Why there is no native operator here, as a sentence, or None where there is."""
+    return _WHY_NOT
 
 
 def _call(step, values, activation):
     arguments.check_activation(activation)
-    on_ndarrays, on_symbols = _functions or _load()
+    if _WHY_NOT:
+        raise RuntimeError(f"there is no native operator: {_WHY_NOT}")
+    on_ndarrays, on_symbols = _functions
     if all(type(value) is mx.sym.Symbol for value in values):
-        return on_symbols(*map(_guarded_symbol, values), step=step, activation=activation)
+        return on_symbols(*map(_guarded_symbol, arguments.NAMES, _RANKS, values), step=step, activation=activation,
+                          row="1")
     if not all(type(value) is mx.nd.NDArray for value in values):
         raise TypeError(_why_not(values))
     if not mx.autograd.is_recording():
@@ -55,16 +54,22 @@ def _call(step, values, activation):
     return on_ndarrays(*values, step=step, activation=activation, wanted=wanted)
 
 
-def _guarded_symbol(symbol):
+def _guarded_symbol(name, rank, symbol):
     """The same values from a node of MXNet's own.
 
     A plain identity would not do: MXNet makes one node of those that share operator, inputs and attributes, and the
     gradients of the calls that it then serves are summed before they reach it. Nodes without inputs are left alone,
-    and with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros have no
-    other purpose; of them the operator takes the shape, which follows from that of the symbol.
+    and with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros are such a
+    node; the operator takes no more than their shape, of which the number of dimensions is given. That serves MXNet 1.9.1
+    too: it counts a shape that it knows nothing of as -1 numbers, and then writes behind the end of the memory for them all
+    (`infer_shape` in c_api.cc). The inputs' number of dimensions can stay unknown; bh, as a row, makes the numbers 8, so that
+    what it writes too much, one of 4 bytes, falls into what any allocator adds to 28.
     """
     internal = mx.sym._internal
-    return internal._identity_with_attr_like_rhs(symbol, internal._zeros_without_dtype())
+    zeros = internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {}))
+    guarded = internal._identity_with_attr_like_rhs(
+        symbol, zeros, name=mx.name.NameManager.current.get(None, f"rnn_ops_{name}_"))
+    return mx.sym.expand_dims(guarded, axis=0) if name == "bh" else guarded
 
 
 def _guarded_ndarray(array):
@@ -88,19 +93,25 @@ def _why_not(values):
 
 
 def _load():
-    global _functions
-    with _lock:
-        if _functions is None:
-            path = build.library(mx.__path__[0], mx.__version__)
-            use_kernels = ctypes.CDLL(path).rnn_ops_native_use_kernels
-            use_kernels.restype = ctypes.c_char_p
-            reason = use_kernels(cpu._LIBRARY.encode())
-            if reason:
-                raise RuntimeError(f"the native operator cannot load the CPU kernels: {reason.decode()}")
-            # What mx.library.load does, less its making anew of every function in mx.nd and mx.sym, which takes 0.4 s.
-            mx.base.check_call(mx.base._LIB.MXLoadLib(path.encode(), 0))
-            handle = ctypes.c_void_p()
-            mx.base.check_call(mx.base._LIB.NNGetOpHandle(NAME.encode(), ctypes.byref(handle)))
-            _functions = (mx.nd.register._make_ndarray_function(handle, NAME, NAME),
-                          mx.sym.register._make_symbol_function(handle, NAME, NAME))
-        return _functions
+    """Load the library into MXNet → the operator's functions for NDArrays and for Symbols, what the library calls."""
+    if not os.path.exists(_LIBRARY):
+        raise RuntimeError(f"{os.path.dirname(_LIBRARY)} has no {os.path.basename(_LIBRARY)}, which is built where rnn_ops is "
+                           "installed: this is a source folder")
+    library, kernels = ctypes.CDLL(_LIBRARY), cpu._library
+    library.rnn_ops_native_use_kernels(kernels.rnn_cpu_forward, kernels.rnn_cpu_backward, kernels.rnn_cpu_simd_levels)
+    try:
+        # What mx.library.load does, less its making anew of every function in mx.nd and mx.sym, which takes 0.4 s.
+        mx.base.check_call(mx.base._LIB.MXLoadLib(_LIBRARY.encode(), 0))
+    except mx.MXNetError as error:
+        raise RuntimeError(f"MXNet {mx.__version__} does not load it, which is made for 1.9.1: {error}") from error
+    handle = ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.NNGetOpHandle(NAME.encode(), ctypes.byref(handle)))
+    functions = (mx.nd.register._make_ndarray_function(handle, NAME, NAME),
+                 mx.sym.register._make_symbol_function(handle, NAME, NAME))
+    return functions, gpu.Programs(library)
+
+
+try:
+    (_functions, _programs), _WHY_NOT = _load(), None
+except (RuntimeError, OSError, AttributeError) as error:  # ctypes: no library, no function
+    _functions, _programs, _WHY_NOT = None, None, str(error)

@@ -1,0 +1,113 @@
+/* The two passes on arrays of the CPU: a call of the CPU kernels each. */
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "operator.h"
+#include "rnn_cpu.h"
+
+namespace rnn_ops {
+namespace {
+
+// The kernels are a library of their own, which Python has loaded.
+decltype(&rnn_cpu_forward) kernels_forward = nullptr;
+decltype(&rnn_cpu_backward) kernels_backward = nullptr;
+decltype(&rnn_cpu_simd_levels) kernels_simd_levels = nullptr;
+
+template <typename Args>
+void set_problem(Args* args, const Problem& of, const Call& call) {
+  args->T = of.T;
+  args->B = of.B;
+  args->I = of.I;
+  args->H = of.H;
+  args->dtype = of.wide ? RNN_FLOAT64 : RNN_FLOAT32;
+  args->activation = call.chosen.activation;
+  void* inputs = call.arguments[INPUTS].data;
+  if (of.tokens) {
+    args->tokens = static_cast<const int32_t*>(inputs);
+  } else {
+    args->x = inputs;
+  }
+}
+
+std::string quoted_setting(const char* name) {
+  const char* value = getenv(name);
+  return std::string("'") + (value ? value : "") + "'";
+}
+
+template <typename Args>
+void check_status(int status, const Args& args, bool step) {
+  if (status == RNN_BAD_TOKEN) {
+    const int64_t t = args.bad_token / args.B, b = args.bad_token % args.B, bound = args.I;
+    const std::string where = (step ? "" : std::to_string(t) + ", ") + std::to_string(b);
+    fail("inputs", "token " + std::to_string(args.tokens[args.bad_token]) + " at [" + where + "]",
+         "0 <= token < " + std::to_string(bound) + ", I = " + std::to_string(bound) + " from Wxh");
+  }
+  if (status == RNN_BAD_THREADS) {
+    fail("RNN_OPS_NUM_THREADS", quoted_setting("RNN_OPS_NUM_THREADS"), "a number of threads, 1 or more");
+  }
+  if (status == RNN_BAD_SIMD) fail("RNN_OPS_SIMD", quoted_setting("RNN_OPS_SIMD"), std::string("one of ") + kernels_simd_levels());
+  if (status != RNN_OK) throw Error{"no memory for packed copies of Wxh and Whh"};
+}
+
+}  // namespace
+
+void cpu_forward(const Call& call) {
+  const Problem of = problem(call.chosen, call.arguments);
+  rnn_cpu_forward_args args = {};
+  set_problem(&args, of, call);
+  args.h0 = call.arguments[STATE].data;
+  args.Wxh = call.arguments[WXH].data;
+  args.Whh = call.arguments[WHH].data;
+  args.bh = call.arguments[BH].data;
+  args.h = call.results[0].data;
+  check_status(kernels_forward(&args), args, call.chosen.step);
+  if (!call.chosen.step) {
+    const size_t bytes = of.B * of.H * of.item();
+    memcpy(call.results[1].data, static_cast<char*>(args.h) + (of.T - 1) * bytes, bytes);
+  }
+}
+
+void cpu_backward(const Call& call) {
+  const Problem of = problem(call.chosen, call.arguments);
+  rnn_cpu_backward_args args = {};
+  set_problem(&args, of, call);
+  args.h0 = call.arguments[STATE].data;
+  args.Wxh = call.arguments[WXH].data;
+  args.Whh = call.arguments[WHH].data;
+  args.h = call.results[0].data;
+  args.dh = call.cotangents[0].data;
+  args.dh_last = call.chosen.step ? nullptr : call.cotangents[1].data;
+  // MXNet's workspace where it can be had (its size is an int): fresh memory costs a page fault every 4 KiB.
+  const size_t bytes = of.T * of.B * of.H * of.item();
+  std::unique_ptr<char[]> own;
+  if (bytes <= INT32_MAX) {
+    args.da = call.allocate(call.allocator, static_cast<int>(bytes));
+  } else {
+    own.reset(new char[bytes]);
+    args.da = own.get();
+  }
+  void* gradients[ARGUMENTS];
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    const Array& gradient = call.gradients[i];
+    const Fill fill = fill_of_gradient(call.chosen, of, i);
+    gradients[i] = fill == LEAVE ? gradient.data : nullptr;
+    if (fill != LEAVE) memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
+  }
+  args.dx = gradients[INPUTS];
+  args.dh0 = gradients[STATE];
+  args.dWxh = gradients[WXH];
+  args.dWhh = gradients[WHH];
+  args.dbh = gradients[BH];
+  check_status(kernels_backward(&args), args, call.chosen.step);
+}
+
+}  // namespace rnn_ops
+
+// The addresses of three functions of rnn_cpu.h, before MXNet loads this library.
+RNN_OPS_EXPORT void rnn_ops_native_use_kernels(decltype(&rnn_cpu_forward) forward, decltype(&rnn_cpu_backward) backward,
+                                               decltype(&rnn_cpu_simd_levels) simd_levels) {
+  rnn_ops::kernels_forward = forward;
+  rnn_ops::kernels_backward = backward;
+  rnn_ops::kernels_simd_levels = simd_levels;
+}

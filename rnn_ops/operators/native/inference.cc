@@ -1,0 +1,220 @@
+/* What the operator's options may be, and which types and shapes of arguments fit one another. */
+#include "operator.h"
+
+#include <map>
+
+#include "rnn_cpu.h"
+
+namespace rnn_ops {
+
+const char* const kNames[ARGUMENTS] = {"inputs", "state", "Wxh", "Whh", "bh"};
+
+void fail(const std::string& name, const std::string& got, const std::string& needs) {
+  throw Error{name + ": got " + got + ", needs " + needs};
+}
+
+// Attributes ---------------------------------------------------------------------------------------------------------
+
+Options options(const Attributes& attributes) {
+  Options found;
+  for (int i = 0; i < attributes.count; ++i) {
+    const std::string name = attributes.names[i], value = attributes.values[i];
+    if (name == "activation") {
+      if (value != "tanh" && value != "relu") fail(name, "'" + value + "'", "'tanh' or 'relu'");
+      found.activation = value == "relu" ? RNN_RELU : RNN_TANH;
+    } else if (name == "step") {
+      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
+      found.step = value == "1";
+    } else if (name == "row") {
+      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
+      found.row = value == "1";
+    } else if (name == "wanted") {
+      if (value.size() != ARGUMENTS || value.find_first_not_of("01") != std::string::npos) {
+        fail(name, "'" + value + "'", "a 0 or 1 for each of the five arguments");
+      }
+      for (int argument = 0; argument < ARGUMENTS; ++argument) found.wanted[argument] = value[argument] == '1';
+    } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
+      fail("attributes", "'" + name + "'", "step, activation, wanted and row only");
+    }
+  }
+  return found;
+}
+
+// Types --------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+bool is_float(int type) { return type == FLOAT32 || type == FLOAT64; }
+
+std::string type_name(int type) {
+  switch (type) {
+    case FLOAT32: return "float32";
+    case FLOAT64: return "float64";
+    case FLOAT16: return "float16";
+    case UINT8: return "uint8";
+    case INT32: return "int32";
+    case INT8: return "int8";
+    case INT64: return "int64";
+    case BOOL: return "bool";
+    default: return "number " + std::to_string(type);
+  }
+}
+
+}  // namespace
+
+void infer_types(std::vector<int>* arguments, std::vector<int>* results) {
+  const int inputs = (*arguments)[0];
+  const bool tokens = inputs == INT32;
+  if (inputs != UNKNOWN && !tokens && !is_float(inputs)) {
+    fail("inputs", "dtype " + type_name(inputs), std::string("float32, float64 or int32 (tokens)") +
+         (inputs == FLOAT16 ? "" : "; cast tokens with astype('int32')"));
+  }
+  int type = UNKNOWN, source = 0;
+  for (int i = 1; i < ARGUMENTS; ++i) {
+    const int got = (*arguments)[i];
+    if (got == UNKNOWN) continue;
+    if (!is_float(got)) fail(kNames[i], "dtype " + type_name(got), "float32 or float64");
+    if (type == UNKNOWN) {
+      type = got;
+      source = i;
+    }
+    if (got != type) {
+      fail(kNames[i], "dtype " + type_name(got), type_name(type) + ", the dtype of " + kNames[source]);
+    }
+  }
+  if (inputs != UNKNOWN && !tokens) {
+    if (type == UNKNOWN) type = inputs;
+    if (inputs != type) {
+      fail("inputs", "dtype " + type_name(inputs), type_name(type) + ", the dtype of " + kNames[source]);
+    }
+  }
+  if (type == UNKNOWN && tokens) type = FLOAT32;  // MXNet's default
+  for (int& each : *arguments) each = each == UNKNOWN ? type : each;
+  for (int& each : *results) each = type;
+}
+
+// Shapes -------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+template <typename Items, typename Text>
+std::string brackets(const Items& items, Text text) {
+  std::string joined;
+  for (const auto& item : items) joined += (joined.empty() ? "" : ", ") + text(item);
+  return "(" + joined + (items.size() == 1 ? ",)" : ")");
+}
+
+std::string shape_text(const Shape& shape) {
+  return brackets(shape, [](int64_t size) { return std::to_string(size); });
+}
+
+std::string needed_inputs(bool step) {
+  return step ? "(B, I) of floats or (B,) of int32 tokens" : "(T, B, I) of floats or (T, B) of int32 tokens";
+}
+
+// The letter of each dimension of each argument.
+std::vector<std::string> letters(const Shape& inputs, bool step) {
+  const std::string dense = step ? "BI" : "TBI";
+  if (!inputs.empty() && inputs.size() != dense.size() && inputs.size() != dense.size() - 1) {
+    fail("inputs", "shape " + shape_text(inputs), needed_inputs(step));
+  }
+  return {dense.substr(0, inputs.size()), "BH", "IH", "HH", "H"};
+}
+
+struct Size {
+  int64_t size = UNKNOWN;
+  std::string source;  // the argument that it was read from
+};
+using Sizes = std::map<char, Size>;
+
+[[noreturn]] void misfit(const std::string& name, const Shape& shape, const std::string& pattern, const Sizes& sizes) {
+  std::string known, why;
+  for (char letter : pattern) {
+    const auto found = sizes.find(letter);
+    const std::string word = std::string(1, letter) + " = ";
+    if (found == sizes.end() || why.find(word) != std::string::npos) continue;
+    why += (why.empty() ? " with " : " and ") + word + std::to_string(found->second.size) + " from " + found->second.source;
+  }
+  const std::string wanted = brackets(pattern, [](char letter) { return std::string(1, letter); });
+  if (!why.empty()) {
+    known = brackets(pattern, [&](char letter) {
+      const auto found = sizes.find(letter);
+      return found == sizes.end() ? std::string(1, letter) : std::to_string(found->second.size);
+    }) + ", ";
+  }
+  fail(name, "shape " + shape_text(shape), known + wanted + why);
+}
+
+// The size of each letter, from the shapes that are known. An unknown shape is empty, an unknown dimension negative.
+Sizes read_sizes(const std::vector<Shape>& shapes, const std::vector<std::string>& patterns) {
+  Sizes sizes;
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    const Shape& shape = shapes[i];
+    const std::string& pattern = patterns[i];
+    if (shape.empty()) continue;
+    const Sizes before = sizes;
+    if (shape.size() != pattern.size()) misfit(kNames[i], shape, pattern, before);
+    for (size_t d = 0; d < shape.size(); ++d) {
+      if (shape[d] == 0) fail(kNames[i], "shape " + shape_text(shape), "every dimension to be at least 1");
+      if (shape[d] < 0) continue;
+      Size& known = sizes[pattern[d]];
+      if (known.size == UNKNOWN) known = {shape[d], kNames[i]};
+      if (known.size != shape[d]) misfit(kNames[i], shape, pattern, before);
+    }
+  }
+  return sizes;
+}
+
+Shape sized(const std::string& pattern, const Sizes& sizes) {
+  Shape shape;
+  for (char letter : pattern) shape.push_back(sizes.at(letter).size);
+  return shape;
+}
+
+}  // namespace
+
+void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results) {
+  Shape& bh = (*arguments)[BH];
+  const bool row = chosen.row && bh.size() == 2 && bh[0] == 1;
+  if (row) bh.erase(bh.begin());
+  const auto patterns = letters((*arguments)[INPUTS], chosen.step);
+  const Sizes sizes = read_sizes(*arguments, patterns);
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    bool known = i != INPUTS || !(*arguments)[INPUTS].empty();
+    for (char letter : patterns[i]) known = known && sizes.count(letter);
+    if (!known) {
+      const std::string wanted = i == INPUTS ? needed_inputs(chosen.step)
+                                             : brackets(patterns[i], [](char letter) { return std::string(1, letter); });
+      fail(kNames[i], "a shape that is not known and does not follow from the other arguments", wanted);
+    }
+  }
+  for (int i = 0; i < ARGUMENTS; ++i) (*arguments)[i] = sized(patterns[i], sizes);
+  if (row) bh.insert(bh.begin(), 1);
+  (*results)[0] = sized(chosen.step ? "BH" : "TBH", sizes);
+  if (!chosen.step) (*results)[1] = sized("BH", sizes);
+}
+
+// A call -------------------------------------------------------------------------------------------------------------
+
+int64_t Array::size() const {
+  int64_t product = 1;
+  for (int d = 0; d < rank; ++d) product *= shape[d];
+  return product;
+}
+
+Problem problem(const Options& chosen, const Array* arguments) {
+  const Array &inputs = arguments[INPUTS], &state = arguments[STATE], &Wxh = arguments[WXH];
+  const bool tokens = inputs.dtype == INT32;
+  if (inputs.rank + chosen.step != (tokens ? 2 : 3)) {
+    fail("inputs", type_name(inputs.dtype) + " of shape " + shape_text(Shape(inputs.shape, inputs.shape + inputs.rank)),
+         needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens with astype('int32')"));
+  }
+  return {chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], tokens, state.dtype == FLOAT64};
+}
+
+Fill fill_of_gradient(const Options& chosen, const Problem& of, int argument) {
+  if (argument == INPUTS && of.tokens) return ZEROS;
+  return chosen.wanted[argument] ? LEAVE : NANS;
+}
+
+}  // namespace rnn_ops

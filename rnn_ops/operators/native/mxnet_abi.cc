@@ -1,0 +1,178 @@
+/* The functions that MXNet 1.9.1 looks for in a library of operators (MXLoadLib), by name.
+ *
+ * MXNet's way is to compile lib_api.cc of the installed wheel into the library. But what crosses the border is plain C, and
+ * has been final since the last release of MXNet; the few functions of it that an operator needs are here. So the library
+ * comes compiled with the package, nothing has to be built where it runs, and what lib_api.cc would add is not there: it keeps
+ * every error message for good, and MXNet attaches all of them to each new error. Here a thread has the message of its last
+ * call only, which is when MXNet asks.
+ *
+ * What MXNet keeps from an operator, its callers must see to, as rnn_ops/operators/native/functions.py does:
+ * - There is no `req`. A gradient overwrites what is in its place, also where MXNet asks for a sum.
+ * - There is no way to say "not known yet" of a shape, so one that does not follow from the others is an error.
+ */
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+
+#include "operator.h"
+
+namespace {
+
+using namespace rnn_ops;
+
+const int kVersion = 11;  // of the interface, in MXNet 1.9
+const int kFirstMXNet = 10901;
+enum { FAILURE = 0, SUCCESS = 1 };
+
+thread_local std::string message;  // empty where there is none
+
+// No exception may leave the library: MXNet's side of the call is C.
+template <typename Body>
+int guarded(Body body) {
+  message.clear();
+  try {
+    body();
+    return SUCCESS;
+  } catch (const Error& error) {
+    message = error.sentence;
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  return FAILURE;
+}
+
+// MXNet calls what is registered through the functions below and hands the registered address back: it says which pass on
+// which device is wanted.
+using Pass = void (*)(const Call&);
+const char* devices[] = {"cpu", "gpu"};
+Pass forward_passes[] = {cpu_forward, gpu_forward};
+Pass backward_passes[] = {cpu_backward, gpu_backward};
+
+std::vector<Array> arrays(int count, void** data, const int64_t** shapes, int* ranks, int* dtypes) {
+  std::vector<Array> found;
+  for (int i = 0; i < count; ++i) found.push_back({data[i], shapes[i], ranks[i], dtypes[i]});
+  return found;
+}
+
+// Memory that MXNet gives back through _opCallFree.
+template <typename Item>
+Item* allocated(size_t count) {
+  return static_cast<Item*>(malloc((count ? count : 1) * sizeof(Item)));
+}
+
+void hand_over(const std::vector<Shape>& shapes, unsigned*** dimensions, int** ranks) {
+  *dimensions = allocated<unsigned*>(shapes.size());
+  *ranks = allocated<int>(shapes.size());
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    (*dimensions)[i] = allocated<unsigned>(shapes[i].size());
+    (*ranks)[i] = static_cast<int>(shapes[i].size());
+    for (size_t d = 0; d < shapes[i].size(); ++d) (*dimensions)[i][d] = static_cast<unsigned>(shapes[i][d]);
+  }
+}
+
+}  // namespace
+
+RNN_OPS_EXPORT int _opVersion() { return kVersion; }
+
+RNN_OPS_EXPORT int initialize(int mxnet) { return mxnet >= kFirstMXNet ? SUCCESS : FAILURE; }
+
+RNN_OPS_EXPORT int _msgSize() { return !message.empty(); }
+
+RNN_OPS_EXPORT void _msgGet(int, const char** text) { *text = message.c_str(); }
+
+RNN_OPS_EXPORT int _opRegSize() { return 1; }
+
+RNN_OPS_EXPORT int _opCallParseAttrs(void*, const char* const* names, const char* const* values, int count, int* inputs,
+                                     int* outputs) {
+  return guarded([&] {
+    *inputs = ARGUMENTS;
+    *outputs = options({names, values, count}).results();
+  });
+}
+
+RNN_OPS_EXPORT int _opCallInferType(void*, const char* const*, const char* const*, int, int* types, int inputs,
+                                    int* result_types, int outputs) {
+  return guarded([&] {
+    std::vector<int> in(types, types + inputs), out(outputs);
+    infer_types(&in, &out);
+    memcpy(types, in.data(), inputs * sizeof(int));
+    memcpy(result_types, out.data(), outputs * sizeof(int));
+  });
+}
+
+RNN_OPS_EXPORT int _opCallInferShape(void*, const char* const* names, const char* const* values, int count,
+                                     unsigned** dimensions, int* ranks, int inputs, unsigned*** new_dimensions,
+                                     int** new_ranks, unsigned*** result_dimensions, int** result_ranks, int outputs) {
+  return guarded([&] {
+    std::vector<Shape> in(inputs), out(outputs);
+    for (int i = 0; i < inputs; ++i) {
+      // -1 where MXNet does not know a dimension, but unsigned; the rank is -1 where it knows none.
+      for (int d = 0; d < ranks[i]; ++d) in[i].push_back(static_cast<int32_t>(dimensions[i][d]));
+    }
+    infer_shapes(options({names, values, count}), &in, &out);
+    hand_over(in, new_dimensions, new_ranks);
+    hand_over(out, result_dimensions, result_ranks);
+  });
+}
+
+RNN_OPS_EXPORT void _opCallFree(void* memory) { free(memory); }
+
+// in: forward the arguments; backward the cotangents, the arguments, the results. out: the results, the gradients.
+RNN_OPS_EXPORT int _opCallFCompute(
+    Pass pass, const char* const* names, const char* const* values, int count, const int64_t** in_shapes, int* in_ranks,
+    void** in_data, int* in_types, size_t*, const char**, int* in_devices, int inputs, const int64_t** out_shapes,
+    int* out_ranks, void** out_data, int* out_types, size_t*, const char**, int*, int outputs, void* (*cpu_allocate)(void*, int),
+    void* cpu_allocator, void* (*gpu_allocate)(void*, int), void* gpu_allocator, void* stream, void*, void*, int*, int*, void**,
+    void**, void**, void**, int64_t*, int64_t*, int64_t*, int64_t*, void*, void*) {
+  return guarded([&] {
+    const Options chosen = options({names, values, count});
+    const auto in = arrays(inputs, in_data, in_shapes, in_ranks, in_types);
+    const auto out = arrays(outputs, out_data, out_shapes, out_ranks, out_types);
+    const bool backward = pass == cpu_backward || pass == gpu_backward, on_gpu = pass == gpu_forward || pass == gpu_backward;
+    const int results = chosen.results();
+    const Array* arguments = in.data() + (backward ? results : 0);
+    pass({chosen, arguments, backward ? arguments + ARGUMENTS : out.data(), backward ? in.data() : nullptr,
+          backward ? out.data() : nullptr, on_gpu ? gpu_allocate : cpu_allocate, on_gpu ? gpu_allocator : cpu_allocator,
+          in_devices[0], stream});
+  });
+}
+
+RNN_OPS_EXPORT void _opRegGet(int, const char** name, int* is_subgraph, const char*** forward_devices, Pass** forward,
+                              int* forward_count, const char*** backward_devices, Pass** backward, int* backward_count,
+                              const char***, void***, int* state_count, void** parse, void** infer_type, void** infer_storage,
+                              void** infer_shape, void** mutate) {
+  *name = "rnn_ops_native";
+  *is_subgraph = 0;
+  *forward_devices = *backward_devices = devices;
+  *forward = forward_passes;
+  *backward = backward_passes;
+  *forward_count = *backward_count = 2;
+  *state_count = 0;
+  *parse = reinterpret_cast<void*>(_opCallParseAttrs);
+  *infer_type = reinterpret_cast<void*>(_opCallInferType);
+  *infer_shape = reinterpret_cast<void*>(_opCallInferShape);
+  *infer_storage = *mutate = nullptr;  // dense arrays, none of which is changed
+}
+
+// What else MXNet wants to find and, since nothing of the kind is registered, never calls but to hear that there is none.
+#define ABSENT(name) \
+  RNN_OPS_EXPORT int name() { return 0; }
+ABSENT(_opCallInferSType)
+ABSENT(_opCallMutateInputs)
+ABSENT(_opCallCreateOpState)
+ABSENT(_opCallDestroyOpState)
+ABSENT(_opCallFStatefulCompute)
+ABSENT(_partRegSize)
+ABSENT(_partRegGetCount)
+ABSENT(_partRegGet)
+ABSENT(_partCallSupportedOps)
+ABSENT(_partCallCreateSelector)
+ABSENT(_partCallSelect)
+ABSENT(_partCallSelectInput)
+ABSENT(_partCallSelectOutput)
+ABSENT(_partCallFilter)
+ABSENT(_partCallReset)
+ABSENT(_partCallReviewSubgraph)
+ABSENT(_passRegSize)
+ABSENT(_passRegGet)
+ABSENT(_passCallGraphPass)

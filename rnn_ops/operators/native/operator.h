@@ -1,0 +1,99 @@
+/* What the files of the native operator share: its options, its arrays, its errors, and who calls whom.
+ *
+ *     mxnet_abi.cc  the functions that MXNet looks for, in C; no exception leaves it
+ *     inference.cc  attributes, types and shapes
+ *     cpu.cc        the two passes on arrays of the CPU, by kernels/cpu
+ *     gpu.cc        the two passes on arrays of a GPU, by programs that Python has recorded (rnn_ops/operators/native/gpu.py)
+ *
+ * The operator, `rnn_ops_native`:
+ *
+ *     step=0: inputs (T, B, I) or tokens (T, B), state, Wxh, Whh, bh -> outputs (T, B, H), state (B, H)
+ *     step=1: inputs (B, I)    or tokens (B,),   state, Wxh, Whh, bh -> state (B, H)
+ *
+ * The sentences of its errors are those of rnn_ops/backends/arguments.py.
+ */
+#ifndef RNN_OPS_OPERATOR_H_
+#define RNN_OPS_OPERATOR_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#define RNN_OPS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace rnn_ops {
+
+enum { INPUTS, STATE, WXH, WHH, BH, ARGUMENTS };
+extern const char* const kNames[ARGUMENTS];
+
+// MXNet's numbers of dtypes; -1 where it does not know.
+enum { UNKNOWN = -1, FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, UINT8 = 3, INT32 = 4, INT8 = 5, INT64 = 6, BOOL = 7 };
+
+struct Error {
+  std::string sentence;
+};
+[[noreturn]] void fail(const std::string& name, const std::string& got, const std::string& needs);
+
+// A node's attributes as MXNet hands them over.
+struct Attributes {
+  const char* const* names;
+  const char* const* values;
+  int count;
+};
+
+struct Options {
+  bool step = false;
+  bool row = false;        // bh comes as (1, H): functions.py says why
+  int32_t activation = 0;  // RNN_TANH or RNN_RELU of rnn_cpu.h, which are also those of passes.cuh
+  bool wanted[ARGUMENTS] = {true, true, true, true, true};  // which gradients anybody asks for; others are not computed
+  int results() const { return step ? 1 : 2; }
+};
+Options options(const Attributes& attributes);
+
+// inference.cc: complete the types and shapes of the arguments, where they follow, and give those of the results.
+using Shape = std::vector<int64_t>;  // empty where it is not known, negative where a dimension is not
+void infer_types(std::vector<int>* arguments, std::vector<int>* results);
+void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results);
+
+struct Array {
+  void* data;
+  const int64_t* shape;
+  int rank;
+  int dtype;
+  int64_t size() const;
+};
+
+// The sizes and kinds of a call, from arguments whose shapes and types fit one another.
+struct Problem {
+  int64_t T, B, I, H;
+  bool tokens;
+  bool wide;  // float64
+  size_t item() const { return wide ? sizeof(double) : sizeof(float); }
+};
+Problem problem(const Options& chosen, const Array* arguments);
+
+// Where the gradients go. What nobody asks for is null here, and full of NaN where it was, lest somebody take it for a
+// gradient after all; tokens get 0, which MXNet takes for the gradient of integers.
+enum Fill { LEAVE = -1, ZEROS = 0, NANS = 0xff };  // of each byte
+Fill fill_of_gradient(const Options& chosen, const Problem& of, int argument);
+
+// A call. arguments: inputs, state, Wxh, Whh, bh. results: outputs and, of a sequence, the last state. gradients: of the
+// arguments; cotangents: of the results. allocate: memory that lasts as long as the call, one piece a call.
+struct Call {
+  const Options& chosen;
+  const Array* arguments;
+  const Array* results;
+  const Array* cotangents;  // null forward
+  const Array* gradients;   // null forward
+  void* (*allocate)(void*, int);
+  void* allocator;
+  int device;    // number of the GPU
+  void* stream;  // of the GPU, MXNet's own
+};
+void cpu_forward(const Call& call);
+void cpu_backward(const Call& call);
+void gpu_forward(const Call& call);
+void gpu_backward(const Call& call);
+
+}  // namespace rnn_ops
+#endif  // RNN_OPS_OPERATOR_H_
