@@ -16,7 +16,7 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), as one MXNet operator.
 
     The step of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5. For
-    more than one step, `rnn_sequence` is many times faster: the call of a custom operator costs more than a step.
+    more than one step, `rnn_sequence` is many times faster: the call of an operator costs more than a step.
 
     Parameters
     ----------
@@ -47,6 +47,9 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     Notes
     -----
     Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError.
+
+    On a GPU the native operator waits for nothing, not even to look at tokens: one outside [0, I) makes the states of its row
+    NaN and is no error.
 
     Examples
     --------
@@ -86,11 +89,7 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     Raises
     ------
     TypeError, ValueError, MXNetError
-        As `rnn_step` does.
-
-    Notes
-    -----
-    Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError.
+        As `rnn_step` does; its notes hold too.
 
     Examples
     --------
