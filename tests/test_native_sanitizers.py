@@ -1,0 +1,52 @@
+"""The native operator under AddressSanitizer and UBSan: its own tests once more, with a library that sees stray accesses."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import rnn_ops
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCES = os.path.join(HERE, "..", "rnn_ops", "operators", "native")
+COMPILER = os.environ.get("CXX", "g++").split()
+FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fsanitize=address,undefined",
+         "-fno-sanitize-recover=all", "-I", os.path.join(HERE, "..", "kernels", "cpu")]
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def run_sanitized(folder, tests, edit=lambda text: text):
+    """pytest on a copy of the package whose operator is compiled from edited sources: (exit status, what it printed)."""
+    shutil.copytree(os.path.dirname(rnn_ops.__file__), str(folder / "rnn_ops"), ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCES, str(folder / "sources"))
+    source = folder / "sources" / "gpu.cc"
+    source.write_text(edit(source.read_text()))
+    library = folder / "rnn_ops" / "operators" / "native" / "_native_operator.so"
+    library.unlink()
+    files = sorted(str(file) for file in (folder / "sources").glob("*.cc"))
+    subprocess.run([*COMPILER, *FLAGS, *files, "-o", str(library)], check=True)
+    runtimes = [subprocess.check_output([*COMPILER, f"-print-file-name={name}"], universal_newlines=True).strip()
+                for name in ("libasan.so", "libubsan.so")]
+    environment = dict(os.environ, PYTHONPATH=str(folder), LD_PRELOAD=" ".join(runtimes), ASAN_OPTIONS="detect_leaks=0")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *tests], env=environment,
+                          cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    return done.returncode, done.stdout
+
+
+def test_its_tests_pass(tmp_path):
+    status, printed = run_sanitized(tmp_path, [
+        "test_native_gpu.py", "test_native.py", "-k",
+        "test_native_gpu or misfits or inferred or grad_req or attributes or shared_in_one or several_cpu or threads_get"])
+    assert status == 0 and " passed" in printed, printed
+
+
+def test_a_planted_error_is_seen(tmp_path):
+    """Room for the arguments of a kernel, and not all of it."""
+    def edit(text):
+        assert "(values.size() + 7) / 8" in text
+        return text.replace("(values.size() + 7) / 8", "values.size() / 8 - 1")
+
+    status, printed = run_sanitized(tmp_path, ["test_native_gpu.py", "-k", "a_step"], edit)
+    assert status != 0 and "AddressSanitizer: heap-buffer-overflow" in printed and "gpu.cc" in printed, printed
