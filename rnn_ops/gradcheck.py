@@ -147,7 +147,8 @@ def main(device="cpu", json_path=None):
             print(f"rnn-ops check: cannot write {json_path}: {error.strerror}.", file=sys.stderr)
             return 2
     with _computing_on(device) as place:
-        print(f"rnn_ops {rnn_ops.__version__} on {place} against its reference in MXNet {mx.__version__}")
+        operator = operators.choice()
+        print(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {place} against its reference in MXNet {mx.__version__}")
         rows = check(report=_print_progress)
     failed = [row for row in rows if not row.passed]
     seconds = time.time() - started
@@ -158,6 +159,7 @@ def main(device="cpu", json_path=None):
     if json_path:
         _write(json_path, {
             "rnn_ops": rnn_ops.__version__, "mxnet": mx.__version__, "numpy": np.__version__, "device": place,
+            "operator": operator,
             "seconds": round(seconds, 1), "passed": not failed,
             "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
                       "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity

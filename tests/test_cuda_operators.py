@@ -12,7 +12,7 @@ import pytest
 
 import rnn_ops
 from cuda_host import platform
-from rnn_ops import gradcheck, info, reference
+from rnn_ops import gradcheck, info, operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
@@ -241,11 +241,14 @@ def test_only_what_it_must_is_copied(gpus, monkeypatch):
         rnn_ops.use("cpu")
 
 
-def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkeypatch):
-    """It computes where the arrays are."""
-    monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
+@pytest.mark.parametrize("setting", ["native", ""])
+def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkeypatch, setting):
+    """That one computes where the arrays are."""
+    monkeypatch.setenv("RNN_OPS_OPERATOR", setting)
+    assert operators.choice() == "native"
     rnn_ops.use("cuda")
     try:
+        assert operators.choice() == "custom"
         rnn_ops.rnn_sequence(*arrays()[0])[0].wait_to_read()
         assert gpus.hosts[0].launches
     finally:
@@ -309,7 +312,7 @@ def test_without_a_gpu_use_says_why():
 def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens"), Case("step", 1, 3, 2, 5)])
     assert gradcheck.main(device="cuda") == 0
-    assert "on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in capsys.readouterr().out
+    assert "custom operator, on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in capsys.readouterr().out
     assert gpus.hosts[0].launches and places.in_use() == "cpu"
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rnn_ops import gradcheck, reference
+from rnn_ops import gradcheck, operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.gradcheck import Case
@@ -183,7 +183,7 @@ def test_rnn_ops_check_passes(tmp_path, capsys):
     for line in ("worst relative error", "float64, differences", "0 failed"):
         assert line in printed
     record = json.loads(path.read_text())
-    assert record["passed"] and record["device"] == "cpu"
+    assert record["passed"] and record["device"] == "cpu" and record["operator"] == operators.choice()
     rows = record["rows"]
     assert {row["comparison"] for row in rows} == set(gradcheck.COMPARISONS)
     assert {row["tensor"] for row in rows} == set(gradcheck.TENSORS)

@@ -112,7 +112,8 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
 def choice():
     """Which operator `rnn_step` and `rnn_sequence` take: "native" or "custom".
 
-    What RNN_OPS_OPERATOR names; else the native one, unless `rnn_ops.operators.native.why_not` says that there is none.
+    What RNN_OPS_OPERATOR names; else the native one, unless `rnn_ops.operators.native.why_not` says that there is none. After
+    `use("cuda")` the custom one in any case: to copy arrays to a GPU and back is its business.
 
     Raises
     ------
@@ -124,8 +125,8 @@ def choice():
     name = os.environ.get("RNN_OPS_OPERATOR", "")
     if name not in ("", "custom", "native"):
         raise ValueError(f"RNN_OPS_OPERATOR: got {name!r}, needs 'custom' or 'native'")
-    if name == "custom":
-        return name
+    if name == "custom" or in_use() != "cpu":
+        return "custom"
     reason = native.why_not()
     if reason and name:
         raise RuntimeError(f"RNN_OPS_OPERATOR: got 'native', and there is no native operator: {reason}")
@@ -134,8 +135,7 @@ def choice():
 
 def _call(name, step, values, activation):
     arguments.check_activation(activation)
-    # What offloads to a GPU is a place of the CustomOp's.
-    operator = native if choice() == "native" and in_use() == "cpu" else custom
+    operator = native if choice() == "native" else custom
     if all(type(value) is mx.nd.NDArray for value in values):
         _check(step, values, operator)
     elif not all(type(value) is mx.sym.Symbol for value in values):

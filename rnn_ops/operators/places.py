@@ -24,7 +24,8 @@ def use(device):
     device : str
         "cpu", as it is from the start, or "cuda" or "cuda:1": a GPU. Each call of an operator then copies its arguments
         there and its results back. That is the way to compute on GPUs that MXNet 1.9.1 itself has no kernels for (compute
-        capability 9.0 and newer). Arrays in ``mx.gpu(i)`` are computed on where they are in any case.
+        capability 9.0 and newer). Arrays in ``mx.gpu(i)`` are computed on where they are in any case. Choose before graphs are
+        made: a Symbol, or a block that has been called after it was hybridized, stays with what it has.
 
     Raises
     ------
