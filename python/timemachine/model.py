@@ -15,7 +15,7 @@ nd = mx.nd
 
 
 class Parameters(NamedTuple):
-    """Wxh (V, H), Whh (H, H), bh (H,), Why (H, V), by (V,), all of one floating dtype."""
+    """Wxh (V, H), Whh (H, H), bh (H,), Why (H, V), by (V,), all of one floating dtype. (In `Loss`, Symbols of them.)"""
     Wxh: mx.nd.NDArray
     Whh: mx.nd.NDArray
     bh: mx.nd.NDArray
@@ -60,26 +60,45 @@ def finite(arrays):
     return arrays
 
 
-def loss(tokens, labels, state, parameters, rnn_sequence):
-    """The loss of one batch.
+def loss(tokens, labels, state, parameters, rnn_sequence, vocabulary_size=None):
+    """The loss of one batch: one product for the logits of all T·B predictions, no one-hot labels.
 
     Parameters
     ----------
-    tokens, labels : NDArray int32 (T, B)
-    state : NDArray (B, H)
+    tokens, labels : NDArray or Symbol, int32 (T, B)
+    state : NDArray or Symbol (B, H)
         The hidden state before the first step.
     parameters : Parameters
     rnn_sequence : callable
-        ``rnn_ops.rnn_sequence`` or ``rnn_ops.reference.rnn_sequence``.
+        ``rnn_ops.rnn_sequence``, or for NDArrays ``rnn_ops.reference.rnn_sequence``.
+    vocabulary_size : int
+        V, needed with Symbols, which do not tell.
 
     Returns
     -------
-    loss : NDArray (1,)
+    loss : NDArray or Symbol (1,)
         Mean cross-entropy over the T·B predictions, in nats.
-    state : NDArray (B, H)
+    state : NDArray or Symbol (B, H)
         The hidden state after the last step.
     """
+    F = mx.nd if isinstance(state, mx.nd.NDArray) else mx.sym
     Wxh, Whh, bh, Why, by = parameters
     outputs, state = rnn_sequence(tokens, state, Wxh, Whh, bh)
-    logits = nd.FullyConnected(outputs, Why.T, by, num_hidden=len(by), flatten=False)
-    return -nd.mean(nd.pick(nd.log_softmax(logits), labels)), state
+    logits = F.FullyConnected(outputs, F.transpose(Why), by, num_hidden=vocabulary_size or len(by), flatten=False)
+    return -F.mean(F.pick(F.log_softmax(logits), labels)), state
+
+
+class Loss(mx.gluon.HybridBlock):
+    """`loss` as one operation: (tokens, labels, state, *parameters) → (loss, state).
+
+    MXNet then keeps the memory between the operations from batch to batch and walks through them without Python, which
+    together take a fifth of a batch's time otherwise.
+    """
+
+    def __init__(self, vocabulary_size, rnn_sequence):
+        super().__init__()
+        self._vocabulary_size, self._rnn_sequence = vocabulary_size, rnn_sequence
+        self.hybridize(static_alloc=True, static_shape=True)
+
+    def hybrid_forward(self, F, tokens, labels, state, *parameters):
+        return loss(tokens, labels, state, Parameters(*parameters), self._rnn_sequence, self._vocabulary_size)

@@ -21,6 +21,24 @@ class Network(mx.gluon.HybridBlock):
         return self.output(outputs), states[0]
 
 
+class Loss(mx.gluon.HybridBlock):
+    """A `Network` and its loss as one operation: tokens, labels (T, B), state (1, B, H) → mean loss (1,) in nats, state.
+
+    MXNet keeps the memory of a static block from batch to batch.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        with self.name_scope():
+            self.network = network
+            self.cross_entropy = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+        self.hybridize(static_alloc=True, static_shape=True)
+
+    def hybrid_forward(self, F, tokens, labels, state):
+        logits, state = self.network(tokens, state)
+        return F.mean(self.cross_entropy(logits, labels)), state
+
+
 class Learner:
     """Trains a `Network`.
 
@@ -40,8 +58,7 @@ class Learner:
         # The layer adds two biases. The model has one, and two would learn twice as fast.
         self.network.rnn.l0_h2h_bias.set_data(mx.nd.zeros(H, dtype=self._dtype))
         self.network.rnn.l0_h2h_bias.grad_req = "null"
-        self.network.hybridize()
-        self._loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+        self._loss = Loss(self.network)
         self._trainer = mx.gluon.Trainer(self.network.collect_params(), "sgd", kvstore=None)
 
     def train_epoch(self, inputs, labels, learning_rate):
@@ -49,11 +66,7 @@ class Learner:
         self._trainer.set_learning_rate(learning_rate)
         hidden_size = self.network.rnn.l0_h2h_bias.shape[0]
         state = mx.nd.zeros((1, inputs.shape[2], hidden_size), dtype=self._dtype)
-        return training.train_batches(inputs, labels, state, self._loss_of, lambda: self._trainer.step(1))
-
-    def _loss_of(self, tokens, labels, state):
-        logits, state = self.network(tokens, state)
-        return self._loss(logits, labels).mean(), state
+        return training.train_batches(inputs, labels, state, self._loss, lambda: self._trainer.step(1))
 
     def arrays(self):
         """NumPy arrays by the names of `model.Parameters`; a FloatingPointError where one is no longer finite."""

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from rnn_ops import reference
 from rnn_ops._mxnet import mx
 from timemachine import model
 
@@ -52,13 +53,18 @@ def train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
     FloatingPointError
         A loss whose perplexity is not a finite number: training has diverged.
     """
+    return _train(parameters, inputs, labels, learning_rate, functools.partial(
+        model.loss, parameters=parameters, rnn_sequence=rnn_sequence))
+
+
+def _train(parameters, inputs, labels, learning_rate, loss_of):
+    """`train_epoch` with any ``loss_of`` as `train_batches` takes it."""
     def update():
         for parameter in parameters:
             nd.sgd_update(parameter, parameter.grad, lr=learning_rate, out=parameter)
 
     state = nd.zeros((inputs.shape[2], len(parameters.bh)), dtype=parameters.bh.dtype)
-    return train_batches(inputs, labels, state, functools.partial(
-        model.loss, parameters=parameters, rnn_sequence=rnn_sequence), update)
+    return train_batches(inputs, labels, state, loss_of, update)
 
 
 def train_batches(inputs, labels, state, loss_of, update):
@@ -87,17 +93,25 @@ class Learner:
     arrays : dict
         The first parameters, NumPy arrays by name.
     rnn_sequence : callable
-        ``rnn_ops.rnn_sequence`` or ``rnn_ops.reference.rnn_sequence``.
+        ``rnn_ops.rnn_sequence``, another one for NDArrays and Symbols, or ``rnn_ops.reference.rnn_sequence``.
+
+    Attributes
+    ----------
+    parameters : model.Parameters
     """
 
     def __init__(self, arrays, rnn_sequence):
-        self._parameters = model.trainable(arrays)
-        self._rnn_sequence = rnn_sequence
+        self.parameters = model.trainable(arrays)
+        if rnn_sequence is reference.rnn_sequence:  # plain ndarray, and to stay so
+            self._loss_of = functools.partial(model.loss, parameters=self.parameters, rnn_sequence=rnn_sequence)
+        else:
+            loss = model.Loss(len(self.parameters.by), rnn_sequence)
+            self._loss_of = lambda tokens, labels, state: loss(tokens, labels, state, *self.parameters)
 
     def train_epoch(self, inputs, labels, learning_rate):
         """As the function of that name."""
-        return train_epoch(self._parameters, inputs, labels, learning_rate, self._rnn_sequence)
+        return _train(self.parameters, inputs, labels, learning_rate, self._loss_of)
 
     def arrays(self):
         """The parameters as NumPy arrays by name; a FloatingPointError where one is no longer finite."""
-        return model.arrays(self._parameters)
+        return model.arrays(self.parameters)
