@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from rnn_ops import reference
+from rnn_ops import operators, reference
+from rnn_ops.operators.native import functions as native_functions
 from rnn_ops._mxnet import mx
 from timemachine import checkpoint, data, model, progress, run, text, training
 from timemachine.cli import main
@@ -86,7 +87,8 @@ def test_what_a_run_leaves(train, book_file, step):
     inputs, labels = (mx.nd.array(tokens, dtype="int32")
                       for tokens in data.batches(vocabulary.encode(book.characters), 7, 3))
     parameters = model.trainable(model.initialise(len(vocabulary), 8, seed=4))
-    rnn_sequence = {"reference": reference, "custom": rnn_ops, "gluon": rnn_ops}[step].rnn_sequence
+    rnn_sequence = {"reference": reference, "native": operators.native, "custom": operators.custom,
+                    "gluon": rnn_ops}[step].rnn_sequence
     tolerance = 1e-12 if step != "gluon" else 1e-5  # its loss is the same function, computed by other operations
     moving_loss = None
     for epoch, line in enumerate(metrics_of(folder), start=1):
@@ -128,6 +130,8 @@ def test_what_a_run_leaves(train, book_file, step):
     # Not on a terminal: two lines before, one an epoch, the last samples, two lines after.
     lines = stdout.splitlines()
     assert "\r" not in stdout and len(lines) == 2 + 3 + 2 + 2
+    # The first epoch's line says how long the others will take, those after it do not.
+    assert re.search(r" s, 2 more in about \d+ s$", lines[2]) and "about" not in lines[3] + lines[4]
     assert [line.split()[:2] for line in lines[2:5]] == [["epoch", f"{epoch}/3"] for epoch in (1, 2, 3)]
     assert lines[5].startswith("  The Time Ma") and lines[-1].startswith(f"rnn-ops sample --checkpoint {folder}")
 
@@ -143,6 +147,35 @@ def test_a_resumed_run_never_stopped(train, step):
     assert content_of(parts)[run.METRICS].startswith(before[run.METRICS])
     record = json.loads(content_of(parts)[run.RECORD])
     assert [session["first_epoch"] for session in record["sessions"]] == [1, 3] and record["settings"]["epochs"] == 4
+
+
+def test_a_run_takes_the_operator_that_there_is_and_stays_with_it(train, monkeypatch):
+    def step_of(folder):
+        return json.loads(content_of(folder)[run.RECORD])["settings"]["step"]
+
+    assert step_of(train("--epochs", "1", out="native")[1]) == "native"
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "custom")
+    assert step_of(train("--epochs", "1", out="custom")[1]) == "custom"
+    monkeypatch.delenv("RNN_OPS_OPERATOR")
+    assert train("--resume", "--epochs", "2", out="custom")[0] == 0  # as one from before there was a native operator
+
+    monkeypatch.setattr(native_functions, "_WHY_NOT", "the reason")
+    assert step_of(train("--epochs", "1", out="none")[1]) == "custom"
+    for arguments in ["--step", "native", "--epochs", "1"], ["--resume", "--epochs", "2"]:
+        status, _, _, stderr = train(*arguments, out="other" if "--step" in arguments else "native")
+        assert status == 2
+        one_line(stderr, "step: got 'native', but there is no native operator: the reason")
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
+    status, _, _, stderr = train("--epochs", "1", out="another")
+    assert status == 2
+    one_line(stderr, "RNN_OPS_OPERATOR: got 'native', and there is no native operator: the reason")
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0.2, "1 s"), (59.4, "59 s"), (59.5, "1 min"), (1500, "25 min"), (3599, "1 h 0 min"), (5400, "1 h 30 min"),
+    (86399, "1 d 0 h"), (200000, "2 d 8 h")])
+def test_durations(seconds, words):
+    assert progress.duration(seconds) == words
 
 
 def test_a_crash_before_the_checkpoint_costs_only_the_epoch(train, tmp_path):
@@ -170,7 +203,7 @@ def test_a_run_is_never_overwritten(train):
 @pytest.mark.parametrize("options, parts", [
     (["--hidden", "9"], ["hidden: got 9", "has 8"]),
     (["--text", "timemachine"], ["text: got 'timemachine'", "little book.txt"]),
-    (["--step", "reference"], ["step: got 'reference'", "has 'custom'"]),
+    (["--step", "reference"], ["step: got 'reference'", "has 'native'"]),
     (["--epochs", "1"], ["epochs: got 1, needs more than the 1"]),
     ([], ["epochs: got 1, needs more than the 1"]),
 ])

@@ -65,9 +65,9 @@ def _parser():
     train.set_defaults(run=_train)
     train.add_argument("--text", metavar="NAME|FILE", help="timemachine (default), tinyshakespeare, python-topics or "
                                                            "the path of a UTF-8 file")
-    train.add_argument("--step", choices=("custom", "gluon", "reference"),
-                       help="the recurrence: our operator (default), our layer in a Gluon network, or the tutorial's "
-                            "ndarray loop")
+    train.add_argument("--step", choices=("native", "custom", "gluon", "reference"),
+                       help="the recurrence: our native operator (default), our CustomOp in Python, our layer in a Gluon "
+                            "network, or the tutorial's ndarray loop")
     train.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 15)")
     train.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
     train.add_argument("--batch-size", type=int, metavar="B", help="rows of a batch (default 32)")
@@ -135,7 +135,7 @@ def _train(arguments):
     with _one_line(FAILURE, ImportError):
         from timemachine import checkpoint, progress
         from timemachine.run import Run, Settings
-    with _one_line(USAGE, OSError, ValueError, MemoryError):
+    with _one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
         if not arguments.resume:
             run = Run.start(Settings(**given), vars(arguments).get("out"))
         elif "out" in arguments:

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 import unicodedata
 
 from tqdm import tqdm
@@ -40,8 +41,13 @@ def follow(run):
                                 refresh=False)
             bar.update(B * T)
 
+        began = time.monotonic()
         for metrics, samples in run.train(on_batch):
-            bar.write("\n".join([_line(metrics, epochs)] + (_lines(samples) if terminal else [])))
+            line = _line(metrics, epochs)
+            if began and run.epoch < epochs:  # now that it is known how long one takes, with its samples and all
+                line += f", {epochs - run.epoch:,} more in about {duration((epochs - run.epoch) * (time.monotonic() - began))}"
+            began = None
+            bar.write("\n".join([line] + (_lines(samples) if terminal else [])))
             sys.stdout.flush()
     if not terminal:
         print("\n".join(_lines(samples)))
@@ -76,6 +82,18 @@ def _line(metrics, epochs):
     return (f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
             f"perplexity {metrics['perplexity']:.2f}  lr {metrics['lr']:g}  "
             f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['seconds']:.2f} s")
+
+
+def duration(seconds):
+    """A time in words, in its two largest units: 1 s, 50 s, 24 min, 1 h 5 min, 2 d 3 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _lines(samples):

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 import rnn_ops
-from rnn_ops import reference
+from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
 from timemachine import checkpoint, data, files, model, network, plot, sampling, text, training
 
 RECORD, METRICS, SAMPLES, PLOT = "run.json", "metrics.jsonl", "samples.txt", "loss.png"
 PROMPTS = ("The Time Ma", "The Medical Man rose, came to the lamp,")
-STEPS = ("custom", "gluon", "reference")
+STEPS = ("native", "custom", "gluon", "reference")
 
 _SAMPLE_LENGTH, _SAMPLE_TEMPERATURE = 1024, 0.1
 _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take as long as half an epoch
@@ -29,7 +29,7 @@ _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take
 class Settings(NamedTuple):
     """What a run depends on. The defaults are the tutorial's, but for its 2,000 epochs."""
     text: str = "timemachine"
-    step: str = "custom"
+    step: str = None  # one of STEPS; None for what `rnn_ops.rnn_sequence` takes when the run starts
     epochs: int = 15
     hidden: int = 256
     seed: int = 0
@@ -41,6 +41,8 @@ class Settings(NamedTuple):
         """Raise a ValueError that names the first setting that cannot be."""
         if self.step not in STEPS:
             raise ValueError(f"step: got {self.step!r}, needs one of {', '.join(STEPS)}")
+        if self.step == "native" and operators.native.why_not():
+            raise ValueError(f"step: got 'native', but there is no native operator: {operators.native.why_not()}")
         for name, least in (("epochs", 1), ("hidden", 1), ("seed", 0), ("batch_size", 1), ("sequence_length", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -91,6 +93,8 @@ class Run:
         OSError, ValueError
             A setting or a text that cannot be used, or a folder that holds a run or cannot be written to.
         """
+        if settings.step is None:
+            settings = settings._replace(step=operators.choice())
         settings.check()
         book = text.load(settings.text)
         if folder is None:
@@ -188,8 +192,8 @@ class Run:
     def _learner(self):
         if self.settings.step == "gluon":
             return network.Learner(self.parameters)
-        return training.Learner(
-            self.parameters, (reference if self.settings.step == "reference" else rnn_ops).rnn_sequence)
+        module = {"native": operators.native, "custom": operators.custom, "reference": reference}[self.settings.step]
+        return training.Learner(self.parameters, module.rnn_sequence)
 
     def _train_epoch(self, learner, inputs, labels, on_batch):
         epoch, moving_loss, losses = self.epoch + 1, self.moving_loss, []
