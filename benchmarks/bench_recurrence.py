@@ -1,7 +1,7 @@
 """The same providers and problems under pytest-benchmark, to hold one commit against another:
 
-    pytest benchmarks/bench_recurrence.py -k "kernel or CustomOp" --benchmark-autosave
-    pytest benchmarks/bench_recurrence.py -k "kernel or CustomOp" --benchmark-compare
+    pytest benchmarks/bench_recurrence.py -k "kernel or native" --benchmark-autosave
+    pytest benchmarks/bench_recurrence.py -k "kernel or native" --benchmark-compare
 
 All that is selected runs in pytest's own process, one after the other; to hold one provider against another use
 ``rnn-ops bench``, which gives each library its own process and interleaves them.

@@ -18,6 +18,10 @@ def main(argv=None):
             parser.error(f"cannot write {path}: its folder does not exist or is not writable")
     if options.png and not importlib.util.find_spec("matplotlib"):
         parser.error("the chart needs matplotlib: pip install 'rnn_ops[bench]'")
+    if options.profile:
+        from . import profile
+        print(profile.table(problems.TUTORIAL, *profile.profile(problems.TUTORIAL)), end="")
+        return 0
     if options.result:
         try:
             result = report.read_json(options.result)
@@ -41,7 +45,7 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="rnn-ops bench",
         description="Time the recurrence and the whole training step: our kernel and operators, MXNet, PyTorch and "
-                    "NumPy, in processes of their own and interleaved rounds. About 3 minutes on an idle machine with "
+                    "NumPy, in processes of their own and interleaved rounds. About 4 minutes on an idle machine with "
                     "2 cores.")
     parser.add_argument("--quick", action="store_true",
                         help="the tutorial's shape alone, in 3 short rounds: under half a minute, and rougher")
@@ -52,6 +56,8 @@ def _parser():
     parser.add_argument("--json", metavar="FILE", help="write every figure and the environment")
     parser.add_argument("--png", metavar="FILE", help="draw a chart")
     parser.add_argument("--markdown", action="store_true", help="print the README's tables instead of the screen's")
+    parser.add_argument("--profile", action="store_true",
+                        help="instead of comparing, show where the time of our training step goes, operator by operator")
     parser.add_argument("--from", dest="result", metavar="FILE", help="show this JSON file instead of measuring")
     return parser
 

@@ -59,25 +59,25 @@ def measure(stage, workers, rounds, seconds, progress):
             row = {"stage": problem.name, "mode": mode, "provider": provider.name, "status": status,
                    "flops": its_problem.flops(mode)}
             row.update({"about": value["about"], "error": value["errors"][mode]} if status == OK else {"reason": value})
-            turns.append((worker, row, []))
+            turns.append((worker, row, its_problem.repeats, []))
     for _ in progress(range(rounds), problem.name):
-        for worker, row, times in turns:
+        for worker, row, repeats, times in turns:
             if row["status"] == OK:
-                _take(worker, row, times, seconds)
-    for _, row, times in turns:
+                _take(worker, row, repeats, times, seconds)
+    for _, row, _, times in turns:
         if row["status"] == OK:
             row.update(statistics(times))
-    rows = [row for _, row, _ in turns]
+    rows = [row for _, row, _, _ in turns]
     rows[1:1] = floors(rows[0], problem)
     derive(rows, problem.shape)
     return rows
 
 
-def _take(worker, row, times, seconds):
+def _take(worker, row, repeats, times, seconds):
     worker.send("time", row["provider"], row["mode"], seconds)
     status, value = worker.receive()
     if status == OK:
-        times += value
+        times += [time / repeats for time in value]
     else:
         row.update(status=status, reason=value)
 
@@ -98,8 +98,8 @@ def floors(gemm, problem):
 
 
 def derive(rows, shape):
-    """Add to every row that was timed what follows from its median: rates, and ratios within its mode; the GEMM has no
-    steps."""
+    """Add to every row that was timed what follows from its median: rates, ratios within its mode, and for our operators
+    the seconds that MXNet adds to the kernel's; the GEMM has no steps."""
     medians = {(row["mode"], row["provider"]): row["median"] for row in rows if row["status"] == OK}
     for row in rows:
         if row["status"] != OK:
@@ -113,4 +113,6 @@ def derive(rows, shape):
         row["tokens_per_second"] = shape.T * shape.B / median
         if (mode, FLOOR) in medians:
             row["of_gemm_rate"] = medians[mode, FLOOR] / median
+        if row["provider"] in providers.OURS and (mode, providers.KERNEL) in medians:
+            row["over_the_kernel"] = median - medians[mode, providers.KERNEL]
         row["times_ours"] = {name: median / medians[mode, name] for name in providers.OURS if (mode, name) in medians}

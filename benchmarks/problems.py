@@ -1,7 +1,8 @@
 """What is computed: a shape, random inputs from a fixed seed, and the float64 truth of every result.
 
-A problem has a ``name``, its ``shape``, the ``modes`` in which it is timed, ``flops(mode)`` and ``truth(mode)``: the
-results by name that a provider must reproduce before it is timed. The gradients are the same for every provider:
+A problem has a ``name``, its ``shape``, the ``modes`` in which it is timed, how many ``repeats`` of it a call makes (its
+time is divided by them), ``flops(mode)`` of one of them and ``truth(mode)``: the results by name that a provider must
+reproduce before it is timed. The gradients are the same for every provider:
 those of the weights, the bias and the initial state, and of the inputs where they are dense.
 """
 import re
@@ -40,6 +41,8 @@ SHAPES = (TUTORIAL, Shape(64, 64, 256, 512, tokens=False), Shape(128, 1, 77, 256
 
 class _Problem:
     """Reaches a worker as its arguments: the fixed seed makes the same arrays again."""
+
+    repeats = 1
 
     def __init__(self, *arguments):
         self._arguments = arguments
@@ -87,20 +90,21 @@ class Recurrence(_Problem):
 class TrainingStep(_Problem):
     """One step of the tutorial's character model: loss, gradients, stochastic gradient descent.
 
-    The loss is read as a number at every step, as the tutorial does for its moving average. ``truth`` is that of the
-    first step, from a zero state.
+    A call makes some of them, on a batch each, as in an epoch: the state goes from one to the next, and the loss is read as
+    a number at every step, as the tutorial does for its moving average. ``truth`` is that of the first call, from a zero
+    state: parameters, loss and gradients after its last step.
     """
 
     modes = ("training step",)
 
-    def __init__(self, shape):
-        super().__init__(shape)
-        self.shape = shape
+    def __init__(self, shape, repeats=4):
+        super().__init__(shape, repeats)
+        self.shape, self.repeats = shape, repeats
         self.name = f"{shape}, whole training step"
         T, B, V, H, _ = shape
         random = np.random.RandomState(0)
-        self.tokens = random.randint(V, size=(T, B)).astype(np.int32)
-        self.labels = random.randint(V, size=(T, B)).astype(np.int32)
+        self.tokens = random.randint(V, size=(repeats, T, B)).astype(np.int32)
+        self.labels = random.randint(V, size=(repeats, T, B)).astype(np.int32)
         self.state = np.zeros((B, H), np.float32)
         self.parameters = {"Wxh": _weights(random, (V, H), H), "Whh": _weights(random, (H, H), H),
                            "bh": _weights(random, (H,), H), "Why": _weights(random, (H, V), H),
@@ -111,13 +115,12 @@ class TrainingStep(_Problem):
 
     def truth(self, mode):
         parameters = {name: array.astype(np.float64) for name, array in self.parameters.items()}
-        loss, gradients = numpy_loop.language_model_gradients(
-            self.tokens, self.labels, self.state.astype(np.float64), **parameters)
-        results = {"loss": np.array([loss])}
-        for name, gradient in gradients.items():
-            results["d" + name] = gradient
-            results[name] = parameters[name] - LEARNING_RATE * gradient
-        return results
+        state = self.state.astype(np.float64)
+        for tokens, labels in zip(self.tokens, self.labels):
+            loss, gradients = numpy_loop.language_model_gradients(tokens, labels, state, **parameters)
+            state = numpy_loop.forward(tokens, state, *(parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
+            parameters = {name: parameters[name] - LEARNING_RATE * gradient for name, gradient in gradients.items()}
+        return dict(parameters, loss=np.array([loss]), **{"d" + name: gradient for name, gradient in gradients.items()})
 
 
 class Gemm(_Problem):

@@ -13,7 +13,8 @@ import numpy as np
 
 from . import numpy_loop
 
-OURS = KERNEL, OPERATOR, IMPERATIVE = "kernel", "CustomOp, hybridized", "CustomOp"
+OURS = KERNEL, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
+    "kernel", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon")
 
 
 class Gemm:
@@ -142,34 +143,52 @@ class NDArrayLoop(_MXNet):
         self.sequence = reference.rnn_sequence
 
 
-class CustomOp(_MXNet):
-    """Our operator, called imperatively."""
-    name = IMPERATIVE
+class Native(_MXNet):
+    """Our native operator, called imperatively: what `rnn_ops.rnn_sequence` takes."""
+    name = NATIVE
     process = "rnn_ops"
 
     def __init__(self, problem):
         super().__init__(problem)
-        import rnn_ops
-        self.sequence = rnn_ops.rnn_sequence
+        from rnn_ops import operators
+        self.sequence = self._sequence_of(operators)
+
+    def _sequence_of(self, operators):
+        return operators.native.rnn_sequence
 
     def _inputs(self, problem):
         return problem.inputs
 
 
-class CustomOpHybridized(CustomOp):
-    """Our operator inside a hybridized block, where a call costs less."""
-    name = OPERATOR
+class CustomOp(Native):
+    """Our CustomOp in Python, called imperatively."""
+    name = CUSTOM
 
-    def __init__(self, problem):
-        super().__init__(problem)
-        sequence = self.sequence
+    def _sequence_of(self, operators):
+        return operators.custom.rnn_sequence
+
+
+class _Hybridized:
+    """The same inside a hybridized block, where MXNet keeps its memory from call to call."""
+
+    def _sequence_of(self, operators):
+        sequence = super()._sequence_of(operators)
 
         class Block(self.mx.gluon.HybridBlock):
             def hybrid_forward(self, F, inputs, state, Wxh, Whh, bh):
                 return sequence(inputs, state, Wxh, Whh, bh)
 
-        self.sequence = Block()
-        self.sequence.hybridize(static_alloc=True, static_shape=True)
+        block = Block()
+        block.hybridize(static_alloc=True, static_shape=True)
+        return block
+
+
+class NativeHybridized(_Hybridized, Native):
+    name = NATIVE_HYBRIDIZED
+
+
+class CustomOpHybridized(_Hybridized, CustomOp):
+    name = CUSTOM_HYBRIDIZED
 
 
 class GluonRNN(_MXNet):
@@ -180,8 +199,11 @@ class GluonRNN(_MXNet):
     def __init__(self, problem):
         super().__init__(problem)
         shape = problem.shape
-        self.layer = gluon_rnn(self.mx, shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
+        self.layer = gluon_rnn(self.mx, self._layer_class(), shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
         self.layer.hybridize(static_alloc=True, static_shape=True)
+
+    def _layer_class(self):
+        return self.mx.gluon.rnn.RNN
 
     def _run(self):
         return self.layer(self.inputs, [self.state.expand_dims(0)])[0]
@@ -193,9 +215,22 @@ class GluonRNN(_MXNet):
         return gradients
 
 
-def gluon_rnn(mx, I, H, Wxh, Whh, bh):
-    """mx.gluon.rnn.RNN with our weights; its second bias stays zero."""
-    layer = mx.gluon.rnn.RNN(H, activation="tanh", input_size=I)
+class OurGluon(GluonRNN):
+    """Our layer in the place of MXNet's, hybridized. It takes tokens as they are."""
+    name = GLUON
+    process = Native.process
+
+    def _inputs(self, problem):
+        return problem.inputs
+
+    def _layer_class(self):
+        from rnn_ops import gluon
+        return gluon.RNN if self.inputs.ndim == 3 else gluon.TokenRNN
+
+
+def gluon_rnn(mx, layer_class, I, H, Wxh, Whh, bh):
+    """mx.gluon.rnn.RNN, or what stands in for it, with our weights; its second bias stays zero."""
+    layer = layer_class(H, activation="tanh", input_size=I)
     layer.initialize(mx.init.Zero())
     layer.l0_i2h_weight.set_data(mx.nd.array(Wxh.T))
     layer.l0_h2h_weight.set_data(mx.nd.array(Whh.T))
@@ -272,4 +307,5 @@ def torch_rnn_gradients(layer):
 def for_shape(shape):
     """The providers of a shape, ours first, the tutorial's loop last."""
     one_thread = (TorchRNNOneThread,) if shape.B == 1 else ()
-    return (Kernel, CustomOpHybridized, CustomOp, GluonRNN, TorchRNN, *one_thread, NumPyLoop, NDArrayLoop)
+    return (Kernel, Native, NativeHybridized, CustomOp, CustomOpHybridized, OurGluon, GluonRNN, TorchRNN, *one_thread,
+            NumPyLoop, NDArrayLoop)

@@ -8,7 +8,7 @@ import textwrap
 
 from . import floor, problems
 from .measure import FLOOR
-from .providers import IMPERATIVE, KERNEL, OPERATOR, OURS
+from .providers import KERNEL, NATIVE, OURS
 from .trainers import MODE as TRAINING
 from .worker import BOUND, OK
 
@@ -18,8 +18,7 @@ _READS = (
     f"Every provider computes the {problems.GRADIENTS}, and was verified against float64 before it was timed "
     f"(relative error at most {BOUND:.0e}).",
     f"Floor = operations / GEMM rate; {floor.FORMULA}.",
-    f"'of GEMM': floor / time, medians. '× kernel', '× operator' ({OPERATOR}), '× {IMPERATIVE}': how many times as "
-    "long as that one takes.")
+    f"'of GEMM': floor / time, medians. '× kernel', '× {NATIVE}': how many times as long as that one takes.")
 
 
 def make_result(rows, rounds, seconds, environment):
@@ -96,8 +95,8 @@ def screen(result):
         lines += ["", f"T×B×I×H = {stage}", gemm_line(gemm)]
         for mode, rows in modes:
             header = [mode, "median ms", "best", "p20–p80"]
-            header += (["tokens/s", "of GEMM", f"× {IMPERATIVE}"] if mode == TRAINING else
-                       ["µs/step", "steps/s", "of GEMM", "× kernel", "× operator"])
+            header += (["tokens/s", "of GEMM", f"× {NATIVE}"] if mode == TRAINING else
+                       ["µs/step", "steps/s", "of GEMM", "× kernel", f"× {NATIVE}"])
             table = [header] + [_cells(row) if row["status"] == OK else [row["provider"]] for row in rows]
             widths = [max(len(cells[i]) for cells in table if i < len(cells)) for i in range(len(header))]
             widths[0] = max(widths[0], 22)
@@ -106,15 +105,29 @@ def screen(result):
             lines.append("─" * (sum(widths) + 2 * len(widths) - 2))
             lines += [_aligned(cells, widths) if row["status"] == OK else
                       f"{row['provider']:<{widths[0]}}  {_why(row)}" for row, cells in zip(rows, table[1:])]
+        lines += ["", *textwrap.wrap(added, _WIDTH)] if (added := added_line(modes)) else []
     return "\n".join(lines) + "\n"
+
+
+def added_line(modes):
+    """What MXNet adds to the bare kernel in each mode; empty where that was not measured."""
+    added = {}
+    for _, rows in modes:
+        for row in rows:
+            if "over_the_kernel" in row and row["provider"] != KERNEL:
+                added.setdefault(row["provider"], []).append(f"{row['over_the_kernel'] * 1e3:+.2f}")
+    if not added:
+        return ""
+    return (f"MXNet's own time, ms over the bare kernel ({', '.join(mode for mode, _ in modes)}): "
+            + "; ".join(f"{provider} {', '.join(figures)}" for provider, figures in added.items()) + ".")
 
 
 def _cells(row):
     cells = [row["provider"], digits(row["median"] * 1e3), digits(row["best"] * 1e3), _spread(row)]
     if row["mode"] == TRAINING:
-        return cells + [f"{row['tokens_per_second']:,.0f}", _percent(row), _ratio(row, IMPERATIVE)]
+        return cells + [f"{row['tokens_per_second']:,.0f}", _percent(row), _ratio(row, NATIVE)]
     return cells + [digits(row["seconds_per_step"] * 1e6), f"{row['steps_per_second']:,.0f}", _percent(row),
-                    _ratio(row, KERNEL), _ratio(row, OPERATOR)]
+                    _ratio(row, KERNEL), _ratio(row, NATIVE)]
 
 
 def _aligned(cells, widths):
@@ -126,8 +139,8 @@ def results_table(result):
     """The README's tables in Markdown, one a stage."""
     lines = [f"float32, {environment_line(result)}. Milliseconds: median (p20–p80) over "
              f"{result['method']['rounds']} interleaved rounds; *of GEMM*: the floor at the measured sgemm rate, "
-             "divided by the time; *× ours*: how many times as long as our hybridized operator takes, in a training "
-             "step our whole step."]
+             "divided by the time; *× ours*: how many times as long as our native operator takes, or a training "
+             "step with it."]
     for stage, modes, gemm in groups(result["rows"]):
         header, right = ["provider"], [":--"]
         for mode, _ in modes:
@@ -141,6 +154,7 @@ def results_table(result):
             for row in rows:
                 cells += _markdown_cells(row) if row["status"] == OK else [_why(row).replace("|", "\\|"), "", "", ""]
             lines.append(_markdown(cells))
+        lines += ["", added] if (added := added_line(modes)) else []
     return "\n".join(lines) + "\n"
 
 
@@ -148,7 +162,7 @@ def _markdown_cells(row):
     training = row["mode"] == TRAINING
     rate = row["tokens_per_second"] if training else row["steps_per_second"]
     return [f"{digits(row['median'] * 1e3)} ({_spread(row)})", f"{rate:,.0f}", _percent(row),
-            _ratio(row, IMPERATIVE if training else OPERATOR)]
+            _ratio(row, NATIVE)]
 
 
 def _markdown(cells):

@@ -1,8 +1,8 @@
 """Who computes the whole training step: the tutorial's own loop, ours, and the same model of MXNet's and PyTorch's
 layers.
 
-Trainers are providers (see providers.py) with one mode, "training step". Every call goes on from the last one's
-parameters; the first one is verified.
+Trainers are providers (see providers.py) with one mode, "training step". Every call makes some steps, on a batch each, and
+goes on from the last one's parameters and state; the first one is verified.
 """
 import numpy as np
 
@@ -12,68 +12,94 @@ from . import numpy_loop, providers
 MODE = "training step"
 
 
-class _OwnParameters:
-    """What the tutorial's loop and ours share: five NDArrays with gradients."""
+def _results_of_parameters(loss, parameters):
+    """loss: the last one. parameters: five NDArrays by name."""
+    results = {"loss": np.array([loss])}
+    for name, parameter in parameters.items():
+        results[name] = parameter.asnumpy()
+        results["d" + name] = parameter.grad.asnumpy()
+    return results
+
+
+class Ours:
+    """``rnn-ops train``: its loop over some batches of one epoch, with the native operator in it."""
+    name = providers.NATIVE
+    process = providers.Native.process
 
     def __init__(self, problem):
         from rnn_ops._mxnet import mx
-        from timemachine import model
         self.mx = mx
         self.about = f"mxnet {mx.__version__}"
-        self.parameters = model.trainable(problem.parameters)
+        self.learner = self._learner(problem.parameters)
         self.tokens, self.labels = (mx.nd.array(a, dtype="int32") for a in (problem.tokens, problem.labels))
-        self.calls = {MODE: self._step}
+        self.calls = {MODE: self._steps}
 
-    def _step(self):
-        """Set self.loss, a number."""
-        raise NotImplementedError
-
-    def results(self, mode):
-        results = {"loss": np.array([self.loss])}
-        for name, parameter in self.parameters._asdict().items():
-            results[name] = parameter.asnumpy()
-            results["d" + name] = parameter.grad.asnumpy()
-        return results
-
-
-class Ours(_OwnParameters):
-    """``rnn-ops train``: its loop over one batch, with the operator in it."""
-    name = providers.IMPERATIVE
-    process = providers.CustomOp.process
-
-    def __init__(self, problem):
-        super().__init__(problem)
-        import rnn_ops
+    def _learner(self, parameters):
+        from rnn_ops import operators
         from timemachine import training
-        self.train_epoch, self.sequence = training.train_epoch, rnn_ops.rnn_sequence
-        self.tokens, self.labels = self.tokens.expand_dims(0), self.labels.expand_dims(0)
+        return training.Learner(parameters, operators.native.rnn_sequence)
 
-    def _step(self):
-        self.loss, = self.train_epoch(self.parameters, self.tokens, self.labels, LEARNING_RATE, self.sequence)
+    def _steps(self):
+        *_, self.loss = self.learner.train_epoch(self.tokens, self.labels, LEARNING_RATE)
         self.mx.nd.waitall()
 
+    def results(self, mode):
+        return _results_of_parameters(self.loss, self.learner.parameters._asdict())
 
-class Tutorial(_OwnParameters):
+
+class OursCustom(Ours):
+    """The same with the CustomOp in Python."""
+    name = providers.CUSTOM
+
+    def _learner(self, parameters):
+        from rnn_ops import operators
+        from timemachine import training
+        return training.Learner(parameters, operators.custom.rnn_sequence)
+
+
+class OursGluon(Ours):
+    """The same with our layer in a Gluon network, Gluon's own loss and trainer."""
+    name = providers.GLUON
+
+    def _learner(self, parameters):
+        from timemachine import network
+        return network.Learner(parameters)
+
+    def results(self, mode):
+        network, parameters = self.learner.network, self.learner.arrays()
+        return dict(parameters, loss=np.array([self.loss]), **_gluon_gradients(network.rnn, network.output))
+
+
+class Tutorial:
     """The tutorial's loop as it stands: every operation once a step, one-hot inputs and labels made beforehand."""
     name = providers.NDArrayLoop.name
     process = providers.NDArrayLoop.process
 
     def __init__(self, problem):
-        super().__init__(problem)
         from rnn_ops import reference
-        self.reference = reference
+        from rnn_ops._mxnet import mx
+        from timemachine import model
+        self.mx, self.reference = mx, reference
+        self.about = f"mxnet {mx.__version__}"
+        self.parameters = model.trainable(problem.parameters)
         V = problem.shape.I
-        self.tokens, self.labels = self.mx.nd.one_hot(self.tokens, V), self.mx.nd.one_hot(self.labels, V)
-        self.state = self.mx.nd.array(problem.state)
+        self.batches = [[mx.nd.one_hot(mx.nd.array(a, dtype="int32"), V) for a in batch]
+                        for batch in zip(problem.tokens, problem.labels)]
+        self.state = mx.nd.array(problem.state)
+        self.calls = {MODE: self._steps}
 
-    def _step(self):
-        with self.mx.autograd.record():
-            loss, state = self.reference.language_model_loss(self.tokens, self.labels, self.state, *self.parameters)
-        loss.backward()
-        self.reference.sgd(self.parameters, LEARNING_RATE)
-        self.state = state.detach()
-        self.loss = loss.asscalar()
+    def _steps(self):
+        for tokens, labels in self.batches:
+            with self.mx.autograd.record():
+                loss, state = self.reference.language_model_loss(tokens, labels, self.state, *self.parameters)
+            loss.backward()
+            self.reference.sgd(self.parameters, LEARNING_RATE)
+            self.state = state.detach()
+            self.loss = loss.asscalar()
         self.mx.nd.waitall()
+
+    def results(self, mode):
+        return _results_of_parameters(self.loss, self.parameters._asdict())
 
 
 class Gluon:
@@ -92,7 +118,7 @@ class Gluon:
             def __init__(self):
                 super().__init__()
                 with self.name_scope():
-                    self.rnn = providers.gluon_rnn(mx, shape.I, shape.H, p["Wxh"], p["Whh"], p["bh"])
+                    self.rnn = providers.gluon_rnn(mx, mx.gluon.rnn.RNN, shape.I, shape.H, p["Wxh"], p["Whh"], p["bh"])
                     self.output = mx.gluon.nn.Dense(shape.I, flatten=False, in_units=shape.H)
 
             def hybrid_forward(self, F, inputs, state):
@@ -100,6 +126,7 @@ class Gluon:
                 return self.output(outputs), state
 
         self.model = Model()
+        self.model.rnn.l0_h2h_bias.grad_req = "null"  # the model has one bias; two would learn twice as fast
         self.model.output.initialize()
         self.model.output.weight.set_data(mx.nd.array(p["Why"].T))
         self.model.output.bias.set_data(mx.nd.array(p["by"]))
@@ -107,30 +134,35 @@ class Gluon:
         self.cross_entropy = mx.gluon.loss.SoftmaxCrossEntropyLoss()
         self.cross_entropy.hybridize(static_alloc=True, static_shape=True)
         self.trainer = mx.gluon.Trainer(self.model.collect_params(), "sgd", {"learning_rate": LEARNING_RATE})
-        self.inputs = mx.nd.array(numpy_loop.one_hot(problem.tokens, shape.I))
-        self.labels = mx.nd.array(problem.labels)
+        self.batches = [(mx.nd.array(numpy_loop.one_hot(tokens, shape.I)), mx.nd.array(labels))
+                        for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = mx.nd.array(problem.state).expand_dims(0)
-        self.calls = {MODE: self._step}
+        self.calls = {MODE: self._steps}
 
-    def _step(self):
-        with self.mx.autograd.record():
-            logits, state = self.model(self.inputs, self.state)
-            loss = self.cross_entropy(logits, self.labels).mean()
-        loss.backward()
-        self.trainer.step(1)
-        self.state = state.detach()
-        self.loss = loss.asscalar()
+    def _steps(self):
+        for inputs, labels in self.batches:
+            with self.mx.autograd.record():
+                logits, state = self.model(inputs, self.state)
+                loss = self.cross_entropy(logits, labels).mean()
+            loss.backward()
+            self.trainer.step(1)
+            self.state = state.detach()
+            self.loss = loss.asscalar()
         self.mx.nd.waitall()
 
     def results(self, mode):
         rnn, output = self.model.rnn, self.model.output
         return dict(
-            providers.gluon_rnn_gradients(rnn),
+            _gluon_gradients(rnn, output),
             loss=np.array([self.loss]),
             Wxh=rnn.l0_i2h_weight.data().asnumpy().T, Whh=rnn.l0_h2h_weight.data().asnumpy().T,
             bh=rnn.l0_i2h_bias.data().asnumpy(),
-            Why=output.weight.data().asnumpy().T, by=output.bias.data().asnumpy(),
-            dWhy=output.weight.grad().asnumpy().T, dby=output.bias.grad().asnumpy())
+            Why=output.weight.data().asnumpy().T, by=output.bias.data().asnumpy())
+
+
+def _gluon_gradients(rnn, output):
+    return dict(providers.gluon_rnn_gradients(rnn),
+                dWhy=output.weight.grad().asnumpy().T, dby=output.bias.grad().asnumpy())
 
 
 class Torch:
@@ -149,20 +181,23 @@ class Torch:
         with torch.no_grad():
             self.output.weight.copy_(torch.tensor(p["Why"].T))
             self.output.bias.copy_(torch.tensor(p["by"]))
-        self.optimizer = torch.optim.SGD([*self.rnn.parameters(), *self.output.parameters()], lr=LEARNING_RATE)
-        self.inputs = torch.tensor(numpy_loop.one_hot(problem.tokens, shape.I))
-        self.labels = torch.tensor(problem.labels, dtype=torch.int64).flatten()
+        self.rnn.bias_hh_l0.requires_grad_(False)  # the model has one bias; two would learn twice as fast
+        learning = [p for module in (self.rnn, self.output) for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(learning, lr=LEARNING_RATE)
+        self.batches = [(torch.tensor(numpy_loop.one_hot(tokens, shape.I)), torch.tensor(labels, dtype=torch.int64).flatten())
+                        for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = torch.tensor(problem.state[np.newaxis])
-        self.calls = {MODE: self._step}
+        self.calls = {MODE: self._steps}
 
-    def _step(self):
-        self.optimizer.zero_grad()
-        outputs, state = self.rnn(self.inputs, self.state)
-        loss = self.torch.nn.functional.cross_entropy(self.output(outputs).flatten(0, 1), self.labels)
-        loss.backward()
-        self.optimizer.step()
-        self.state = state.detach()
-        self.loss = loss.item()
+    def _steps(self):
+        for inputs, labels in self.batches:
+            self.optimizer.zero_grad()
+            outputs, state = self.rnn(inputs, self.state)
+            loss = self.torch.nn.functional.cross_entropy(self.output(outputs).flatten(0, 1), labels)
+            loss.backward()
+            self.optimizer.step()
+            self.state = state.detach()
+            self.loss = loss.item()
 
     def results(self, mode):
         rnn, output = self.rnn, self.output
@@ -173,4 +208,4 @@ class Torch:
         return dict(results, **providers.torch_rnn_gradients(rnn), loss=np.array([self.loss]))
 
 
-TRAINERS = (Ours, Gluon, Torch, Tutorial)
+TRAINERS = (Ours, OursCustom, OursGluon, Gluon, Torch, Tutorial)

@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from rnn_ops_benchmarks import cli, environment, floor, measure, numpy_loop, problems, report
+from rnn_ops_benchmarks import cli, environment, floor, measure, numpy_loop, problems, profile, providers, report
 from rnn_ops_benchmarks.problems import Shape
 from rnn_ops_benchmarks.worker import FAILED, NOT_INSTALLED, OK, Workers, verify
 
@@ -66,15 +66,28 @@ def test_truth_agrees_with_central_differences(shape):
 
 
 def test_truth_of_the_training_step_agrees_with_central_differences():
-    problem = problems.TrainingStep(TINY)
+    problem = problems.TrainingStep(TINY, repeats=1)
     parameters = {name: array.astype(np.float64) for name, array in problem.parameters.items()}
     state = problem.state.astype(np.float64)
     truth = problem.truth("training step")
     for name, array in parameters.items():
         expected = central_differences(lambda: numpy_loop.language_model_gradients(
-            problem.tokens, problem.labels, state, **parameters)[0], array)
+            problem.tokens[0], problem.labels[0], state, **parameters)[0], array)
         np.testing.assert_allclose(truth["d" + name], expected, atol=1e-8, err_msg=name)
         np.testing.assert_array_equal(truth[name], array - problems.LEARNING_RATE * truth["d" + name])
+
+
+def test_truth_of_several_training_steps_is_that_of_one_after_the_other():
+    several = problems.TrainingStep(TINY, repeats=3)
+    one = problems.TrainingStep(TINY, repeats=1)
+    one.state, one.parameters = several.state, several.parameters
+    for tokens, labels in zip(several.tokens, several.labels):
+        one.tokens, one.labels = tokens[None], labels[None]
+        truth = one.truth("training step")
+        one.state = numpy_loop.forward(tokens, one.state, *(one.parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
+        one.parameters = {name: truth[name] for name in one.parameters}
+    for name, array in several.truth("training step").items():
+        np.testing.assert_allclose(array, truth[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 def test_verification():
@@ -162,7 +175,7 @@ def result():
     """A GEMM of 2·10⁹ operations a second, and providers that take 2, 3 and 20 µs for 1,000 operations."""
     rows = [timed("sgemm", "gemm", 1e-3, flops=2_000_000)]
     rows += [timed("floor", "forward", 5e-7)]
-    rows += [timed("kernel", "forward", 2e-6, about="avx2, 2 threads"), timed("CustomOp, hybridized", "forward", 3e-6),
+    rows += [timed("kernel", "forward", 2e-6, about="avx2, 2 threads"), timed("native", "forward", 3e-6),
              timed("ndarray loop", "forward", 2e-5)]
     rows += [{"stage": str(TINY), "mode": "forward", "provider": "torch.nn.RNN", "status": NOT_INSTALLED, "flops": 1000,
               "reason": "No module named 'torch'"},
@@ -187,7 +200,9 @@ def test_derived_figures(result):
     assert loop["tokens_per_second"] == pytest.approx(300_000)
     assert loop["flops_per_second"] == pytest.approx(5e7)
     assert loop["of_gemm_rate"] == pytest.approx(0.025)
-    assert loop["times_ours"] == {"kernel": pytest.approx(10), "CustomOp, hybridized": pytest.approx(20 / 3)}
+    assert loop["times_ours"] == {"kernel": pytest.approx(10), "native": pytest.approx(20 / 3)}
+    native = next(row for row in result["rows"] if row["provider"] == "native")
+    assert native["over_the_kernel"] == pytest.approx(1e-6) and "over_the_kernel" not in loop
 
 
 def test_json_round_trip(result, tmp_path):
@@ -220,6 +235,7 @@ def test_screen(result):
     cells = {line[:22].strip(): line[22:].split() for line in lines}
     assert cells["kernel"] == ["0.002", "0.001", "0.002–0.003", "0.667", "1,500,000", "25%", "1.00", "0.67"]
     assert cells["ndarray loop"] == ["0.020", "0.010", "0.018–0.030", "6.67", "150,000", "2%", "10.00", "6.67"]
+    assert "MXNet's own time, ms over the bare kernel (forward): native +0.00." in lines
     assert "not installed: No module named 'torch'" in report.screen(result)
     assert "failed: wrong result: dbh | dWhh" in report.screen(result)
 
@@ -232,6 +248,7 @@ def test_markdown(result):
     assert "| torch.nn.RNN | not installed: No module named 'torch' |  |  |  |" in table
     assert r"| mx.gluon.rnn.RNN | failed: wrong result: dbh \| dWhh |  |  |  |" in table
     assert len(table) == 8
+    assert "\nMXNet's own time, ms over the bare kernel (forward): native +0.00.\n" in report.results_table(result)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -253,9 +270,39 @@ def test_whole_command(tmp_path, capfd):
         assert row["status"] == OK or row["reason"]
     for name in ("sgemm", "floor", "NumPy loop", "kernel"):
         assert all(row["status"] == OK for row in result["rows"] if row["provider"] == name)
+    for name in providers.OURS[1:]:  # in each stage
+        assert [row["status"] for row in result["rows"] if row["provider"] == name] == [OK] * (
+            4 if "hybridized" in name else 5), name
 
     assert cli.main(["--from", str(file), "--markdown"]) == 0
     assert capfd.readouterr().out == report.results_table(result)
+
+
+def test_a_call_of_several_steps_is_timed_as_one(planted):
+    problem = problems.Recurrence(TINY)
+    problem.repeats = 1000
+    with Workers() as workers:
+        rows = measure.measure(measure.Stage(problem, (planted.Right,)), workers, 1, 0.001, lambda it, _: it)
+        alone = measure.measure(measure.Stage(problems.Recurrence(TINY), (planted.Right,)), workers, 1, 0.001,
+                                lambda it, _: it)
+    medians = [row["median"] for its in (rows, alone) for row in its if row["provider"] == "right"]
+    assert max(medians[:2]) < min(medians[2:]) / 10
+
+
+def test_the_profile_of_a_step(monkeypatch, capsys):
+    monkeypatch.setattr(problems, "TUTORIAL", problems.Shape(3, 2, 5, 4, tokens=True))
+    assert cli.main(["--profile"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.rsplit(None, 3)[0].strip(): line.split()[-3:] for line in lines[4:]}
+    for name, calls in ("rnn_ops_native", "1"), ("_backward_rnn_ops_native", "1"), ("FullyConnected", "1"), ("sgd_update", "5"):
+        assert cells[name][0] == calls
+    assert lines[-1].startswith("a whole step") and lines[-1].endswith("100%") and "outside of operators" in lines[-2]
+
+
+def test_the_table_of_a_profile():
+    shown = profile.table(problems.TUTORIAL, {"rnn_ops_native": (1, 0.006), "sgd_update": (5, 0.001)}, 0.008).splitlines()
+    assert shown[4:] == ["rnn_ops_native            1    6.00    75%", "sgd_update                5    1.00    12%",
+                         "outside of operators           1.00    12%", "a whole step                   8.00   100%"]
 
 
 @pytest.mark.parametrize("arguments, message", [
