@@ -648,7 +648,7 @@ def test_which_operator_is_taken(monkeypatch, setting, op):
 
 def test_where_there_is_none_the_custom_operator_is_taken_unless_the_native_one_is_asked_for(monkeypatch):
     monkeypatch.delenv("RNN_OPS_OPERATOR", raising=False)
-    monkeypatch.setattr(functions, "_WHY_NOT", "the reason")
+    monkeypatch.setattr(functions, "_NOT_LOADED", "the reason")
     assert op_of(rnn_ops.rnn_sequence) == "Custom"
     assert info.collect()["operator"] == "custom (there is no native one: the reason)"
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")

@@ -159,7 +159,7 @@ def test_a_run_takes_the_operator_that_there_is_and_stays_with_it(train, monkeyp
     monkeypatch.delenv("RNN_OPS_OPERATOR")
     assert train("--resume", "--epochs", "2", out="custom")[0] == 0  # as one from before there was a native operator
 
-    monkeypatch.setattr(native_functions, "_WHY_NOT", "the reason")
+    monkeypatch.setattr(native_functions, "_NOT_LOADED", "the reason")
     assert step_of(train("--epochs", "1", out="none")[1]) == "custom"
     for arguments in ["--step", "native", "--epochs", "1"], ["--resume", "--epochs", "2"]:
         status, _, _, stderr = train(*arguments, out="other" if "--step" in arguments else "native")

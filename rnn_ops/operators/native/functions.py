@@ -34,13 +34,13 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
 
 def why_not():
     """Why there is no native operator here, as a sentence, or None where there is."""
-    return _WHY_NOT
+    return _NOT_LOADED
 
 
 def _call(step, values, activation):
     arguments.check_activation(activation)
-    if _WHY_NOT:
-        raise RuntimeError(f"there is no native operator: {_WHY_NOT}")
+    if _NOT_LOADED:
+        raise RuntimeError(f"there is no native operator: {_NOT_LOADED}")
     on_ndarrays, on_symbols = _functions
     if all(type(value) is mx.sym.Symbol for value in values):
         return on_symbols(*map(_guarded_symbol, arguments.NAMES, _RANKS, values), step=step, activation=activation,
@@ -112,6 +112,6 @@ def _load():
 
 
 try:
-    (_functions, _programs), _WHY_NOT = _load(), None
+    (_functions, _programs), _NOT_LOADED = _load(), None
 except (RuntimeError, OSError, AttributeError) as error:  # ctypes: no library, no function
-    _functions, _programs, _WHY_NOT = None, None, str(error)
+    _functions, _programs, _NOT_LOADED = None, None, str(error)
