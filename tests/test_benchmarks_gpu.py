@@ -398,7 +398,7 @@ def synthetic(torch=True):
            "cuda_driver": "12.4", "cuda_runtime": "11.8", "cupy": "13.6.0"}
     return {"format": command.FORMAT, "date": "2026-01-02T03:04:05", "complete": True, "lost": None, "gpu": gpu,
             "environment": environment.describe(), "rnn_ops": "0.1.0", "quick": False, "all_variants": False,
-            "method": {}, "checks": None, "sanitizer": None, "rows": rows}
+            "method": {}, "checks": None, "sanitizer": None, "rows": rows, "training": None}
 
 
 def table_after(text, title):

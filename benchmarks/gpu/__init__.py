@@ -7,6 +7,7 @@ sanitizer.py   a small part of the checks under NVIDIA's compute-sanitizer
 cells.py       what is timed: shapes, and the floor of each by arithmetic
 providers.py   who is timed: our variants, and torch.nn.RNN (cuDNN)
 timing.py      interleaved rounds over all providers of a shape, and their statistics
+training.py    the tutorial's whole training, checked and timed
 tables.py, picture.py   Markdown for the README, and the chart
 
 Needs CuPy and NumPy; MXNet is not imported. PyTorch and matplotlib are used where they are.

@@ -8,17 +8,20 @@ from .providers import OURS, TORCH
 
 
 def markdown(result):
-    """All tables; nothing where nothing was timed."""
-    rows = result["rows"]
-    if not rows:
+    """All tables; nothing where nothing was timed and nothing trained."""
+    rows, training = result["rows"], result["training"]
+    if not rows and not training:
         return ""
     lines = [_environment(result), ""]
     if not result["complete"]:
         lines += ["**Incomplete: the measurement was cut off.**", ""]
-    for mode in (FORWARD, BOTH):
-        lines += _grid(rows, mode)
-    lines += _tutorial(rows)
-    lines += _choices(rows)
+    if rows:
+        for mode in (FORWARD, BOTH):
+            lines += _grid(rows, mode)
+        lines += _tutorial(rows)
+        lines += _choices(rows)
+    if training and "seconds" in training:
+        lines += _training(training)
     return "\n".join(lines) + "\n"
 
 
@@ -98,7 +101,7 @@ def _tutorial(rows):
     for (provider, variant, kind), its in members.items():
         row = next(iter(its.values()))
         if None in its:
-            lines.append(_line([_name(row), kind, f"{row['status']}: {row['reason']}".replace("|", "\\|")] + [""] * 6))
+            lines.append(_line([_name(row), kind, _why(row)] + [""] * 6))
             continue
         timed = {mode: row for mode, row in its.items() if row["status"] == OK}
         forward, both = timed.get(FORWARD), timed.get(BOTH)
@@ -130,6 +133,25 @@ def _choices(rows):
             cells.append(f"{text}; {', '.join(better)}" if set(better) != {"–"} else text)
         lines.append(_line(cells))
     return lines + [""]
+
+
+def _training(training):
+    """The whole training step, and what 2,000 epochs of it have come to."""
+    lines = [f"**Training**, {training['text']}, T×B×V×H = {'×'.join(str(training[letter]) for letter in 'TBVH')}, "
+             f"{training['batches']} batches an epoch; {training['variant']}. In {training['epochs']:,} epochs, "
+             f"{digits(training['seconds'])} s, the mean loss has come from {training['losses'][0]:.4f} to "
+             f"{training['losses'][-1]:.4f}; {training['known_words']:.0%} of the words of a sample are the text's.", "",
+             _line(["launched", "tokens/s", "µs a batch", "largest error of a loss"]), _line([":--"] + ["--:"] * 3)]
+    for way in training["ways"]:
+        cells = [f"{way['tokens_per_second']:,.0f}", digits(way["us_per_batch"]), f"{way['error']:.1e}"] if (
+            way["status"] == OK) else [_why(way), "", ""]
+        lines.append(_line([way["way"], *cells]))
+    return lines + [_line([f"**{training['epochs']:,} epochs, {training['way']}**", f"{training['tokens_per_second']:,.0f}",
+                           digits(training["us_per_batch"]), ""]), "", "> " + training["sample"].replace("\n", "\n> "), ""]
+
+
+def _why(row):
+    return f"{row['status']}: {row['reason']}".replace("|", "\\|")
 
 
 def _name(row):
