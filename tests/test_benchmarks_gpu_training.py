@@ -16,7 +16,7 @@ BOOK = text.Text("words", WORDS * 5, "here", "")
 
 
 class HostMachine:
-    """What training.py needs of a GPU, with the machine of tests/cuda_host under it. ``defect`` names what is wrong with it."""
+    """What training.py needs of a GPU, on the machine of tests/cuda_host. ``defect`` names what is wrong with it."""
     xp = np
 
     def __init__(self, architecture=90, defect=None):

@@ -5,7 +5,7 @@ machine.py     the GPU: its facts, arrays, waiting, timing by events; the only f
 checks.py      every kernel against float64, on a GPU or on whatever else can run the kernels
 sanitizer.py   a small part of the checks under NVIDIA's compute-sanitizer
 cells.py       what is timed: shapes, and the floor of each by arithmetic
-providers.py   who is timed: our variants, and torch.nn.RNN (cuDNN)
+providers.py   who is timed: our variants, torch.nn.RNN (cuDNN), and FlashRNN where it is installed
 timing.py      interleaved rounds over all providers of a shape, and their statistics
 training.py    the tutorial's whole training, checked and timed
 tables.py, picture.py   Markdown for the README, and the chart

@@ -65,8 +65,8 @@ def _parser():
                "wrong; 2 without a GPU or CuPy; 130 when interrupted. CUDA_VISIBLE_DEVICES picks the GPU.")
     parser.add_argument("--only", choices=PARTS, help="this part alone")
     parser.add_argument("--quick", action="store_true",
-                        help="a part of the shapes in fewer rounds, 100 epochs, no compute-sanitizer: less than two minutes, "
-                             "and rougher")
+                        help="a part of the shapes in fewer rounds, 100 epochs, no compute-sanitizer: less than two "
+                             "minutes, and rougher")
     parser.add_argument("--all-variants", action="store_true",
                         help="time every variant that could serve a shape, not only the best of each family (at the "
                              "tutorial's shape they all are anyway)")
@@ -182,15 +182,15 @@ def _time(machine, options, result, path):
             for variant in timing.timed_variants(machine.device, cell, options.all_variants)]
     machine.compile(used, _show_compiled)
     for number, cell in enumerate(every, 1):
-        _progress(f"timing [{number}/{len(every)}] B = {cell.B}, H = {cell.H}")
+        _progress(f"timing [{number}/{len(every)}] T = {cell.T}, B = {cell.B}, H = {cell.H}")
         result["rows"] += timing.measure(machine, cell, rounds, seconds, options.all_variants)
         machine.free()
         report.write_json(result, path)
     _progress("")
     wrong = [row for row in result["rows"] if row["status"] == timing.FAILED]
     for row in wrong:
-        print(f"FAILED  B = {row['B']}, H = {row['H']}, {row['provider']}, {row['variant']}, {row['input']}: "
-              f"{row['reason']}")
+        print(f"FAILED  T = {row['T']}, B = {row['B']}, H = {row['H']}, {row['provider']}, {row['variant']}, "
+              f"{row['input']}: {row['reason']}")
     return int(any(row["provider"] == timing.OURS for row in wrong))
 
 
