@@ -1,4 +1,4 @@
-"""The one command for a GPU host, ``python -m benchmarks.gpu``: are the CUDA kernels right, and how fast are they?
+"""For a GPU host. ``python -m benchmarks.gpu``: are the CUDA kernels right, and how fast are they?
 
 __main__.py    the command line and the order of things
 machine.py     the GPU: its facts, arrays, waiting, timing by events; the only file that imports CuPy
@@ -11,4 +11,9 @@ training.py    the tutorial's whole training, checked and timed
 tables.py, picture.py   Markdown for the README, and the chart
 
 Needs CuPy and NumPy; MXNet is not imported. PyTorch and matplotlib are used where they are.
+
+``python -m benchmarks.gpu.mxnet_gpu``, where mxnet-cu112 is installed: the operators on MXNet's own GPU arrays.
+
+mxnet_gpu.py     the command: a process for each check
+mxnet_checks.py  values, gradients, order, memory and cost of the operators, mx.nd.RNN (cuDNN) beside them
 """
