@@ -177,7 +177,8 @@ def test_lines_and_the_result_file(tmp_path, capsys):
         f"3 checks, 1 failed. Written: {path}"]
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["complete"] and written["outcomes"][0] == {
-        "what": "on cpu(0)", "status": "PASS", "reason": "", "numbers": {"error": 1e-7, "forward": 1234.5}, "check": "passes"}
+        "what": "on cpu(0)", "status": "PASS", "reason": "", "numbers": {"error": 1e-7, "forward": 1234.5},
+        "check": "passes"}
     assert mxnet_gpu.work(dict(result, outcomes=[]), str(path), (passes,), here, run) == 0
 
 

@@ -178,6 +178,8 @@ def test_what_is_wrong_is_told(defect, sentence):
     with np.errstate(all="ignore"):
         found = measure(HostMachine(defect=defect))
     assert any(failed.startswith(sentence) for failed in found["failed"]), found["failed"]
+    if defect == "other bits":
+        assert len(found["failed"]) == 1 and "losses and parameters differ between two runs" in found["failed"][0]
     if defect == "cannot record":
         assert found["way"] == training.LAUNCHES and "seconds" in found
     if defect == "diverges":
@@ -245,5 +247,6 @@ def test_a_text_that_cannot_be_had_is_a_sentence(work, monkeypatch, capsys):
         raise ValueError("text: timemachine.txt is not timemachine")
     monkeypatch.setattr(text, "load", load)
     status, its = work(HostMachine())
-    assert status == 1 and its["complete"] and its["training"] == {"failed": ["text: timemachine.txt is not timemachine"]}
-    assert "FAILED  training: text: timemachine.txt" in capsys.readouterr().out
+    assert status == 1 and its["complete"] and its["training"] == {
+        "failed": ["ValueError: text: timemachine.txt is not timemachine"]}
+    assert "FAILED  training: ValueError: text: timemachine.txt" in capsys.readouterr().out

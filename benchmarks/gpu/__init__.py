@@ -1,7 +1,7 @@
 """For a GPU host. ``python -m benchmarks.gpu``: are the CUDA kernels right, and how fast are they?
 
 __main__.py    the command line and the order of things
-machine.py     the GPU: its facts, arrays, waiting, timing by events; the only file that imports CuPy
+machine.py     the GPU: its facts, arrays, waiting, timing by events; imports CuPy
 checks.py      every kernel against float64, on a GPU or on whatever else can run the kernels
 sanitizer.py   a small part of the checks under NVIDIA's compute-sanitizer
 cells.py       what is timed: shapes, and the floor of each by arithmetic

@@ -205,8 +205,11 @@ def _train(machine, options, result):
     _progress("training: checking it")
     try:
         found = training.measure(machine, text.load("timemachine"), epochs, show)
-    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
-        found = {"failed": [" ".join(str(error).split())]}
+    except checks.Lost:
+        raise
+    except Exception as error:
+        found = {"failed": [f"{type(error).__name__}: {' '.join(str(error).split())}"]}
+        checks.see_alive(machine, "training", error)
     _progress("")
     result["training"] = found
     for failed in found["failed"]:

@@ -1,11 +1,11 @@
-"""What mxnet_gpu.py checks and times: MXNet's arrays on a GPU, and the operators on them. In the tests the CPU stands for it.
+"""What mxnet_gpu.py checks and times: MXNet's arrays on a GPU and the operators on them. In the tests the CPU stands for it.
 
 On a GPU of compute capability 9.0 MXNet 1.9.1 has no kernels of its own. So nothing here launches one, but for what says so:
-arrays are copied from NumPy, gradients go to buffers that were copied there too (``attach_grad`` would fill them by a kernel),
-every result is given a head gradient (autograd would fill the others). What is left that needs one, and is tried last:
+arrays are copied from NumPy, gradients go to buffers that were copied there too (``attach_grad`` would fill them by a
+kernel), every result is given a head gradient (autograd would fill the others). What is left that needs one is tried last:
 
-- the guard of the native operator (operators/native/functions.py) with ``grad_req="add"``: the adding is MXNet's. With "write"
-  its backward is a copy;
+- the guard of the native operator (operators/native/functions.py) with ``grad_req="add"``: the adding is MXNet's. With
+  "write" its backward is a copy;
 - the seeding of MXNet's random numbers, which it does for every native operator. It is not checked there whether that works.
 """
 import math
@@ -74,7 +74,7 @@ def gpu():
 
 
 def attempt(place, what, body, *arguments):
-    """``body(place, *arguments)`` → Outcome: its numbers; or what is wrong; or, where MXNet's own kernel is missing, that."""
+    """``body(place, *arguments)`` → Outcome: its numbers, or what is wrong, or that a kernel of MXNet's own is missing."""
     try:
         return Outcome(what, PASSED, numbers=body(place, *arguments) or {})
     except Exception as error:  # whatever breaks belongs into the list
@@ -350,9 +350,10 @@ def check_training(place):
     if not place.has_mxnet_kernels:
         return [Outcome("the tutorial's loop, before and after the swap", SKIPPED,
                         "it is MXNet's own kernels, which has none for this GPU")]
-    shape = problems.TUTORIAL
-    return [attempt(place, f"the tutorial's loop, {name}: µs a batch", _train, trainer, problems.TrainingStep(shape))
-            for name, trainer in (("plain", trainers.Tutorial), (f"with rnn_ops, {rnn_ops.operators.choice()}", trainers.Ours))]
+    problem = problems.TrainingStep(problems.TUTORIAL)
+    swapped = f"with rnn_ops, {rnn_ops.operators.choice()}"
+    return [attempt(place, f"the tutorial's loop, {name}: µs a batch", _train, trainer, problem)
+            for name, trainer in (("plain", trainers.Tutorial), (swapped, trainers.Ours))]
 
 
 def _train(place, trainer_class, problem):

@@ -1,7 +1,7 @@
 """``python -m benchmarks.gpu.mxnet_gpu``: the operators on MXNet's own GPU arrays: right, in order, lean, how dear.
 
-For a host with mxnet-cu112 and CuPy. Each check of mxnet_checks.py runs in a process of its own: MXNet ends a process where an
-exception meets it in a thread of its own, and what one check has broken would be the next one's fault.
+For a host with mxnet-cu112 and CuPy. Each check of mxnet_checks.py runs in a process of its own: MXNet ends a process where
+an exception meets it in a thread of its own, and what one check has broken would be the next one's fault.
 """
 import argparse
 import datetime
@@ -23,11 +23,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.mxnet_gpu",
         description="Check the CustomOp and the native operator on MXNet arrays in mx.gpu(0): values and gradients against "
-                    "float64, every grad_req, calls queued without waiting, 20,000 calls with the device's memory flat; time "
-                    "them beside the bare kernels and mx.nd.RNN (cuDNN). Where MXNet has kernels for the GPU (compute "
+                    "float64, every grad_req, calls queued without waiting, 20,000 calls with the device's memory flat; "
+                    "time them beside the bare kernels and mx.nd.RNN (cuDNN). Where MXNet has kernels for the GPU (compute "
                     "capability below 9.0), also the tutorial's loop before and after the swap.",
-        epilog="Prints a line a check, PASS, FAIL or SKIPPED and why. The result file is written as the work goes on, marked "
-               "incomplete until its end. Exit status: 0; 1 where a check failed; 2 without a GPU, CuPy or mxnet-cu112.")
+        epilog="Prints a line a check, PASS, FAIL or SKIPPED and why. The result file is written as the work goes on, "
+               "marked incomplete until its end. Exit status: 0; 1 where a check failed; 2 without a GPU, CuPy or mxnet-cu112.")
     parser.add_argument("--json", metavar="FILE", default="mxnet-gpu.json", help="the result file (default: %(default)s)")
     options = parser.parse_args(argv)
     reason = why_not()

@@ -1,12 +1,13 @@
 """What the launcher runs on where there is a GPU: CuPy compiles, allocates, multiplies and launches.
 
 Three things CuPy does not do are done one level below it: a cooperative launch (CuPy's own links a library that only a CUDA
-toolkit brings), clusters of 16 blocks, and matrix products that a CUDA graph can hold (blas.py). CuPy compiles with -ftz=true:
-float32 numbers below 1.2e-38 count as zero.
+toolkit brings), clusters of 16 blocks, and matrix products that a CUDA graph can hold (blas.py). CuPy compiles with
+-ftz=true: float32 numbers below 1.2e-38 count as zero.
 """
 import contextlib
 import ctypes
 import functools
+import importlib
 
 import cupy
 import numpy as np
@@ -164,7 +165,8 @@ class Runtime:
     def functions(self):
         """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
         driver = ctypes.CDLL("libcuda.so.1")
-        blas = ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")  # the one that CuPy has loaded
+        importlib.import_module("cupy_backends.cuda.libs.cublas")  # CuPy loads cuBLAS, from where it finds it ...
+        blas = ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")  # ... and this is that one
         found = {
             "launch": driver.cuLaunchKernel, "launch_cooperative": driver.cuLaunchCooperativeKernel,
             "fill": driver.cuMemsetD8Async, "copy": driver.cuMemcpyDtoDAsync_v2,
