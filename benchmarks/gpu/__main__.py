@@ -195,7 +195,11 @@ def _time(machine, options, result, path):
 
 
 def _train(machine, options, result):
-    from timemachine import text
+    try:
+        from timemachine import text
+    except ImportError as error:
+        print(f"FAILED  training: {error}: install rnn_ops or, in a clone, set PYTHONPATH=python")
+        return 1
     from . import training
     epochs = training.QUICK_EPOCHS if options.quick else training.EPOCHS
 
