@@ -15,7 +15,7 @@ from timemachine import data, model, text
 from timemachine import training as timemachine_training
 
 WORDS = "the cat sat on the mat and the dog ran after the cat until the cat ran up a tree. "
-BOOK = text.Text("words", WORDS * 5, "here", "")
+BOOK = text.Text("words", WORDS * 3, "here", "")
 
 
 class HostMachine:
