@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops_benchmarks import environment, numpy_loop, report
 from rnn_ops_benchmarks.gpu import __main__ as command
-from rnn_ops_benchmarks.gpu import cells, checks, picture, sanitizer, tables, timing
+from rnn_ops_benchmarks.gpu import cells, checks, picture, sanitizer, tables, timing, training
 from rnn_ops_benchmarks.gpu.cells import BACKWARD, BOTH, FORWARD, MODES, STEPS, TUTORIAL, Cell
 from rnn_ops_benchmarks.gpu.providers import OURS, TORCH
 
 H100 = variants.known_device(90, 132)
 FEW = dict(shapes=((1, 1, 1, 1), (3, 4, 5, 7)), variant_shapes=((2, 3, 5, 33),), option_shapes=((4, 3, 5, 6),),
-           bits_shapes=((3, 2, 5, 4),), sweep=2 ** 12)
+           bits_shapes=((3, 2, 5, 4), (2, 3, 5, 6)), most_runs=50, sweep=2 ** 12)
 
 
 class NumPyMachine:
@@ -207,7 +208,9 @@ def test_a_right_machine_passes(device):
     ("unseen tokens left out", "dWxh: not finite"),
     ("one too many", "cells changed that are no result: 1"),
     ("changes its input", "cells changed that are no result: 1"),
-    ("other bits", "cells that changed in 20 runs"),
+    ("other bits", "cells that changed in 50 runs: "),
+    ("other bits", "cells that changed in 20 runs: "),
+    ("other bits", "50 times, relu, resident"),
     ("wrong tokens taken for 0", "states from there on that are not NaN"),
     ("a wrong token spoils its neighbour", "cells of other rows' outputs that changed"),
     ("dlast ignored", "without doutputs: dWhh"),
@@ -260,6 +263,11 @@ def test_the_plan_covers_what_it_says():
         assert any(variant.rows > variant.tile.rows for shape in served
                    for variant in checks.families(H100, np.float32, shape) if variant.family == family)
     assert {1} <= {T for T, *_ in checks.SHAPES} and {1} <= {B for _, B, *_ in checks.SHAPES}
+    repeated = [task for task in tasks if "1,000 times" in task.name]
+    assert [task.name for task in repeated] == [
+        f"64×32×77×256 {what}" for what in ("tokens float32, 1,000 times", "tokens float32, 1,000 times, relu",
+                                            "dense float32, 1,000 times")]
+    assert {variant.family for variant in repeated[1].variants} == set(variants.FAMILIES)
     quick = checks.plan(H100, **checks.QUICK)
     assert len(quick) < len(tasks) / 2
     for _, B, _, H in checks.SHAPES:
@@ -298,7 +306,8 @@ def test_floors_by_hand():
 
 def test_cells_begin_with_the_tutorial_and_name_each_once():
     every = cells.cells()
-    assert every[0] == TUTORIAL and len(every) == len(set(every)) == 36
+    assert every[0] == TUTORIAL and len(every) == len(set(every)) == 40
+    assert every[-4:] == [(T, 32, 77, 256) for T in (1, 16, 256, 1024)]
     assert set(cells.cells(quick=True)) < set(every)
 
 
@@ -337,36 +346,76 @@ def test_a_wrong_provider_is_not_timed():
         assert row["status"] == timing.FAILED and "dWhh has a relative error" in row["reason"] and "median" not in row
     rows = timing.measure(NumPyMachine(defect="stepwise raises"), Cell(5, 3, 7, 12), rounds=1, seconds=60)
     assert [row["family"] for row in rows if row["status"] == timing.FAILED] == ["stepwise"]
-    with pytest.raises(checks.Lost, match="H = 12, ours, resident: a kernel hangs"):
+    with pytest.raises(checks.Lost, match="T = 5, B = 3, H = 12, ours, resident: a kernel hangs"):
         timing.measure(NumPyMachine(defect="hangs"), Cell(5, 3, 7, 12), rounds=1, seconds=60)
 
 
-def test_pytorch_computes_the_same(monkeypatch):
-    """On the CPU, where its layer is the same one."""
+def flashrnn(Wx, R, b, states, function, backend, dtype):
+    """FlashRNN's function as its documentation has it. Shapes: batch, time, gates, heads, units."""
+    import torch
+    B, T, G, N, D = Wx.shape
+    assert (G, N, function, backend) == (1, 1, "elman", "cuda") and getattr(torch, dtype) == Wx.dtype
+    assert R.shape == (1, 1, D, D) and b.shape == (1, 1, D) and states.shape == (1, B, 1, 1, D)
+    state, found = states[0, :, 0, 0], []
+    for t in range(T):
+        state = torch.tanh(Wx[:, t, 0, 0] + state @ R[0, 0].T + b[0, 0])
+        found.append(state)
+    found = torch.stack(found, dim=1)[None, :, :, None]
+    return found, found[:, :, -1:]
+
+
+@pytest.mark.parametrize("make, bound", [
+    (lambda providers, problem: providers.Torch(problem, 2, device="cpu"), 1e-5),
+    (lambda providers, problem: providers.Torch(problem, 2, device="cpu", tf32=True), 1e-5),
+    (lambda providers, problem: providers.FlashRNN(problem, 2, "cuda", "float32", device="cpu"), 1e-5),
+    (lambda providers, problem: providers.FlashRNN(problem, 2, "cuda", "bfloat16", device="cpu"), timing.BFLOAT16_BOUND),
+], ids=["torch", "torch, TF32", "FlashRNN", "FlashRNN, bfloat16"])
+def test_others_compute_the_same(make, bound, monkeypatch):
+    """On the CPU, where PyTorch's layer is the same one; FlashRNN's function is written down above."""
     pytest.importorskip("torch")
     from rnn_ops_benchmarks import problems
-    from rnn_ops_benchmarks.gpu.providers import Torch
+    from rnn_ops_benchmarks.gpu import providers
     from rnn_ops_benchmarks.worker import verify
+    monkeypatch.setitem(sys.modules, "flashrnn", types.SimpleNamespace(flashrnn=flashrnn))
     problem = problems.Recurrence(problems.Shape(5, 3, 7, 12, tokens=True))
-    torch = Torch(problem, 2, device="cpu")
-    assert verify(torch.results(), problem.truth("forward+backward")) < 1e-5
-    for before, call in torch.calls.values():
+    provider = make(providers, problem)
+    assert verify(provider.results(), problem.truth("forward+backward"), bound) < bound
+    for before, call in provider.calls.values():
         for i in range(2):
             if before:
                 before(i)
         for i in range(2):
             call(i)
+    for about in providers.about_torch(False), providers.about_flashrnn("cuda", "float32"):
+        assert set(about) == set(provider.about)
+
+
+def test_flashrnn_is_asked_for_where_it_can_be_imported(monkeypatch):
+    from rnn_ops_benchmarks.gpu.providers import FLASHRNN
+    installed = types.ModuleType("flashrnn")  # with nothing in it
+    installed.__spec__ = types.SimpleNamespace()
+
+    def names(cell, all_variants=False):
+        rows = timing.measure(NumPyMachine(), cell, rounds=1, seconds=60, all_variants=all_variants)
+        return [row["provider"] for row in rows if row["provider"].startswith("FlashRNN")]
+
+    small = Cell(2, 3, 5, 6)
+    assert names(small, all_variants=True) == []
+    monkeypatch.setitem(sys.modules, "flashrnn", installed)
+    assert names(small) == []
+    assert names(small, all_variants=True) == [f"FlashRNN, {backend}, {dtype}" for backend, dtype in FLASHRNN]
 
 
 # --- tables, picture, files -------------------------------------------------------------------------------------------
 
 def row(B, H, mode, seconds, provider=OURS, family="cluster", variant=None, chosen=False, input="tokens", **more):
-    cell = TUTORIAL._replace(B=B, H=H)
+    cell = TUTORIAL._replace(B=B, H=H, T=more.pop("T", TUTORIAL.T))
     variant = variant or f"{family}: Tile<{H}>"
     return {**cell._asdict(), "provider": provider, "family": family, "variant": variant, "chosen": chosen,
             "input": input, "sets": 8, "set_bytes": 10 ** 6, "mode": mode, "status": "ok", "error": 1e-7,
             "best": 0.9 * seconds, "p25": 0.95 * seconds, "median": seconds, "p75": 1.1 * seconds, "turns": 25,
-            "calls_a_turn": 4, "us_per_step": 1e6 * seconds / 64, "clock": 1e9, "cycles_per_step": 1e9 * seconds / 64,
+            "calls_a_turn": 4, "us_per_step": 1e6 * seconds / cell.T, "clock": 1e9,
+            "cycles_per_step": 1e9 * seconds / cell.T,
             "floor_cycles": cells.floor_cycles(H100, cell, mode),
             **({"predicted_cycles": 608.0} if provider == OURS else {}), **more}
 
@@ -375,7 +424,7 @@ def synthetic(torch=True):
     """Times by formulas: ours 64 steps of 0.5 µs · (0.3 + H / 256)(1 + B / 100), thrice that both ways; cuDNN more."""
     rows = []
     for cell in cells.cells():
-        seconds = 64 * 5e-7 * (0.3 + cell.H / 256) * (1 + cell.B / 100)
+        seconds = cell.T * 5e-7 * (0.3 + cell.H / 256) * (1 + cell.B / 100)
         for mode, factor in zip(MODES, (1, 1.2, 2, 3)):
             chosen = "resident" if cell.H < 256 else "cluster" if cell.H <= 1024 else "grid"
             for family, slower in (("resident", 1.3), ("cluster", 1.1), ("grid", 2), ("stepwise", 9)):
@@ -384,11 +433,12 @@ def synthetic(torch=True):
                     slower = 1.4  # the chooser is wrong here
                 if (family, cell.H <= 256) != ("resident", False) and (family, cell.H <= 1024) != ("cluster", False):
                     rows.append(row(cell.B, cell.H, mode, factor * slower * seconds, family=family,
-                                    chosen=family == chosen))
-            rows.append(row(cell.B, cell.H, mode, 1.1 * factor * seconds, family=chosen, chosen=True, input="one-hot"))
+                                    chosen=family == chosen, T=cell.T))
+            rows.append(row(cell.B, cell.H, mode, 1.1 * factor * seconds, family=chosen, chosen=True, input="one-hot",
+                            T=cell.T))
             if torch and mode != STEPS:
-                rows.append(row(cell.B, cell.H, mode, factor * 5 * seconds / (1 + cell.H / 512), TORCH, "cuDNN",
-                                "torch 2.5.1, cuDNN 90100", input="one-hot"))
+                rows.append(row(cell.B, cell.H, mode, factor * 5 * seconds / (1 + min(cell.H, 1024) / 512), TORCH, "cuDNN",
+                                "torch 2.5.1, cuDNN 90100", input="one-hot", T=cell.T))
         if not torch:
             rows.append(dict(cell._asdict(), provider=TORCH, family="cuDNN", variant="", chosen=False, input="one-hot",
                              mode=None, status="not installed", reason="No module named 'torch'"))
@@ -398,7 +448,7 @@ def synthetic(torch=True):
            "cuda_driver": "12.4", "cuda_runtime": "11.8", "cupy": "13.6.0"}
     return {"format": command.FORMAT, "date": "2026-01-02T03:04:05", "complete": True, "lost": None, "gpu": gpu,
             "environment": environment.describe(), "rnn_ops": "0.1.0", "quick": False, "all_variants": False,
-            "method": {}, "checks": None, "sanitizer": None, "rows": rows}
+            "method": {}, "checks": None, "sanitizer": None, "rows": rows, "training": None}
 
 
 def table_after(text, title):
@@ -426,7 +476,22 @@ def test_markdown():
     choices = table_after(text, "(× its time that the chosen one takes; forward, both ways)")
     assert choices[3][4] == "resident; cluster 1.27×, cluster 1.27×"
     assert choices[4][3] == "cluster" and choices[7][1] == "grid"
+    lengths = text.split("| T | forward | forward+backward |\n| --: | --: | --: |\n", 1)[1]
+    assert lengths.startswith("| 1 | 0.858 (3.33×) | 2.57 (3.33×) |\n| 16 | 13.7")
+    estimates = table_after(text, "the best variant of each family")
+    assert estimates[0] == ["H", "B", "resident", "cluster", "grid", "stepwise"] and len(estimates) == 2 + 36
+    assert estimates[2 + 2 * 6 + 2] == ["256", "32", "608 → 1,115", "608 → 858", "608 → 1,716", "608 → 7,722"]
+    assert "**torch.nn.RNN is faster** than the chosen variant in 0 of 120 comparisons." in text
     assert "CuPy 13.6.0" in text and "driver 550.54.15" in text and "torch 2.5.1, cuDNN 90100; 2026-01-02" in text
+
+
+def test_where_the_vendor_wins_is_a_line():
+    result = synthetic()
+    for its in result["rows"]:
+        if its["provider"] == TORCH and its["B"] == 64 and its["H"] == 512 and its["mode"] == BOTH:
+            its["median"] /= 5
+    assert ("**torch.nn.RNN is faster** than the chosen variant in 1 of 120 comparisons: T = 64, B = 64, H = 512, "
+            "forward+backward (0.50×).\n") in tables.markdown(result)
 
 
 def test_markdown_without_pytorch_and_cut_off():
@@ -470,8 +535,11 @@ class Options:
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The command's way through its parts, on few shapes, with a NumPy machine → (function of a machine, the file)."""
+    """The command's way through its parts, on few shapes, with a NumPy machine → (function of a machine, the file).
+
+    Training is left to test_benchmarks_gpu_training.py."""
     monkeypatch.setattr(checks, "QUICK", FEW)
+    monkeypatch.setattr(training, "measure", lambda *arguments: {"failed": []})
     path = tmp_path / "result.json"
     result = dict(synthetic(), rows=[], complete=False)
     monkeypatch.setattr(cells, "cells", lambda quick: [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20)])
@@ -506,7 +574,7 @@ def test_a_wrong_result_when_timing_shows_too(small, monkeypatch, capsys):
     monkeypatch.setattr(Options, "only", "time")
     assert run(NumPyMachine(defect="dlast ignored")) == 0  # nobody gives dlast there
     assert run(NumPyMachine(defect="dWhh of T = 1 only")) == 1
-    assert "FAILED  B = 3, H = 12, ours, resident: one block" in capsys.readouterr().out
+    assert "FAILED  T = 5, B = 3, H = 12, ours, resident: one block" in capsys.readouterr().out
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(small, monkeypatch):
@@ -576,8 +644,9 @@ def test_without_a_gpu_one_sentence_and_status_2(arguments, tmp_path, without_gp
 def test_nothing_but_the_machine_needs_cupy_and_nothing_needs_mxnet():
     """On a host that has neither, the way to the sentence is free."""
     process = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.modules['mxnet'] = None\n"
-         "from rnn_ops_benchmarks.gpu import __main__, checks, picture, sanitizer, tables, timing\n"
+        [sys.executable, "-c", "import sys; sys.modules['mxnet'] = sys.modules['pooch'] = None\n"
+         "from rnn_ops_benchmarks.gpu import __main__, checks, picture, sanitizer, tables, timing, training\n"
+         "from timemachine import text; text._URL = 'http://127.0.0.1:9/{name}'; assert text.load('timemachine')\n"
          "assert 'cupy' not in sys.modules; sys.modules['cupy'] = None; sys.exit(__main__.main(['--only', 'check']))"],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.returncode == 2 and "CuPy" in process.stderr, process.stderr

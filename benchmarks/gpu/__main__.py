@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu``: check every CUDA kernel, then time them; writes a result file, a chart and Markdown."""
+"""``python -m benchmarks.gpu``: check every CUDA kernel, time them, train → a result file, a chart and Markdown."""
 import argparse
 import contextlib
 import datetime
@@ -17,7 +17,7 @@ from ..environment import describe
 from . import cells, checks, picture, sanitizer, tables
 
 FORMAT = "rnn_ops gpu 1"
-PARTS = ("check", "sanitize", "time")
+PARTS = ("check", "sanitize", "time", "train")
 
 
 def main(argv=None):
@@ -57,16 +57,16 @@ def _parser():
         prog="python -m benchmarks.gpu",
         description="Check every CUDA kernel against float64 (values, gradients, wrong tokens, the same bits in every "
                     "run, tanh), run a part of that under compute-sanitizer where it is on the PATH, then time our "
-                    "kernels beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN). "
-                    "Needs CuPy and a GPU of compute capability 7.0 or more, no MXNet. Planned for less than 8 "
-                    "minutes; shows how far it is.",
+                    "kernels beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN), then "
+                    "do the tutorial's whole training, 2,000 epochs, on the GPU. Needs CuPy and a GPU of compute "
+                    "capability 7.0 or more, no MXNet. Planned for less than 10 minutes; shows how far it is.",
         epilog="Prints the device, each failure as a line, and Markdown tables. The result file is written as the work "
                "goes on, marked incomplete until its end. Exit status: 0; 1 where a check failed or a result was "
                "wrong; 2 without a GPU or CuPy; 130 when interrupted. CUDA_VISIBLE_DEVICES picks the GPU.")
     parser.add_argument("--only", choices=PARTS, help="this part alone")
     parser.add_argument("--quick", action="store_true",
-                        help="a part of the shapes in fewer rounds, no compute-sanitizer: less than two minutes, and "
-                             "rougher")
+                        help="a part of the shapes in fewer rounds, 100 epochs, no compute-sanitizer: less than two "
+                             "minutes, and rougher")
     parser.add_argument("--all-variants", action="store_true",
                         help="time every variant that could serve a shape, not only the best of each family (at the "
                              "tutorial's shape they all are anyway)")
@@ -122,7 +122,7 @@ def _new_result(machine, options):
             "complete": False, "lost": None, "gpu": machine.describe(), "environment": describe(),
             "rnn_ops": rnn_ops.__version__, "quick": options.quick, "all_variants": options.all_variants,
             "method": {"dtype": "float32", "units": "seconds of GPU time", "floor": cells.FLOOR}, "checks": None,
-            "sanitizer": None, "rows": []}
+            "sanitizer": None, "rows": [], "training": None}
 
 
 def _work(machine, options, result, path):
@@ -139,6 +139,8 @@ def _work(machine, options, result, path):
             report.write_json(result, path)
         if "time" in parts:
             status |= _time(machine, options, result, path)
+        if "train" in parts:
+            status |= _train(machine, options, result)
         result["complete"] = True
     except checks.Lost as lost:
         result["lost"] = str(lost)
@@ -180,16 +182,43 @@ def _time(machine, options, result, path):
             for variant in timing.timed_variants(machine.device, cell, options.all_variants)]
     machine.compile(used, _show_compiled)
     for number, cell in enumerate(every, 1):
-        _progress(f"timing [{number}/{len(every)}] B = {cell.B}, H = {cell.H}")
+        _progress(f"timing [{number}/{len(every)}] T = {cell.T}, B = {cell.B}, H = {cell.H}")
         result["rows"] += timing.measure(machine, cell, rounds, seconds, options.all_variants)
         machine.free()
         report.write_json(result, path)
     _progress("")
     wrong = [row for row in result["rows"] if row["status"] == timing.FAILED]
     for row in wrong:
-        print(f"FAILED  B = {row['B']}, H = {row['H']}, {row['provider']}, {row['variant']}, {row['input']}: "
-              f"{row['reason']}")
+        print(f"FAILED  T = {row['T']}, B = {row['B']}, H = {row['H']}, {row['provider']}, {row['variant']}, "
+              f"{row['input']}: {row['reason']}")
     return int(any(row["provider"] == timing.OURS for row in wrong))
+
+
+def _train(machine, options, result):
+    try:
+        from timemachine import text
+    except ImportError as error:
+        print(f"FAILED  training: {error}: install rnn_ops or, in a clone, set PYTHONPATH=python")
+        return 1
+    from . import training
+    epochs = training.QUICK_EPOCHS if options.quick else training.EPOCHS
+
+    def show(number, loss):
+        _progress(f"training, epoch {number:,} of {epochs:,}: loss {loss:.4f}")
+
+    _progress("training: checking it")
+    try:
+        found = training.measure(machine, text.load("timemachine"), epochs, show)
+    except checks.Lost:
+        raise
+    except Exception as error:
+        found = {"failed": [f"{type(error).__name__}: {' '.join(str(error).split())}"]}
+        checks.see_alive(machine, "training", error)
+    _progress("")
+    result["training"] = found
+    for failed in found["failed"]:
+        print(f"FAILED  training: {failed}")
+    return int(bool(found["failed"]))
 
 
 def _show(result, path):

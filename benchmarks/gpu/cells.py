@@ -8,6 +8,7 @@ FORWARD, STEPS, BACKWARD, BOTH = MODES = ("forward", "backward, steps alone", "b
 HIDDEN = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 8, 32, 64, 128, 256)
 QUICK_HIDDEN, QUICK_BATCHES = (64, 256, 1024), (1, 32, 256)
+STEPS_TIMED = (1, 16, 256, 1024)  # at the tutorial's B and H, besides its own T
 
 _REGISTERS = 256 * 1024  # bytes of a multiprocessor
 # Cycles that any step must wait: load the state from shared memory (25), tanh (two special functions, 40), store and
@@ -31,10 +32,11 @@ TUTORIAL = Cell(64, 32, 77, 256)
 
 
 def cells(quick=False):
-    """The tutorial's first, so that it is there if the rest is cut off; then every H with every B."""
+    """The tutorial's first, so that it is there if the rest is cut off; every H with every B; other numbers of steps."""
     hidden, batches = (QUICK_HIDDEN, QUICK_BATCHES) if quick else (HIDDEN, BATCHES)
     every = [TUTORIAL._replace(B=B, H=H) for H in hidden for B in batches]
-    return [TUTORIAL] + [cell for cell in every if cell != TUTORIAL]
+    lengths = [] if quick else [TUTORIAL._replace(T=T) for T in STEPS_TIMED]
+    return [TUTORIAL] + [cell for cell in every if cell != TUTORIAL] + lengths
 
 
 def floor_cycles(device, cell, mode):

@@ -22,7 +22,8 @@ extern "C" __global__ void spin(long long cycles) {
 
 
 class Machine:
-    """One GPU with our launcher on it: what checks.py and providers.py need. Used with its device current."""
+    """One GPU with our launcher on it: what checks.py, providers.py and training.py need. Used with its device current."""
+    xp = cupy  # the array namespace
 
     def __init__(self, index=0):
         self.runtime = runtime.Runtime(index)
@@ -137,6 +138,30 @@ class Machine:
         return max(rates)
 
     # --- kernels
+
+    def recorded(self, call):
+        """A function that launches all that ``call`` launches, as one CUDA graph in the current stream.
+
+        ``call`` is run once before, to compile and load what a capture cannot, and once while it is captured, when nothing
+        is computed. What memory it takes and gives back belongs to the graph: it comes from a pool of its own.
+        """
+        pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+        self.wait()  # the stream does not wait for the current one
+        with cupy.cuda.using_allocator(pool.malloc), stream:
+            call()
+            stream.synchronize()
+            stream.begin_capture()
+            try:
+                call()
+            except BaseException:
+                with contextlib.suppress(cuda_runtime.CUDARuntimeError):  # of a capture that has failed
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
+
+        def launch(_memory=pool):  # which must not go before the graph
+            graph.launch()
+        return launch
 
     def compile(self, variants, progress=None):
         """Compile the kernels of ``variants`` on all cores, before they are needed one by one.

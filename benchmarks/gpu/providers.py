@@ -6,14 +6,15 @@ number of a set that launch and do not wait, and ``results()`` of set 0 by name 
 All compute the same function of the same tokens: outputs, and the gradients of Wxh, Whh, bh and the initial state from
 a gradient of all outputs. Ours take the tokens as they are, or, as *one-hot*, the same rows of zeros and ones that
 torch.nn.RNN takes, which knows no tokens; x·Wxh is then a product of T·B×V×H for both. The rows are made before the
-clock starts.
+clock starts. Those who compute in less than float32, for information, have a bound of their own on the error.
 """
 import numpy as np
 
 from .. import providers as cpu_providers
 from .cells import BACKWARD, BOTH, FORWARD, STEPS
 
-TORCH, OURS = "torch.nn.RNN", "ours"
+TORCH, TORCH_TF32, OURS = "torch.nn.RNN", "torch.nn.RNN, TF32", "ours"
+FLASHRNN = [(backend, dtype) for backend in ("cuda", "cuda_fused", "triton_fused") for dtype in ("float32", "bfloat16")]
 MOST_SETS = 8
 
 
@@ -73,48 +74,39 @@ def make_sets(machine, problem):
     return sets, size
 
 
-class Torch:
-    """PyTorch's layer, cuDNN below it, without TF32; forward alone records nothing for backward.
+class _OnTorch:
+    """Sets of arguments as tensors, and the calls. Forward alone records nothing for backward."""
 
-    It gives a gradient for each of its two biases, where we have one.
-    """
-
-    def __init__(self, problem, count, device="cuda"):
-        import torch
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ImportError(f"torch {torch.__version__} finds no GPU")
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+    def __init__(self, torch, problem, count, device, dtype):
         self._torch = torch
-        T, B, V, H, _ = problem.shape
-        self._layers = [cpu_providers.torch_rnn(torch, V, H, problem.Wxh, problem.Whh, problem.bh).to(device)
-                        for _ in range(count)]
-        one_hot, doutputs = torch.from_numpy(problem.dense_inputs()), torch.from_numpy(problem.doutputs)
-        state = torch.from_numpy(problem.state[np.newaxis])
         # clone: on a CPU, from_numpy and to() copy nothing
-        self._inputs = [one_hot.to(device).clone() for _ in range(count)]
-        self._doutputs = [doutputs.to(device).clone() for _ in range(count)]
-        self._states = [state.to(device).clone().requires_grad_() for _ in range(count)]
+        self._inputs, self._doutputs, self._states = (
+            [torch.from_numpy(array).to(device, dtype).clone() for _ in range(count)]
+            for array in (problem.dense_inputs(), problem.doutputs, problem.state[np.newaxis]))
+        for state in self._states:
+            state.requires_grad_()
         self._outputs = [None] * count
-        cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
-        self.about = {"provider": TORCH, "family": "cuDNN", "variant": f"torch {torch.__version__}, cuDNN {cudnn}",
-                      "chosen": False, "input": "one-hot"}
         self.calls = {FORWARD: (None, self._forward), BACKWARD: (self._record, self._backward),
                       BOTH: (None, self._both)}
 
+    def _apply(self, i):
+        """The outputs of set i, (T, B, H)."""
+        raise NotImplementedError
+
+    def _wanted(self, i):
+        """What gradients are taken of: Wxhᵀ, Whhᵀ, bh and the initial state, then what else must have one."""
+        raise NotImplementedError
+
     def _forward(self, i):
         with self._torch.no_grad():
-            self._layers[i](self._inputs[i], self._states[i])
+            self._apply(i)
 
     def _record(self, i):
-        self._outputs[i] = self._layers[i](self._inputs[i], self._states[i])[0]
+        self._outputs[i] = self._apply(i)
 
     def _backward(self, i):
-        layer = self._layers[i]
         outputs, self._outputs[i] = self._outputs[i], None
-        return self._torch.autograd.grad(
-            outputs, [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0, self._states[i]],
-            self._doutputs[i])
+        return self._torch.autograd.grad(outputs, self._wanted(i), self._doutputs[i])
 
     def _both(self, i):
         self._record(i)
@@ -123,6 +115,89 @@ class Torch:
     def results(self):
         self._record(0)
         outputs = self._outputs[0].detach()
-        dWxh, dWhh, dbh, _, dstate = self._backward(0)
+        dWxh, dWhh, dbh, dstate, *_ = self._backward(0)
         found = {"outputs": outputs, "dWxh": dWxh.T, "dWhh": dWhh.T, "dbh": dbh, "dstate": dstate[0]}
-        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+        return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+
+
+class Torch(_OnTorch):
+    """PyTorch's layer, cuDNN below it, without TF32 or, for information, with it.
+
+    It gives a gradient for each of its two biases, where we have one.
+    """
+
+    def __init__(self, problem, count, device="cuda", tf32=False):
+        import torch
+        _see_gpu(torch, device)
+        super().__init__(torch, problem, count, device, torch.float32)
+        self._tf32 = tf32
+        self._layers = [cpu_providers.torch_rnn(torch, problem.shape.I, problem.shape.H, problem.Wxh, problem.Whh,
+                                                problem.bh).to(device) for _ in range(count)]
+        cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+        self.about = dict(about_torch(tf32), variant=f"torch {torch.__version__}, cuDNN {cudnn}")
+
+    def _apply(self, i):
+        self._choose_precision()
+        return self._layers[i](self._inputs[i], self._states[i])[0]
+
+    def _wanted(self, i):
+        layer = self._layers[i]
+        return [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, self._states[i], layer.bias_hh_l0]
+
+    def _backward(self, i):
+        self._choose_precision()
+        return super()._backward(i)
+
+    def _choose_precision(self):
+        """Settings of the whole process, which another provider may have changed."""
+        self._torch.backends.cudnn.allow_tf32 = self._torch.backends.cuda.matmul.allow_tf32 = self._tf32
+
+
+class FlashRNN(_OnTorch):
+    """FlashRNN's Elman cell (NX-AI), for information, by its package's one function. x·Wxh is PyTorch's product.
+
+    It compiles itself for each shape when it is first called, which takes minutes and needs a CUDA toolkit. Its backend
+    "triton_fused" has had no Elman cell so far; the row says what it answers.
+    """
+
+    def __init__(self, problem, count, backend, dtype, device="cuda"):
+        import torch
+        from flashrnn import flashrnn
+        _see_gpu(torch, device)
+        self._flashrnn = flashrnn
+        self._backend, self._dtype = backend, dtype
+        dtype = getattr(torch, dtype)
+        super().__init__(torch, problem, count, device, dtype)
+        self._weights = [[torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype).clone().requires_grad_()
+                          for array in (problem.Wxh.T, problem.Whh.T, problem.bh)] for _ in range(count)]
+        self.about = dict(about_flashrnn(backend, self._dtype), variant=f"torch {torch.__version__}")
+
+    def _apply(self, i):
+        torch = self._torch
+        torch.backends.cuda.matmul.allow_tf32 = False
+        Wxh, Whh, bh = self._weights[i]
+        H = len(bh)
+        projected = (self._inputs[i] @ Wxh.T).transpose(0, 1)[:, :, None, None]  # batch, time, gate, head, unit
+        states, _ = self._flashrnn(projected, Whh.reshape(1, 1, H, H), bh.reshape(1, 1, H),
+                                   states=self._states[i][:, :, None, None], function="elman", backend=self._backend,
+                                   dtype=self._dtype)
+        return states[0, :, :, 0].transpose(0, 1)  # of state, batch, time, head, unit
+
+    def _wanted(self, i):
+        return [*self._weights[i], self._states[i]]
+
+
+def about_torch(tf32):
+    """What is known of `Torch` before it is made."""
+    return {"provider": TORCH_TF32 if tf32 else TORCH, "family": "cuDNN", "variant": "", "chosen": False, "input": "one-hot"}
+
+
+def about_flashrnn(backend, dtype):
+    """What is known of `FlashRNN` before it is made."""
+    return {"provider": f"FlashRNN, {backend}, {dtype}", "family": backend, "variant": "", "chosen": False,
+            "input": "one-hot"}
+
+
+def _see_gpu(torch, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ImportError(f"torch {torch.__version__} finds no GPU")

@@ -1,6 +1,8 @@
 """What was measured as Markdown, ready for a README. Pure functions of the result file's contents."""
 import re
 
+from rnn_ops.backends.cuda.variants import FAMILIES
+
 from ..report import digits
 from ..worker import OK
 from .cells import BACKWARD, BOTH, FLOOR, FORWARD, STEPS, TUTORIAL
@@ -8,17 +10,23 @@ from .providers import OURS, TORCH
 
 
 def markdown(result):
-    """All tables; nothing where nothing was timed."""
-    rows = result["rows"]
-    if not rows:
+    """All tables; nothing where nothing was timed and nothing trained."""
+    rows, training = result["rows"], result["training"]
+    if not rows and not training:
         return ""
     lines = [_environment(result), ""]
     if not result["complete"]:
         lines += ["**Incomplete: the measurement was cut off.**", ""]
-    for mode in (FORWARD, BOTH):
-        lines += _grid(rows, mode)
-    lines += _tutorial(rows)
-    lines += _choices(rows)
+    if rows:
+        for mode in (FORWARD, BOTH):
+            lines += _grid(rows, mode)
+        lines += _tutorial(rows)
+        lines += _lengths(rows)
+        lines += _lost(rows)
+        lines += _choices(rows)
+        lines += _estimates(rows)
+    if training and "seconds" in training:
+        lines += _training(training)
     return "\n".join(lines) + "\n"
 
 
@@ -39,7 +47,8 @@ def of_cell(rows, cell, mode):
 
 
 def axes(rows):
-    """(hidden sizes, batch sizes) of the rows, sorted."""
+    """(hidden sizes, batch sizes) of the rows with the tutorial's T, sorted."""
+    rows = [row for row in rows if row["T"] == TUTORIAL.T]
     return sorted({row["H"] for row in rows}), sorted({row["B"] for row in rows})
 
 
@@ -72,8 +81,7 @@ def _grid(rows, mode):
         cells = [f"**{H}**"]
         for B in batches:
             ours, theirs = of_cell(rows, TUTORIAL._replace(B=B, H=H), mode)
-            text = digits(ours["us_per_step"]) if ours else ""
-            cells.append(f"{text} ({theirs['median'] / ours['median']:.2f}×)" if ours and theirs else text)
+            cells.append(_beside(ours, theirs, ours["us_per_step"]) if ours else "")
         lines.append(_line(cells))
     return lines + [""]
 
@@ -98,7 +106,7 @@ def _tutorial(rows):
     for (provider, variant, kind), its in members.items():
         row = next(iter(its.values()))
         if None in its:
-            lines.append(_line([_name(row), kind, f"{row['status']}: {row['reason']}".replace("|", "\\|")] + [""] * 6))
+            lines.append(_line([_name(row), kind, _why(row)] + [""] * 6))
             continue
         timed = {mode: row for mode, row in its.items() if row["status"] == OK}
         forward, both = timed.get(FORWARD), timed.get(BOTH)
@@ -108,6 +116,41 @@ def _tutorial(rows):
             f"{row['predicted_cycles']:,.0f}" if "predicted_cycles" in row else "", _spread(timed.get(BACKWARD)),
             _spread(timed.get(STEPS)), _spread(both), ratio]))
     return lines + ["", f"Floor, {FLOOR}.", ""]
+
+
+def _lengths(rows):
+    """How time grows with the number of steps: what a call costs besides them shows."""
+    lengths = sorted({row["T"] for row in rows})
+    if lengths == [TUTORIAL.T]:
+        return []
+    lines = [f"**Number of steps, B = {TUTORIAL.B}, H = {TUTORIAL.H}**: µs a call (in brackets how many times as long "
+             f"{TORCH} takes)", "", _line(["T", FORWARD, BOTH]), _line(["--:"] * 3)]
+    for T in lengths:
+        pairs = [of_cell(rows, TUTORIAL._replace(T=T), mode) for mode in (FORWARD, BOTH)]
+        lines.append(_line([T] + [_beside(ours, theirs, 1e6 * ours["median"]) if ours else "" for ours, theirs in pairs]))
+    return lines + [""]
+
+
+def _beside(ours, theirs, value):
+    return f"{digits(value)} ({theirs['median'] / ours['median']:.2f}×)" if theirs else digits(value)
+
+
+def _lost(rows):
+    """Where the chosen variant is slower than the vendor: there must be no such cell."""
+    cells = list(dict.fromkeys((row["T"], row["B"], row["V"], row["H"]) for row in rows))
+    compared, slower = 0, []
+    for mode in (FORWARD, BACKWARD, BOTH):
+        for cell in cells:
+            ours, theirs = of_cell(rows, cell, mode)
+            if ours and theirs:
+                compared += 1
+                if theirs["median"] < ours["median"]:
+                    T, B, _, H = cell
+                    slower.append(f"T = {T}, B = {B}, H = {H}, {mode} ({theirs['median'] / ours['median']:.2f}×)")
+    if not compared:
+        return []
+    return [f"**{TORCH} is faster** than the chosen variant in {len(slower)} of {compared} comparisons"
+            + (": " + "; ".join(slower) if slower else "") + ".", ""]
 
 
 def _choices(rows):
@@ -130,6 +173,41 @@ def _choices(rows):
             cells.append(f"{text}; {', '.join(better)}" if set(better) != {"–"} else text)
         lines.append(_line(cells))
     return lines + [""]
+
+
+def _estimates(rows):
+    """What the chooser believes beside what is: its constants (variants.py) are to be fitted to this."""
+    hidden, batches = axes(rows)
+    lines = ["**Cycles a step, forward: predicted → measured**, the best variant of each family", "",
+             _line(["H", "B", *FAMILIES]), _line(["--:"] * (2 + len(FAMILIES)))]
+    for H in hidden:
+        for B in batches:
+            cells = []
+            for family in FAMILIES:
+                timed = [row for row in find(rows, TUTORIAL._replace(B=B, H=H), FORWARD) if row["family"] == family]
+                best = min(timed, key=lambda row: row["median"], default=None)
+                cells.append(f"{best['predicted_cycles']:,.0f} → {best['cycles_per_step']:,.0f}" if best else "")
+            lines.append(_line([H, B, *cells]))
+    return lines + [""]
+
+
+def _training(training):
+    """The whole training step, and what 2,000 epochs of it have come to."""
+    lines = [f"**Training**, {training['text']}, T×B×V×H = {'×'.join(str(training[letter]) for letter in 'TBVH')}, "
+             f"{training['batches']} batches an epoch; {training['variant']}. In {training['epochs']:,} epochs, "
+             f"{digits(training['seconds'])} s, the mean loss has come from {training['losses'][0]:.4f} to "
+             f"{training['losses'][-1]:.4f}; {training['known_words']:.0%} of the words of a sample are the text's.", "",
+             _line(["launched", "tokens/s", "µs a batch", "largest error of a loss"]), _line([":--"] + ["--:"] * 3)]
+    for way in training["ways"]:
+        cells = [f"{way['tokens_per_second']:,.0f}", digits(way["us_per_batch"]), f"{way['error']:.1e}"] if (
+            way["status"] == OK) else [_why(way), "", ""]
+        lines.append(_line([way["way"], *cells]))
+    return lines + [_line([f"**{training['epochs']:,} epochs, {training['way']}**", f"{training['tokens_per_second']:,.0f}",
+                           digits(training["us_per_batch"]), ""]), "", "> " + training["sample"].replace("\n", "\n> "), ""]
+
+
+def _why(row):
+    return f"{row['status']}: {row['reason']}".replace("|", "\\|")
 
 
 def _name(row):

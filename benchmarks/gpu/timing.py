@@ -4,6 +4,7 @@ In a round every provider takes its turn in every mode, in another order each ro
 other, each on the next set of arguments, between two CUDA events. The launches are in the GPU's queue before it starts
 on them (`Machine.time`): what counts is the GPU's time, not Python's. Only providers whose results are right are timed.
 """
+import importlib.util
 import math
 import time
 
@@ -11,13 +12,15 @@ import numpy as np
 from rnn_ops.backends.cuda import variants
 
 from .. import problems
-from ..worker import FAILED, NOT_INSTALLED, OK, verify
+from ..worker import BOUND, FAILED, NOT_INSTALLED, OK, verify
 from . import checks
 from .cells import MODES, TUTORIAL, floor_cycles
-from .providers import OURS, TORCH, Ours, Torch, make_sets
+from .providers import FLASHRNN, OURS, FlashRNN, Ours, Torch, about_flashrnn, about_torch, make_sets
 
 TURN = 5e-4          # seconds that a turn's calls should take together, so that events are exact enough
 FEWEST_ROUNDS = 5
+# Worst relative error of those who compute in less than float32: what they are, with room for sums of T·B such terms.
+TF32_BOUND, BFLOAT16_BOUND = 2e-2, 1e-1
 _LONGEST_DELAY = 0.1  # seconds
 
 
@@ -30,14 +33,19 @@ def timed_variants(device, cell, all_variants):
 
 
 def members(machine, cell, sets, problem, all_variants):
-    """(about, make) of every provider of a cell: what is known before it is made, and a function that makes it."""
+    """(about, make, bound) of every provider of a cell: what is known before it is made, a function that makes it, and the
+    largest error that its results may have."""
     chosen = variants.choose(machine.device, np.float32, cell.B, cell.H)
     made = [Ours(machine, sets, variant, chosen=variant == chosen)
             for variant in timed_variants(machine.device, cell, all_variants)]
     made.append(Ours(machine, sets, chosen, one_hot=True, chosen=True))
-    torch = {"provider": TORCH, "family": "cuDNN", "variant": "", "chosen": False, "input": "one-hot"}
-    return [(member.about, lambda member=member: member) for member in made] + [
-        (torch, lambda: Torch(problem, len(sets)))]
+    found = [(member.about, lambda member=member: member, BOUND) for member in made]
+    found += [(about_torch(tf32), lambda tf32=tf32: Torch(problem, len(sets), tf32=tf32), TF32_BOUND if tf32 else BOUND)
+              for tf32 in (False, True)]
+    if importlib.util.find_spec("flashrnn") and (all_variants or cell == TUTORIAL):
+        found += [(about_flashrnn(*how), lambda how=how: FlashRNN(problem, len(sets), *how),
+                   BFLOAT16_BOUND if "bfloat16" in how else TF32_BOUND) for how in FLASHRNN]
+    return found
 
 
 def measure(machine, cell, rounds, seconds, all_variants=False):
@@ -63,11 +71,11 @@ def measure(machine, cell, rounds, seconds, all_variants=False):
     sets, size = make_sets(machine, problem)
     clock = machine.measure_clock()
     rows, turns = [], []
-    for about, make in members(machine, cell, sets, problem, all_variants):
+    for about, make, bound in members(machine, cell, sets, problem, all_variants):
         row = {**cell._asdict(), **about, "sets": len(sets), "set_bytes": size}
         try:
             member = make()
-            row.update(member.about, status=OK, error=verify(member.results(), truth))
+            row.update(member.about, status=OK, error=verify(member.results(), truth, bound))
             new = [_Turn(machine, member.calls[mode], dict(row, mode=mode), len(sets))
                    for mode in MODES if mode in member.calls]
             turns += new
@@ -98,7 +106,7 @@ def _fail(machine, row, error):
         row.update(status=NOT_INSTALLED, reason=text)
         return row
     row.update(status=FAILED, reason=text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")
-    checks.see_alive(machine, f"B = {row['B']}, H = {row['H']}, {row['provider']}, {row['family']}", error)
+    checks.see_alive(machine, f"T = {row['T']}, B = {row['B']}, H = {row['H']}, {row['provider']}, {row['family']}", error)
     return row
 
 

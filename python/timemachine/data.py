@@ -1,9 +1,8 @@
-"""From characters to batches: the vocabulary, tokens, and the sequences that the model is trained on."""
+"""From characters to batches: the vocabulary, tokens, and the sequences that the model is trained on.
+
+All of it but one-hot rows works where MXNet is not installed.
+"""
 import numpy as np
-
-from rnn_ops._mxnet import mx
-
-nd = mx.nd
 
 
 class Vocabulary:
@@ -42,11 +41,12 @@ class Vocabulary:
 
     def one_hots(self, tokens):
         """Tokens (N,) → NDArray float32 (N, V), one one-hot row a token."""
-        return nd.one_hot(nd.array(tokens, dtype="int32"), len(self))
+        from rnn_ops._mxnet import mx
+        return mx.nd.one_hot(mx.nd.array(tokens, dtype="int32"), len(self))
 
     def textify(self, rows):
         """NDArray (N, V), such as one-hot rows or probabilities → str, the likeliest character of each row."""
-        return self.decode(nd.argmax(rows, axis=1).asnumpy().astype(np.int64))
+        return self.decode(rows.argmax(axis=1).asnumpy().astype(np.int64))
 
 
 def batches(tokens, sequence_length, batch_size):

@@ -6,8 +6,6 @@ import hashlib
 import os
 from typing import NamedTuple
 
-import pooch
-
 _URL = "https://raw.githubusercontent.com/zackchase/mxnet-the-straight-dope/master/data/nlp/{name}.txt"
 _SHA256 = {
     "timemachine": "d8b212a688e074a31191e6d2db2c5a4728696bb09cefd90ac769552b048d4d2b",
@@ -63,7 +61,7 @@ def load(text):
         return _read_known(text, path)
     try:
         path = _fetch(text)
-    except (OSError, ValueError) as error:  # no network, no such page, no place for the cache; another file came
+    except (OSError, ValueError, ImportError) as error:  # no network, page or place for the cache; another file; no pooch
         reason = "another file came back" if isinstance(error, ValueError) else type(error).__name__
         return _python_topics(f"{text} is neither in RNN_OPS_DATA nor cached, and fetching {_URL.format(name=text)} "
                               f"failed ({reason}): using {FALLBACK}, the English text that comes with Python, instead")
@@ -77,6 +75,7 @@ def name_of(text):
 
 def _fetch(name):
     """The path of the cached file, fetched if it is not there yet or not what it was."""
+    import pooch  # which nothing else needs
     pooch.get_logger().setLevel("WARNING")
     return pooch.retrieve(_URL.format(name=name), known_hash=f"sha256:{_SHA256[name]}", fname=f"{name}.txt",
                           path=pooch.os_cache("rnn_ops"), downloader=pooch.HTTPDownloader(timeout=_TIMEOUT))

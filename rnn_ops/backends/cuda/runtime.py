@@ -1,24 +1,24 @@
 """What the launcher runs on where there is a GPU: CuPy compiles, allocates, multiplies and launches.
 
-Two things CuPy does not do are done one level below it, through the driver functions it wraps: a cooperative launch (CuPy's own
-links a library that only a CUDA toolkit brings) and clusters of 16 blocks. CuPy compiles with -ftz=true: float32 numbers below
-1.2e-38 count as zero.
+Three things CuPy does not do are done one level below it: a cooperative launch (CuPy's own links a library that only a CUDA
+toolkit brings), clusters of 16 blocks, and matrix products that a CUDA graph can hold (blas.py). CuPy compiles with
+-ftz=true: float32 numbers below 1.2e-38 count as zero.
 """
 import contextlib
 import ctypes
 import functools
+import importlib
 
 import cupy
 import numpy as np
 from cupy_backends.cuda.api import driver, runtime
-from cupy_backends.cuda.libs import cublas, nvrtc
+from cupy_backends.cuda.libs import nvrtc
 
 from rnn_ops.backends.cuda import libraries, sources, variants
+from rnn_ops.backends.cuda.blas import Blas
 
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER = 8, 14
-_NO_TRANSPOSE, _TRANSPOSE = 0, 1  # cublasOperation_t
-_FULL_PRECISION = 0  # CUBLAS_DEFAULT_MATH: no TF32
 _CUDA, _CUDA_MANAGED = 2, 13  # DLDeviceType
 
 
@@ -79,6 +79,7 @@ class Runtime:
                 f"GPU {index} ({self.device.name}) has compute capability {self.device.compute_capability / 10}, for which "
                 f"the CUDA {'.'.join(map(str, nvrtc.getVersion()))} of this CuPy cannot compile: install cupy-cuda13x or "
                 "cupy-cuda12x beside CUDA 12.8 or newer in its place")
+        self._blas = Blas(self.functions())
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
 
     @contextlib.contextmanager
@@ -119,23 +120,12 @@ class Runtime:
         return function
 
     def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
-        """By cuBLAS, which takes column-major matrices: outᵀ = op(b)ᵀ·op(a)ᵀ. In full precision, never TF32."""
-        rows, columns = out.shape
-        inner = a.shape[0] if transpose_a else a.shape[1]
-        scalar = ctypes.c_float if out.dtype == np.float32 else ctypes.c_double
-        one, beta = scalar(1), scalar(accumulate)
-        handle = cupy.cuda.device.get_cublas_handle()
-        mode, pointers = cublas.getMathMode(handle), cublas.getPointerMode(handle)
-        cublas.setMathMode(handle, _FULL_PRECISION)
-        cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
-        gemm = cublas.sgemm if out.dtype == np.float32 else cublas.dgemm
-        try:
-            gemm(handle, _TRANSPOSE if transpose_b else _NO_TRANSPOSE, _TRANSPOSE if transpose_a else _NO_TRANSPOSE,
-                 columns, rows, inner, ctypes.addressof(one), b.data.ptr, b.shape[1], a.data.ptr, a.shape[1],
-                 ctypes.addressof(beta), out.data.ptr, columns)
-        finally:
-            cublas.setPointerMode(handle, pointers)
-            cublas.setMathMode(handle, mode)
+        """By cuBLAS, in full precision, never TF32."""
+        def matrix(array):
+            return array.data.ptr, *array.shape
+
+        self._blas.multiply(cupy.cuda.get_current_stream().ptr, out.dtype, matrix(a), matrix(b), matrix(out),
+                            transpose_a, transpose_b, accumulate)
 
     def empty(self, shape, dtype):
         try:
@@ -175,7 +165,8 @@ class Runtime:
     def functions(self):
         """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
         driver = ctypes.CDLL("libcuda.so.1")
-        blas = ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")  # the one that CuPy has loaded
+        importlib.import_module("cupy_backends.cuda.libs.cublas")  # CuPy loads cuBLAS, from where it finds it ...
+        blas = ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")  # ... and this is that one
         found = {
             "launch": driver.cuLaunchKernel, "launch_cooperative": driver.cuLaunchCooperativeKernel,
             "fill": driver.cuMemsetD8Async, "copy": driver.cuMemcpyDtoDAsync_v2,

@@ -1,0 +1,60 @@
+"""Matrix products by cuBLAS through its C functions: row-major, in full precision, in a stream.
+
+CuPy's own functions refuse to be captured into a CUDA graph, and share the settings of their handle with all that uses CuPy.
+"""
+import ctypes
+import threading
+
+import numpy as np
+
+_NO_TRANSPOSE, _TRANSPOSE = 0, 1  # cublasOperation_t
+_int, _pointer = ctypes.c_int, ctypes.c_void_p
+
+
+class Blas:
+    """cuBLAS on one GPU, which must be current.
+
+    A thread has one handle, made when it is first needed. Its settings are cuBLAS's own: no TF32, scalars on the host.
+
+    Parameters
+    ----------
+    functions : dict
+        Addresses by what they do, as `runtime.Runtime.functions` gives them.
+    """
+
+    def __init__(self, functions):
+        def function(name, *types):
+            return ctypes.CFUNCTYPE(_int, *types)(functions[name])
+
+        self._create = function("create_handle", ctypes.POINTER(_pointer))
+        self._set_stream = function("set_stream", _pointer, _pointer)
+        self._gemms = {np.dtype(real): (real, function(
+            name, _pointer, *[_int] * 5, _pointer, _pointer, _int, _pointer, _int, _pointer, _pointer, _int))
+            for name, real in (("multiply_float", ctypes.c_float), ("multiply_double", ctypes.c_double))}
+        self._of_thread = threading.local()
+
+    def multiply(self, stream, dtype, a, b, out, transpose_a, transpose_b, accumulate):
+        """out (+)= op(a)·op(b). Matrices are (address, rows, columns), a and b before they are transposed.
+
+        cuBLAS takes column-major matrices: outᵀ = op(b)ᵀ·op(a)ᵀ. RuntimeError: what it refuses, with its status.
+        """
+        (a, a_rows, a_columns), (b, _, b_columns), (out, rows, columns) = a, b, out
+        real, gemm = self._gemms[np.dtype(dtype)]
+        one, beta = real(1), real(accumulate)
+        handle = self._handle()
+        _check(self._set_stream(handle, stream), "cublasSetStream")
+        _check(gemm(handle, _TRANSPOSE if transpose_b else _NO_TRANSPOSE, _TRANSPOSE if transpose_a else _NO_TRANSPOSE,
+                    columns, rows, a_rows if transpose_a else a_columns, ctypes.addressof(one), b, b_columns, a, a_columns,
+                    ctypes.addressof(beta), out, columns), "cublas gemm")
+
+    def _handle(self):
+        if not hasattr(self._of_thread, "handle"):
+            handle = _pointer()
+            _check(self._create(ctypes.byref(handle)), "cublasCreate")
+            self._of_thread.handle = handle
+        return self._of_thread.handle
+
+
+def _check(status, function):
+    if status:
+        raise RuntimeError(f"{function} failed with status {status}")
