@@ -49,9 +49,9 @@ def _call(step, values, activation):
         raise TypeError(_why_not(values))
     if not mx.autograd.is_recording():
         return on_ndarrays(*values, step=step, activation=activation)
-    values = [_guarded_ndarray(value) for value in values]
-    wanted = "".join("01"[_has_history(value)] for value in values)
-    return on_ndarrays(*values, step=step, activation=activation, wanted=wanted)
+    wanted = [_has_history(value) for value in values]
+    values = [_guarded_ndarray(value) if known else value for value, known in zip(values, wanted)]
+    return on_ndarrays(*values, step=step, activation=activation, wanted="".join("01"[known] for known in wanted))
 
 
 def _guarded_symbol(name, rank, symbol):
@@ -82,9 +82,11 @@ def _guarded_ndarray(array):
 
 
 def _has_history(array):
-    """Whether autograd knows the array: if not, nobody can ask for its gradient. The call fails on an array that it
-    does not know; on another it takes away a mark, which a guarded one, being new, does not have."""
-    return mx.base._LIB.MXNDArraySetGradState(array.handle, 0) == 0
+    """Whether autograd knows the array: if not, nobody can ask for its gradient. MXNet has no function that tells; one that
+    sets a mark of what it knows, here to what it is, fails on everything else."""
+    fresh = ctypes.c_int()
+    mx.base._LIB.MXNDArrayGetGradState(array.handle, ctypes.byref(fresh))
+    return mx.base._LIB.MXNDArraySetGradState(array.handle, fresh) == 0
 
 
 def _why_not(values):
