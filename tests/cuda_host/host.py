@@ -124,7 +124,8 @@ class Host:
         self._seed = seed
         self._edit = edit
         self._sanitize = sanitize
-        self._arrays = {}  # (address, bytes) → who owns the memory
+        self._arrays = {}  # (address, bytes) → all who own the memory: one thread's view may go while another's is in use
+        self._arrays_guard = threading.Lock()
 
     def current(self):
         return contextlib.nullcontext(self)
@@ -157,12 +158,15 @@ class Host:
         if sizes != needed:
             raise KernelError(f"{launch.kernel}: arguments of {sizes} bytes, needs {needed}")
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        self._arrays = {region: owner for region, owner in self._arrays.items() if owner() is not None}
-        begins = (ctypes.c_uint64 * len(self._arrays))(*(address for address, _ in self._arrays))
-        lengths = (ctypes.c_uint64 * len(self._arrays))(*(size for _, size in self._arrays))
+        with self._arrays_guard:
+            alive = {region: [owner for owner in owners if owner() is not None] for region, owners in self._arrays.items()}
+            self._arrays = {region: owners for region, owners in alive.items() if owners}
+            regions = list(self._arrays)
+        begins = (ctypes.c_uint64 * len(regions))(*(address for address, _ in regions))
+        lengths = (ctypes.c_uint64 * len(regions))(*(size for _, size in regions))
         self._seed += 1
         how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, self._seed,
-                      len(self._arrays), begins, lengths)
+                      len(regions), begins, lengths)
         error = _Error()
         if machine.machine_run(kernel.run, addresses, how, error):
             raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
@@ -199,7 +203,8 @@ class Host:
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
-        self._arrays[array.ctypes.data, array.nbytes] = weakref.ref(owner)
+        with self._arrays_guard:
+            self._arrays.setdefault((array.ctypes.data, array.nbytes), []).append(weakref.ref(owner))
         return array.ctypes.data
 
     def view(self, address, shape, dtype):
