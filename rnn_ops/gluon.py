@@ -45,6 +45,8 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
         arguments.check_activation(activation)
         super().__init__(hidden_size, num_layers, activation, *args, **kwargs)
 
+    _padding_token = None  # one that no input is, where inputs are tokens
+
     def __call__(self, inputs, states=None, sequence_length=None, **kwargs):
         if isinstance(inputs, mx.nd.NDArray):  # a Symbol has nothing to check yet
             self._check_inputs(inputs)
@@ -85,7 +87,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             for direction in "lr"[:self._dir]:
                 own = {kind: weights[f"{direction}{layer}_{kind}"] for kind in _WEIGHTS}
                 outputs, state = _direction(F, sequence, states[len(last_states)], own, activation, lengths,
-                                            direction == "r")
+                                            direction == "r", self._padding_token if layer == 0 else None)
                 directions.append(outputs)
                 last_states.append(state)
             sequence = F.concat(*directions, dim=2) if self._dir == 2 else directions[0]
@@ -117,6 +119,10 @@ class TokenRNN(RNN):
         super().__init__(*args, **kwargs)
         if self._input_size < 1:
             raise ValueError(f"input_size: got {self._input_size}, needs the number of different tokens")
+
+    @property
+    def _padding_token(self):
+        return self._input_size
 
     def begin_state(self, batch_size=0, func=mx.nd.zeros, **kwargs):
         # MXNet's layer asks for states of the dtype of its inputs, and states are no tokens.
@@ -191,15 +197,34 @@ i2h_bias_initializer, h2h_bias_initializer
 _WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
-def _direction(F, inputs, state, weights, activation, lengths, reverse=False):
+def _direction(F, inputs, state, weights, activation, lengths, reverse=False, padding_token=None):
     """One layer in one direction: inputs (T, N, C) or tokens (T, N) → outputs (T, N, H), last state (N, H)."""
     if reverse:
         inputs = _reverse(F, inputs, lengths)
-    outputs, state = rnn_sequence(inputs, state, *_matrices(F, weights), activation=activation)
+    Wxh, Whh, bh = _matrices(F, weights)
+    if lengths is not None and activation == "relu":
+        inputs, Wxh = _silenced(F, inputs, Wxh, lengths, padding_token)
+    outputs, state = rnn_sequence(inputs, state, Wxh, Whh, bh, activation=activation)
     if lengths is not None:
         state = F.SequenceLast(outputs, lengths, use_sequence_length=True)
         outputs = _mask(F, outputs, lengths)
     return _reverse(F, outputs, lengths) if reverse else outputs, state
+
+
+def _silenced(F, inputs, Wxh, lengths, padding_token):
+    """Inputs and Wxh with one more input, which is 1 behind the end of a row and there makes every state 0.
+
+    relu has no bound: without this, states that grow from step to step behind the end of a row may become infinite, and
+    their zero gradients then NaN in that of Whh.
+    """
+    silence = F.zeros_like(F.slice_axis(Wxh, axis=0, begin=0, end=1)) - 1e30
+    if padding_token is None:
+        behind = F.SequenceMask(F.zeros_like(F.slice_axis(inputs, axis=2, begin=0, end=1)), lengths,
+                                use_sequence_length=True, value=1)
+        inputs = F.concat(inputs, behind, dim=2)
+    else:
+        inputs = F.SequenceMask(inputs, lengths, use_sequence_length=True, value=padding_token)
+    return inputs, F.concat(Wxh, silence, dim=0)
 
 
 def _matrices(F, weights):
