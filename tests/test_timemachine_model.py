@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from rnn_ops import reference
+from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
-from timemachine import model, training
+from timemachine import model, network, training
 
 nd = mx.nd
 V, H, T, B = 11, 13, 7, 5
@@ -53,22 +53,43 @@ def test_the_loss_and_its_gradients_are_the_references(rnn_sequence, dtype, boun
         np.testing.assert_allclose(gradient, true, rtol=0, atol=bound * np.abs(true).max() * 5, err_msg=name)
 
 
+def tutorials_epoch(parameters, inputs, labels, learning_rate):
+    """The losses of the tutorial's own loop over the batches, by which the parameters learn."""
+    state, losses = nd.zeros((B, H), dtype="float64"), []
+    for tokens, targets in zip(inputs, labels):
+        with mx.autograd.record():
+            loss, state = reference.language_model_loss(tokens, targets, state, *parameters)
+        loss.backward()
+        reference.sgd(parameters, learning_rate)
+        state = state.detach()
+        losses.append(float(loss.asscalar()))
+    return losses
+
+
 @STEPS
 def test_an_epoch_is_the_tutorials_loop(rnn_sequence):
     parameters, inputs, labels, _ = problem("float64", batches=4)
     others, _, _, _ = problem("float64")
     losses = list(training.train_epoch(parameters, inputs, labels, 0.5, rnn_sequence))
-    state, true_losses = nd.zeros((B, H), dtype="float64"), []
-    for tokens, targets in zip(inputs, labels):
-        with mx.autograd.record():
-            loss, state = reference.language_model_loss(tokens, targets, state, *others)
-        loss.backward()
-        reference.sgd(others, 0.5)
-        state = state.detach()
-        true_losses.append(float(loss.asscalar()))
-    np.testing.assert_allclose(losses, true_losses, rtol=1e-12)
+    np.testing.assert_allclose(losses, tutorials_epoch(others, inputs, labels, 0.5), rtol=1e-12)
     for got, true in zip(parameters, others):
         np.testing.assert_allclose(got.asnumpy(), true.asnumpy(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("learner_of", [
+    lambda arrays: training.Learner(arrays, operators.native.rnn_sequence),
+    lambda arrays: training.Learner(arrays, operators.custom.rnn_sequence),
+    lambda arrays: training.Learner(arrays, reference.rnn_sequence), network.Learner],
+    ids=["native", "custom", "reference", "gluon"])
+def test_what_a_run_trains_with_learns_as_the_tutorials_loop(learner_of):
+    others, inputs, labels, _ = problem("float64", batches=4)
+    learner = learner_of(model.arrays(others))
+    for count, learning_rate in (4, 0.5), (2, 0.25):  # the memory of a static block is used again
+        batches = inputs[:count], labels[:count]
+        losses = list(learner.train_epoch(*batches, learning_rate))
+        np.testing.assert_allclose(losses, tutorials_epoch(others, *batches, learning_rate), rtol=1e-12)
+    for name, true in model.arrays(others).items():
+        np.testing.assert_allclose(learner.arrays()[name], true, rtol=1e-10, atol=1e-13, err_msg=name)
 
 
 def test_the_learning_rate_is_halved_at_every_100th_epoch():
