@@ -115,10 +115,10 @@ def added_line(modes):
     for _, rows in modes:
         for row in rows:
             if "over_the_kernel" in row and row["provider"] != KERNEL:
-                added.setdefault(row["provider"], []).append(f"{row['over_the_kernel'] * 1e3:+.2f}")
+                added.setdefault(row["provider"], []).append(f"{row['over_the_kernel'] * 1e6:+,.0f}")
     if not added:
         return ""
-    return (f"MXNet's own time, ms over the bare kernel ({', '.join(mode for mode, _ in modes)}): "
+    return (f"MXNet's own time, µs over the bare kernel ({', '.join(mode for mode, _ in modes)}): "
             + "; ".join(f"{provider} {', '.join(figures)}" for provider, figures in added.items()) + ".")
 
 
