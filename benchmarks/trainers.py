@@ -184,7 +184,8 @@ class Torch:
         self.rnn.bias_hh_l0.requires_grad_(False)  # the model has one bias; two would learn twice as fast
         learning = [p for module in (self.rnn, self.output) for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(learning, lr=LEARNING_RATE)
-        self.batches = [(torch.tensor(numpy_loop.one_hot(tokens, shape.I)), torch.tensor(labels, dtype=torch.int64).flatten())
+        self.batches = [(torch.tensor(numpy_loop.one_hot(tokens, shape.I)),
+                         torch.tensor(labels, dtype=torch.int64).flatten())
                         for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = torch.tensor(problem.state[np.newaxis])
         self.calls = {MODE: self._steps}
