@@ -219,7 +219,9 @@ def test_python_is_asked_once_for_each_signature(on, monkeypatch):
     assert len(asked) == 7
 
 
-def test_only_so_many_programs_are_kept(on):
+def test_only_so_many_programs_are_kept(on, monkeypatch):
+    lengths, record = [], recorder.record_forward
+    monkeypatch.setattr(recorder, "record_forward", lambda *args, **how: (lengths.append(how["T"]), record(*args, **how))[1])
     native = on(80, 8)
     case = random_case((1, 1, 1, 1), "float32", True)
     run(native, *case)
@@ -230,6 +232,7 @@ def test_only_so_many_programs_are_kept(on):
             native.forward(*arrays, np.empty((T, 1, 1), "f"))
     driver.fail_with.clear()
     run(native, *case)
+    assert lengths == [*range(1, 1030), 1]  # forgotten by now
 
 
 @pytest.mark.parametrize("wanted", ["01010", "00100", "00001", "10000", "00000"])

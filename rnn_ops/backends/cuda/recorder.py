@@ -12,7 +12,7 @@ from rnn_ops.backends.cuda.launcher import Launch, Launcher
 
 REGIONS = ("inputs", "state", "Wxh", "Whh", "bh", "outputs", "last_state", "doutputs", "dlast_state",
            "dinputs", "dstate", "dWxh", "dWhh", "dbh", "workspace")
-_GRADIENTS = REGIONS[9:14]
+GRADIENTS = REGIONS[9:14]
 _ALIGNMENT = 256  # bytes, as memory comes from CUDA
 
 
@@ -126,13 +126,13 @@ def record_forward(device, T, B, I, H, dtype, tokens, activation, with_last_stat
 def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_state, fills):
     """The program of a backward pass → Recorder.
 
-    fills : by name of a gradient in `_GRADIENTS`, None to compute it or the value that its bytes are filled with.
+    fills : by name of a gradient in `GRADIENTS`, None to compute it or the value that its bytes are filled with.
     """
     recorder = Recorder(device)
     inputs, state, Wxh, Whh = _arguments(recorder, T, B, I, H, dtype, tokens)
     shapes = [inputs.shape, (B, H), (I, H), (H, H), (H,)]
     gradients = {}
-    for name, shape in zip(_GRADIENTS, shapes):
+    for name, shape in zip(GRADIENTS, shapes):
         gradient = recorder.region(name, shape, inputs.dtype if name == "dinputs" else dtype)
         if fills[name] is None:
             gradients[name] = gradient

@@ -250,6 +250,7 @@ RNN_OPS_EXPORT void rnn_ops_native_use_recorder(rnn_ops::Record record) { rnn_op
 
 RNN_OPS_EXPORT void rnn_ops_native_use_gpu(const rnn_ops::Functions* functions) { rnn_ops::functions = *functions; }
 
+// For tests, which put other devices in the place of the ones before.
 RNN_OPS_EXPORT void rnn_ops_native_forget_programs() {
   std::lock_guard<std::mutex> lock(rnn_ops::mutex);
   rnn_ops::programs.clear();

@@ -67,7 +67,7 @@ class Programs:
                    activation=arguments.ACTIVATIONS[signature.activation], with_last_state=not signature.step)
         if signature.backward:
             fills = {name: None if fill == _LEAVE else fill
-                     for name, fill in zip(("dinputs", "dstate", "dWxh", "dWhh", "dbh"), signature.fills)}
+                     for name, fill in zip(recorder.GRADIENTS, signature.fills)}
             recorded = recorder.record_backward(gpu.device, fills=fills, **how)
         else:
             recorded = recorder.record_forward(gpu.device, **how)
