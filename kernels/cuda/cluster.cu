@@ -33,11 +33,13 @@ struct Cluster {
   float* states;
   int owned;             // rows
   int from;              // the lane that has the first of the four columns
+  int sender;            // the number of this lane among those that have them
   Remote state[SENDS];   // where state 0 of the blocks that this lane sends to has the four columns
 
   __device__ Cluster(float* states, int rows) : states(states), owned(rows) {
     const int lane = threadIdx.x % 32, element = lane / STRIDE;
     from = kept(element / 4 * 4 * STRIDE + lane % Tile::COLUMN_LANES);
+    sender = kept(element % 4 * Tile::REPLICAS + lane / Tile::COLUMN_LANES % Tile::REPLICAS);
     float* four = states + Tile::row(0) * Tile::K + first_column() + Tile::column(0) / 4 * 4;
 #pragma unroll
     for (int i = 0; i < SENDS; i++) state[i] = remote(four, rank(i));
@@ -49,14 +51,9 @@ struct Cluster {
   }
 
  protected:
-  // The number of this lane among those that have the same four columns.
-  __device__ static int sender() {
-    const int lane = threadIdx.x % 32;
-    return lane / STRIDE % 4 * Tile::REPLICAS + lane / Tile::COLUMN_LANES % Tile::REPLICAS;
-  }
   // The block that this lane's send i goes to, if it is one of the cluster's. Not everybody begins with block 0.
-  __device__ static int rank(int i) { return (sender() + i * SENDERS + blockIdx.x) % BLOCKS; }
-  __device__ static bool sends(int i) { return sender() + i * SENDERS < BLOCKS; }
+  __device__ int rank(int i) const { return (sender + i * SENDERS + blockIdx.x) % BLOCKS; }
+  __device__ bool sends(int i) const { return sender + i * SENDERS < BLOCKS; }
   // In floats, from state 0.
   __device__ int place(int n, int r) const { return ((n & 1) * owned + r) * Tile::K; }
   __device__ float4 neighbours(const float* values) const {
@@ -87,8 +84,9 @@ struct Async : Cluster<Tile> {
     cluster_barrier();  // a block's shared memory may be written once the block has started
   }
   __device__ const float* rows(int n, int r, int) const {
+    const int place = kept(this->place(n, r));
     mbarrier_wait(of(n, r), n >> 1 & 1);
-    return this->states + this->place(n, r);
+    return this->states + place;
   }
   __device__ void put(int n, int r, const Tile&, const float* values, bool wanted) const {
     Remote to[Base::SENDS], signal[Base::SENDS];  // known before the values are

@@ -45,17 +45,16 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   const int left = pass.B - first_row < rows ? pass.B - first_row : rows;  // rows of the batch that the block has
   const int steps = kept(pass.T), B = kept(pass.B), end = kept((left + ROWS - 1) / ROWS * ROWS);
 
-  // The thread's elements: row of the batch in the first tile, column, and up to which r it reads and stores them.
+  // The thread's elements: row of the batch in the first tile, column, and below which r they are the thread's own. Elsewhere the
+  // state is 0: beyond H, where it must be, and in rows that nobody looks at.
   int row[COUNT], below[COUNT];
-  bool inside[COUNT];
   typename Pass::Column column[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
     const int j = exchange.first_column() + tile.column(i);
-    inside[i] = j < pass.H;
     row[i] = kept(first_row + tile.row(i));
-    below[i] = kept(inside[i] && tile.owns(i) ? left - tile.row(i) : 0);
-    if (inside[i]) column[i] = pass.column(j).kept_in_registers();
+    below[i] = kept(j < pass.H && tile.owns(i) ? left - tile.row(i) : 0);
+    if (j < pass.H) column[i] = pass.column(j).kept_in_registers();
   }
   auto line = [&](const Position& at, int i) { return pass.line(at.m, at.r + row[i]); };
 
@@ -105,7 +104,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       values[i] = pass.finish(values[i], addend[i]);
-      if (!inside[i]) values[i] = 0;
+      if (at.r >= below[i]) values[i] = 0;
     }
     exchange.put(at.n + 1, at.r, tile, values, at.n + 1 < steps);
     store(at, values);
