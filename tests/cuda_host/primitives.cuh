@@ -4,6 +4,8 @@
 
 #define PLACE machine::Place place = {__builtin_FILE(), __builtin_LINE()}
 
+inline int kept(int value) { return value; }
+inline long long wide_product(long long a, long long b) { return a * b; }
 inline float* shared_memory() { return reinterpret_cast<float*>(machine::shared()); }
 inline float exchange_lanes(float value, int mask, PLACE) { return machine::exchange_lanes(value, mask, place); }
 inline unsigned ballot(bool predicate, PLACE) { return machine::ballot(predicate, place); }
@@ -31,5 +33,9 @@ inline void mbarrier_init_fence() { machine::mbarrier_init_fence(); }
 inline void mbarrier_expect(Mbarrier* barrier, int bytes) { machine::mbarrier_expect(word_of(barrier), bytes); }
 inline void mbarrier_wait(Mbarrier* barrier, int parity, PLACE) { machine::mbarrier_wait(word_of(barrier), parity, place); }
 inline void store_async(Remote to, Remote barrier, float4 values) { machine::store_async(to, barrier, &values); }
+inline void store_async(bool when, Remote to, Remote barrier, float4 values) {
+  if (when) store_async(to, barrier, values);
+}
+inline Remote kept(Remote place) { return place; }
 
 #undef PLACE

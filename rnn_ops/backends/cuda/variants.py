@@ -271,7 +271,7 @@ def _with_shared(tile):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
     compiling (tests/test_cuda_compile.py): what does not spill."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
-    besides = {1: (47, 47), 2: (47, 63), 4: (80, 111)}[tile.rows][tile.k_lanes == 4]
+    besides = {1: (47, 47), 2: (47, 66), 4: (80, 120)}[tile.rows][tile.k_lanes == 4]
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
 
 
