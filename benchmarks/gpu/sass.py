@@ -10,7 +10,7 @@ Which way a branch goes is not in the code. Of all ways through one pass of the 
   3. has the most multiply-adds (tanh and not relu),
   4. is the longest.
 That is what the warp does that all others wait for. The shortest way with all of the product on it is what a warp does that has
-nothing to finish. `Path.choices` says for every branch which of these decided; "longer" is a guess by the machine code alone.
+nothing to finish. `Loop.choices` says for every branch which of these decided; "longer" is a guess.
 
 The control code of an instruction, from the upper of its two 64-bit words (Volta and later; Jia, Maggioni, Staiger and Scarpazza,
 "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", 2018, section 2.1):
@@ -22,7 +22,6 @@ The control code of an instruction, from the upper of its two 64-bit words (Volt
 """
 import collections
 import glob
-import importlib.util
 import os
 import re
 import shutil
@@ -31,9 +30,9 @@ import subprocess
 import tempfile
 from typing import NamedTuple
 
-NONE = 7  # no barrier
+from rnn_ops.backends.cuda import libraries
 
-SMEM_WIDTHS = {"": 4, ".64": 8, ".128": 16}
+NONE = 7  # no barrier
 
 
 class Instruction(NamedTuple):
@@ -58,10 +57,11 @@ class Instruction(NamedTuple):
 
 
 class Function(NamedTuple):
-    """One kernel. ``threads``: of a block, as its launch bounds say, or None; ``text``: its machine code."""
+    """One kernel. ``threads``: of a block, as its launch bounds say, or None; ``registers``: of a thread; ``text``: machine code."""
     name: str
     architecture: int
     threads: int
+    registers: int
     text: bytes
     instructions: tuple = ()
 
@@ -109,20 +109,35 @@ def functions(cubin):
         return cubin[begin:cubin.index(b"\0", begin)].decode()
 
     contents = {name(section): cubin[section[4]:section[4] + section[5]] for section in sections if section[1] != 8}
-    return [Function(key[len(".text."):], architecture, _threads(contents.get(".nv.info." + key[len(".text."):], b"")), text)
-            for key, text in contents.items() if key.startswith(".text.")]
+    symbols = contents[".symtab"], contents[".strtab"]
+    registers = {_symbol(*symbols, index): number for attribute, (index, number) in _info(contents.get(".nv.info", b""), "<II")
+                 if attribute == 0x2f}  # EIATTR_REGCOUNT
+    found = []
+    for key, text in contents.items():
+        if key.startswith(".text."):
+            kernel = key[len(".text."):]
+            threads = [x * y * z for attribute, (x, y, z) in _info(contents.get(".nv.info." + kernel, b""), "<III")
+                       if attribute == 5]  # EIATTR_MAX_THREADS
+            found.append(Function(kernel, architecture, threads[0] if threads else None, registers.get(kernel), text))
+    return found
 
 
-def _threads(info):
-    """Launch bounds in a kernel's .nv.info: records of a format byte, an attribute byte and 2 or 2 + n bytes."""
+def _info(section, form):
+    """(attribute, values) of those records of a .nv.info section that have as many bytes as a `struct` form.
+
+    A record is a byte for how its values are kept, one for the attribute, and 2 bytes: the value, or how many bytes follow.
+    """
     place = 0
-    while place + 4 <= len(info):
-        form, attribute, size = struct.unpack_from("<BBH", info, place)
-        if form == 4 and attribute == 5:  # EIATTR_MAX_THREADS
-            x, y, z = struct.unpack_from("<III", info, place + 4)
-            return x * y * z
-        place += 4 + (size if form == 4 else 0)
-    return None
+    while place + 4 <= len(section):
+        kept, attribute, size = struct.unpack_from("<BBH", section, place)
+        if kept == 4 and size == struct.calcsize(form):
+            yield attribute, struct.unpack_from(form, section, place + 4)
+        place += 4 + (size if kept == 4 else 0)
+
+
+def _symbol(symbols, names, index):
+    begin, = struct.unpack_from("<I", symbols, 24 * index)
+    return names[begin:names.index(b"\0", begin)].decode()
 
 
 def nvdisasm():
@@ -133,11 +148,10 @@ def nvdisasm():
     RuntimeError
         What to install.
     """
-    package = importlib.util.find_spec("nvidia")
-    for folder in package.submodule_search_locations if package else []:
-        found = sorted(glob.glob(os.path.join(folder, "*", "bin", "nvdisasm")))
-        if found:
-            return found[-1]
+    found = [path for folder in libraries.nvidia_folders()
+             for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "bin", "nvdisasm")))]
+    if found:
+        return found[-1]
     found = shutil.which("nvdisasm")
     if not found:
         raise RuntimeError("nvdisasm: not found, needs the package nvidia-cuda-nvdisasm or CUDA's own on the PATH")
@@ -250,10 +264,22 @@ class Choice(NamedTuple):
     why: str
 
 
+class _Settings(NamedTuple):
+    in_shared: int
+    tiles: int
+    finishes: bool
+
+
 class Path(NamedTuple):
-    """Instructions of one step in the order of execution, and the choices that led there."""
+    """Instructions of one step in the order of execution, the blocks they are in, and the weight that chose them."""
     instructions: tuple
-    choices: tuple
+    blocks: tuple
+    weight: tuple
+    settings: _Settings
+
+
+class _NoWay(Exception):
+    """There is no path through a loop."""
 
 
 class _Graph:
@@ -391,6 +417,7 @@ class Loop:
             self.exchange = "grid"
         else:
             self.exchange = "block barrier"
+        self._forbidden = None  # an edge that no path may take
         self._inner = [loop for loop in graph.loops if loop.blocks < self.loop.blocks]
 
     def _number(self, loop, name):
@@ -440,15 +467,20 @@ class Loop:
         tiles : int
             Passes of the loop over tiles of rows, where there is one.
         """
-        passes = {"weights": max(in_shared, 1), "tiles": tiles, "spin": 1, "copies": 1}
-        self._passes = {header: passes[what] for header, what in self.kinds_of_loops().items()}
-        self._spins = {header for header, what in self.kinds_of_loops().items() if what == "spin"}
-        self._finishes = finishes
-        backs = [block for block in self.loop.blocks if self.loop.header in self._graph.next[block]]
-        best = self._best(self.loop, [(block, self.loop.header) for block in backs])
+        return self._find(_Settings(in_shared, tiles, finishes))
+
+    def _find(self, settings):
+        kinds = self.kinds_of_loops()
+        passes = {"weights": max(settings.in_shared, 1), "tiles": settings.tiles, "spin": 1, "copies": 1}
+        self._passes = {header: passes[what] for header, what in kinds.items()}
+        self._spins = {header for header, what in kinds.items() if what == "spin"}
+        self._finishes = settings.finishes
+        backs = [(block, self.loop.header) for block in self.loop.blocks if self.loop.header in self._graph.next[block]]
+        best = self._best(self.loop, backs)
+        if not best:
+            raise _NoWay
         weight, blocks = max(best.values(), key=lambda found: found[0])
-        instructions = tuple(one for block in blocks for one in self._graph.blocks[block])
-        return Path(instructions, tuple(self._choices(blocks)))
+        return Path(tuple(one for block in blocks for one in self._graph.blocks[block]), blocks, weight, settings)
 
     def _weight(self, block):
         """What `path` adds up and compares, first things first."""
@@ -480,7 +512,8 @@ class Loop:
                 if (source, following) in goals:
                     if (source, following) not in done or done[source, following][0] < total[0]:
                         done[source, following] = total
-                elif following in loop.blocks and following != loop.header and not self._retries(source, following):
+                elif following in loop.blocks and following != loop.header and (
+                        (source, following) != self._forbidden and not self._retries(source, following)):
                     if following not in reached or reached[following][0] < total[0]:
                         reached[following] = total
         return done
@@ -491,8 +524,12 @@ class Loop:
         out = [(block, following) for block in loop.blocks for following in self._graph.next[block]
                if following not in loop.blocks]
         best = self._best(loop, back + out)
-        again = max((best[edge] for edge in back if edge in best), key=lambda found: found[0])
         times = self._passes[loop.header] - 1
+        if not times:
+            return {edge: best[edge] for edge in out if edge in best}
+        again = max((best[edge] for edge in back if edge in best), key=lambda found: found[0], default=None)
+        if again is None:
+            return {}
         return {edge: (tuple(times * a + b for a, b in zip(again[0], best[edge][0])), again[1] * times + best[edge][1])
                 for edge in out if edge in best}
 
@@ -523,31 +560,35 @@ class Loop:
         """Whether an edge goes from a first try to wait to a loop that tries again: not taken where the state is there."""
         return following in self._spins and any(map(self.waits, self._graph.blocks[source]))
 
-    def _choices(self, blocks):
-        """The branches along a path, and what decided."""
-        whole = set(blocks)
-        seen = set()
-        for block, following in zip(blocks, blocks[1:] + blocks[:1]):
-            options = self._graph.next[block]
-            last = self._graph.blocks[block][-1]
-            if len(options) < 2 or last.address in seen:
-                continue
-            seen.add(last.address)
-            other = next(option for option in options if option != following) if len(set(options)) > 1 else following
-            taken = following == _target(last)
-            if other not in self.loop.blocks:
-                why = "stays in the loop"
-            elif other in self._passes or following in self._passes:
-                why = "a pass of an inner loop" if other in whole else "the inner loop is passed"
-            elif any(one.name == "CALL" for one in self._graph.blocks[other]):
-                why = "calls nothing"
-            elif self._retries(block, other):
-                why = "the state is there"
-            else:
-                here, there = self._weight(following), self._weight(other)
-                why = ("sends" if here[1] > there[1] else "waits" if here[2] > there[2] else
-                       ("longer" if self._finishes else "shorter"))
-            yield Choice(last.address, taken, why)
+    def choices(self, path):
+        """[`Choice`, ...] at the branches of a Path of this loop: the best path the other way is what it lost to."""
+        found = {}
+        for block, following in zip(path.blocks, path.blocks[1:] + path.blocks[:1]):
+            options = set(self._graph.next[block])
+            if len(options) > 1 and block not in found:
+                other, = options - {following}
+                last = self._graph.blocks[block][-1]
+                found[block] = Choice(last.address, following == _target(last), self._why(path, (block, following), (block, other)))
+        return list(found.values())
+
+    def _why(self, path, edge, other):
+        if other[1] not in self.loop.blocks:
+            return "stays in the loop"
+        if self._retries(*other):
+            return "the state is there"
+        if any(edge in path_edges and other in path_edges for path_edges in [set(zip(path.blocks, path.blocks[1:]))]):
+            return "both, in passes of an inner loop"
+        self._forbidden = edge
+        try:
+            weight = self._find(path.settings).weight
+        except _NoWay:
+            return "the only way"
+        finally:
+            self._forbidden = None
+        for what, mine, others in zip(("calls nothing", "sends", "waits", "multiplies"), path.weight, weight):
+            if mine != others:
+                return what
+        return f"{'longer' if path.settings.finishes else 'shorter'} by {abs(path.weight[4] - weight[4])}"
 
     def gates(self, most_besides_ffma=None):
         """What is wrong with the loop: a list of sentences, empty where nothing is.

@@ -21,7 +21,7 @@ is over when that time has come, LATENCIES of the wait's instruction later.
   serial   from the wait's end to the last sending of the last warp, all warps of a block together
   flight   of the exchange
   shadow   from the last sending to the wait of the last warp: hidden where it is shorter than the flight
-  busy     instructions that one scheduler issues a step and tile of rows, at the least that many cycles
+  busy     of a step and tile of rows, at the least: instructions that one scheduler issues, or cycles of its busiest pipe
 and `cycles` is a step's time in the simulation, in its steady state; about max(serial + max(flight, shadow), blocks · tiles · busy).
 
 Left out: misses of the instruction cache, conflicts of register banks, lanes of one warp that go different ways, clocks.
@@ -63,9 +63,9 @@ class Prediction(NamedTuple):
     serial: float
     flight: int
     shadow: float
-    busy: int
-    ffma: int       # cycles of one scheduler for multiply-adds, a step and tile of rows
-    shared: int     # cycles of shared memory, a step and tile of rows
+    busy: float
+    ffma: float     # cycles of one scheduler for multiply-adds, a step and tile of rows
+    shared: float   # cycles of shared memory, a step and tile of rows
     cycles: float   # a step, in steady state
     alone: float    # serial of one warp that has the multiprocessor to itself
 
@@ -77,12 +77,13 @@ class _Op(NamedTuple):
     write: int
     read: int
     latency: int
-    pipe: int      # 0: none, 1: multiply-adds, 2: integer, 3: shared memory, 4: special functions
+    pipe: int      # 0, or one of the four below
     busy: int      # cycles of the pipe
     what: int      # _SEND, _WAIT, ... or 0
     source: object
 
 
+_FLOAT, _INTEGER, _SHARED, _SPECIAL = 1, 2, 3, 4
 _SEND, _WAIT, _BAR, _MEMBAR, _COMMIT, _COPIES = 1, 2, 3, 4, 5, 6
 
 
@@ -123,8 +124,8 @@ class Walk:
     Parameters
     ----------
     loop : sass.Loop
-    threads : int
-        Of a block.
+    threads : int, optional
+        Of a block, if not what the launch bounds say.
     in_shared, tiles : int
         See `sass.Loop.path`.
     finishing : int, optional
@@ -135,18 +136,17 @@ class Walk:
         Whether each pair of neighbouring lanes reads the same 16 bytes of the state.
     """
 
-    def __init__(self, loop, threads, in_shared=1, tiles=1, finishing=None, blocks=1, pairs=False):
+    def __init__(self, loop, threads=None, in_shared=1, tiles=1, finishing=None, blocks=1, pairs=True):
         self.loop, self.blocks, self.tiles = loop, blocks, tiles
         self.architecture = loop.function.architecture
-        warps = max(1, threads // 32)
+        warps = max(1, (threads or loop.function.threads) // 32)
         self.warps = math.ceil(warps / 4)  # of a block, on the busiest scheduler
         self.finishing = self.warps if finishing is None else max(1, math.ceil(finishing / 4))
         self.share = min(4, warps)         # schedulers that use shared memory
         self._weights = _weight_reads(loop)
         self.pairs = pairs
-        found = loop.path(in_shared, tiles)
-        self.choices = found.choices
-        long, short = found.instructions, loop.path(in_shared, tiles, finishes=False).instructions
+        self.path = loop.path(in_shared, tiles)
+        long, short = self.path.instructions, loop.path(in_shared, tiles, finishes=False).instructions
         self.long_path, self.short_path = self._turned(long), self._turned(short)
         if sum(one.name == "BAR" for one in long) != sum(one.name == "BAR" for one in short):
             self.short_path = self.long_path  # it would not come to all barriers
@@ -184,15 +184,15 @@ class Walk:
             if one.predicate == "!PT":
                 pass
             elif kind in ("FFMA", "float") and one.name not in ("FSEL", "FSETP", "FMNMX"):
-                pipe, busy = 1, 32 // lanes
+                pipe, busy = _FLOAT, 32 // lanes
             elif one.name.startswith("IMAD"):
-                pipe, busy = 1, 2
+                pipe, busy = _FLOAT, 2
             elif (kind == "integer" and not one.name.startswith("U")) or one.name in ("FSEL", "FSETP", "FMNMX"):
-                pipe, busy = 2, 32 // _LANES_INTEGER
+                pipe, busy = _INTEGER, 32 // _LANES_INTEGER
             elif kind in ("LDS.32", "LDS.64", "LDS.128", "STS", "SHFL"):
-                pipe, busy = 3, self.share * _wavefronts(one, self._weights, self.pairs)
+                pipe, busy = _SHARED, self.share * _wavefronts(one, self._weights, self.pairs)
             elif kind == "MUFU":
-                pipe, busy = 4, 32 // _LANES_SPECIAL
+                pipe, busy = _SPECIAL, 32 // _LANES_SPECIAL
             what = 0
             if not fixed and loop.waits(one):
                 what = _WAIT
@@ -225,10 +225,11 @@ class Walk:
         run, alone = simulate(self), simulate(self, blocks=1, warps=1)
         flight = FLIGHT[self.loop.exchange]
         ops = self.long * self.finishing + self.short * (self.warps - self.finishing)
-        ffma = sum(op.busy for op in ops if op.pipe == 1 and op.source.name == "FFMA")
-        shared = sum(op.busy for op in ops if op.pipe == 3)
-        return Prediction(self.loop.exchange, run.sent - run.start, flight, run.back - run.sent, round(len(ops) / self.tiles),
-                          round(ffma / self.tiles), round(shared / self.tiles), run.cycles, alone.sent - alone.start)
+        pipes = [sum(op.busy for op in ops if op.pipe == pipe) for pipe in range(1, 5)]
+        busy = max(len(ops), *pipes)
+        ffma = sum(op.busy for op in ops if op.source.name == "FFMA")
+        return Prediction(self.loop.exchange, run.sent - run.start, flight, run.back - run.sent, busy / self.tiles,
+                          ffma / self.tiles, pipes[_SHARED - 1] / self.tiles, run.cycles, alone.sent - alone.start)
 
     def listing(self):
         """[Event, ...] of one warp that has the multiprocessor to itself, through one step, from the wait on."""
@@ -315,7 +316,7 @@ def simulate(walk, blocks=None, warps=None):
             events.append(Event(warp.step, cycle, op.source, cycle - warp.ready, why, op.what == _SEND))
         now, last = cycle, warp
         start = cycle
-        if op.pipe in (1, 2):
+        if op.pipe in (_FLOAT, _INTEGER):
             pipes[op.pipe] = cycle + op.busy
         elif op.pipe:
             start = max(cycle, pipes[op.pipe])
@@ -374,7 +375,7 @@ def _allowed(warp, pipes):
         done = max(warp.batches[:len(warp.batches) - open_], default=0)
         if done > time:
             time, why = done, "copies"
-    if op.pipe in (1, 2) and pipes[op.pipe] > time:
+    if op.pipe in (_FLOAT, _INTEGER) and pipes[op.pipe] > time:
         time, why = pipes[op.pipe], "pipe"
     return time, why
 
