@@ -6,6 +6,7 @@
 // they wait is the family's Exchange, which counts rows from the block's first, r = 0, ROWS, 2·ROWS ...:
 //   first_column()             this block's
 //   start(pass, ...)           all elements of state 0 are put, and all see them
+//   fetch(n, r, end)           state n has been met; rows(n, r, end) comes soon
 //   rows(n, r, end)            ROWS rows of state n from r on, (ROWS, K) in shared memory, once they are there
 //   put(n, r, tile, values, wanted)    the thread's elements of these rows of state n, as Tile numbers them; nobody will look for
 //                              the last state, which is not wanted
@@ -58,20 +59,19 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   }
   auto line = [&](const Position& at, int i) { return pass.line(at.m, at.r + row[i]); };
 
-  typename Pass::Index index[COUNT] = {};
+  int token[COUNT] = {};
   typename Pass::Term term[COUNT] = {};
   typename Pass::Addend addend[COUNT] = {};
-  Position of_index = {0, 0, 0}, of_term = {0, 0, 0}, at = {0, 0, 0};
-  auto read_index = [&] {
+  Position of_token = {0, 0, 0}, of_term = {0, 0, 0}, at = {0, 0, 0};
+  auto read_token = [&] {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if (of_index.n < steps && of_index.r < below[i]) index[i] = pass.index(line(of_index, i));
-    of_index.advance(ROWS, end, B);
+    for (int i = 0; i < COUNT; i++) pass.token(of_token.n < steps && of_token.r < below[i], line(of_token, i), token[i]);
+    of_token.advance(ROWS, end, B);
   };
   auto read_term = [&] {
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (of_term.n < steps && of_term.r < below[i]) term[i] = pass.term(column[i], index[i], line(of_term, i));
+      pass.term(of_term.n < steps && of_term.r < below[i], column[i], token[i], line(of_term, i), term[i]);
     of_term.advance(ROWS, end, B);
   };
   auto make_addend = [&] {
@@ -83,9 +83,9 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
     for (int i = 0; i < COUNT; i++)
       if (at.r < below[i]) pass.store(column[i], line(at, i), values[i]);
   };
-  read_index(), read_term(), make_addend();
-  read_index(), read_term();
-  read_index();
+  read_token(), read_term(), make_addend();
+  read_token(), read_term();
+  read_token();
 
   if constexpr (Pass::STARTS_STORED)
     for (int r = 0; r < end; r += ROWS) {
@@ -96,6 +96,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
       store({-1, -B, r}, values);
     }
   exchange.start(pass, tile, first_row, left, end);
+  exchange.fetch(0, 0, end);
 
 #pragma unroll 1
   while (at.n < steps) {
@@ -107,13 +108,15 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
       if (at.r >= below[i]) values[i] = 0;
     }
     exchange.put(at.n + 1, at.r, tile, values, at.n + 1 < steps);
-    store(at, values);
-    make_addend();
-    in_this_order();  // what was read is used before anything takes its place
-    read_term();
-    read_index();
-    const int n = at.n;
+    const Position done = at;
     at.advance(ROWS, end, B);
-    if (at.n > n && at.n < steps) exchange.meet(at.n);
+    if (at.n < steps) {
+      if (at.n > done.n) exchange.meet(at.n);
+      exchange.fetch(at.n, at.r, end);
+    }
+    store(done, values);
+    make_addend();
+    read_term();
+    read_token();
   }
 }
