@@ -63,14 +63,19 @@ struct Forward {
   template <class Line>
   __device__ Line line(Line m, int b) const { return m + b; }
   template <class Line>
-  __device__ void token(bool when, Line line, int& token) const {
-    load_when(when && tokens, tokens + line, token);
-  }
+  __device__ const int* token(Line line) const { return tokens ? tokens + line : tokens; }
+  struct Place {
+    bool known;
+    const Real* term;
+  };
   template <class Line>
-  __device__ void term(bool when, const Column& column, int token, Line line, Term& term) const {
+  __device__ Place place(const Column& column, int token, Line line) const {
     const bool known = !tokens || static_cast<unsigned>(token) < static_cast<unsigned>(V);
-    if (!known) term = static_cast<Real>(nanf(""));  // 0 / 0 would be a division
-    load_when(when && known, element(column.table, tokens ? token : line, H), term);
+    return {known, element(column.table, tokens ? token : line, H)};
+  }
+  __device__ void read(bool when, const Place& place, Term& term) const {
+    if (!place.known) term = static_cast<Real>(nanf(""));  // 0 / 0 would be a division
+    load_when(when && place.known, place.term, term);
   }
   __device__ Addend addend(const Column& column, Term term) const { return term + column.bias; }
   __device__ Real finish(Real sum, Addend addend) const {
@@ -110,7 +115,7 @@ struct Backward {
     const Column all = column(j);
     const long long last = line(-static_cast<long long>(B), b);
     Term found = {0, 0};
-    term(true, all, 0, last, found);
+    read(true, place(all, 0, last), found);
     return finish(sum, addend(all, found));
   }
   struct Column {
@@ -127,12 +132,19 @@ struct Backward {
   template <class Line>
   __device__ Line line(Line m, int b) const { return static_cast<Line>(T - 2) * B - m + b; }
   template <class Line>
-  __device__ void token(bool, Line, int&) const {}
+  __device__ const int* token(Line) const { return nullptr; }
+  struct Place {
+    bool inside, given;
+    const Real *h, *dh;
+  };
   template <class Line>
-  __device__ void term(bool when, const Column& column, int, Line line, Term& term) const {
-    if (line < 0) term.h = activation == RELU, term.dh = 0;  // f' = 1, for dh0
-    load_when(when && line >= 0, element(column.h, line, H), term.h);
-    load_when(when && line >= 0 && column.dh, element(column.dh, line, H), term.dh);
+  __device__ Place place(const Column& column, int, Line line) const {
+    return {line >= 0, line >= 0 && column.dh, element(column.h, line, H), element(column.dh, line, H)};
+  }
+  __device__ void read(bool when, const Place& place, Term& term) const {
+    if (!place.inside) term.h = activation == RELU, term.dh = 0;  // f' = 1, for dh0
+    load_when(when && place.inside, place.h, term.h);
+    load_when(when && place.given, place.dh, term.dh);
   }
   __device__ Addend addend(const Column&, Term term) const {
     if (activation == RELU) return {term.dh, static_cast<Real>(term.h > 0)};

@@ -62,17 +62,30 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   int token[COUNT] = {};
   typename Pass::Term term[COUNT] = {};
   typename Pass::Addend addend[COUNT] = {};
+  // What is read at the start of the next step: where the term of the tile after that is, and the token of the one after.
+  typename Pass::Place place[COUNT] = {};
+  const int* token_place[COUNT] = {};
+  bool read_term[COUNT] = {}, read_token[COUNT] = {};
   Position of_token = {0, 0, 0}, of_term = {0, 0, 0}, at = {0, 0, 0};
-  auto read_token = [&] {
+  auto find_token = [&] {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) pass.token(of_token.n < steps && of_token.r < below[i], line(of_token, i), token[i]);
+    for (int i = 0; i < COUNT; i++) {
+      token_place[i] = pass.token(line(of_token, i));
+      read_token[i] = token_place[i] && of_token.n < steps && of_token.r < below[i];
+    }
     of_token.advance(ROWS, end, B);
   };
-  auto read_term = [&] {
+  auto find_term = [&] {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      pass.term(of_term.n < steps && of_term.r < below[i], column[i], token[i], line(of_term, i), term[i]);
+    for (int i = 0; i < COUNT; i++) {
+      place[i] = pass.place(column[i], token[i], line(of_term, i));
+      read_term[i] = of_term.n < steps && of_term.r < below[i];
+    }
     of_term.advance(ROWS, end, B);
+  };
+  auto read = [&] {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) pass.read(read_term[i], place[i], term[i]), load_when(read_token[i], token_place[i], token[i]);
   };
   auto make_addend = [&] {
 #pragma unroll
@@ -83,9 +96,10 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
     for (int i = 0; i < COUNT; i++)
       if (at.r < below[i]) pass.store(column[i], line(at, i), values[i]);
   };
-  read_token(), read_term(), make_addend();
-  read_token(), read_term();
-  read_token();
+  find_token(), read();
+  find_term(), find_token(), read();
+  make_addend();
+  find_term(), find_token();
 
   if constexpr (Pass::STARTS_STORED)
     for (int r = 0; r < end; r += ROWS) {
@@ -101,7 +115,9 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
 #pragma unroll 1
   while (at.n < steps) {
     float values[COUNT];
-    tile.multiply(exchange.rows(at.n, at.r, end), values);
+    const float* state = exchange.rows(at.n, at.r, end);
+    read();
+    tile.multiply(state, values);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       values[i] = pass.finish(values[i], addend[i]);
@@ -116,7 +132,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
     }
     store(done, values);
     make_addend();
-    read_term();
-    read_token();
+    find_term();
+    find_token();
   }
 }
