@@ -4,7 +4,16 @@
 
 #define PLACE machine::Place place = {__builtin_FILE(), __builtin_LINE()}
 
-inline int kept(int value) { return value; }
+template <class Value>
+inline Value kept(Value value) { return value; }
+template <class Value>
+inline void load_when(bool when, const Value* from, Value& value) {
+  if (when) value = *from;
+}
+template <class Value>
+inline void store_when(bool when, Value* to, Value value) {
+  if (when) *to = value;
+}
 inline long long wide_product(long long a, long long b) { return a * b; }
 inline float* shared_memory() { return reinterpret_cast<float*>(machine::shared()); }
 inline float exchange_lanes(float value, int mask, PLACE) { return machine::exchange_lanes(value, mask, place); }
@@ -36,6 +45,5 @@ inline void store_async(Remote to, Remote barrier, float4 values) { machine::sto
 inline void store_async(bool when, Remote to, Remote barrier, float4 values) {
   if (when) store_async(to, barrier, values);
 }
-inline Remote kept(Remote place) { return place; }
 
 #undef PLACE
