@@ -242,7 +242,7 @@ def _tiles(family, architecture, H=None):
                 k_warps = _k_warps(k, columns)
                 if k_warps:
                     # A tile of 4 rows costs hardly more than one of 2.
-                    yield from ((_with_shared(Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
+                    yield from ((_with_shared(family, Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
 
 
 def _tile(family, k, columns, rows):
@@ -254,7 +254,7 @@ def _tile(family, k, columns, rows):
             continue  # there a lane finishes one element
         threads, weights = columns * k_lanes // 4, 4 * k // k_lanes
         if k % (4 * k_lanes) == 0 and columns % (128 // k_lanes) == 0 and weights <= 256 and threads <= 512:
-            found.append(_with_shared(Tile(k, columns, k_lanes, 1, rows, 0)))
+            found.append(_with_shared(family, Tile(k, columns, k_lanes, 1, rows, 0)))
     return min(found, key=lambda tile: (tile.shared_weights, tile.threads < 128, tile.k_lanes), default=None)
 
 
@@ -267,11 +267,14 @@ def _k_warps(k, columns):
     return None
 
 
-def _with_shared(tile):
+def _with_shared(family, tile):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
-    compiling (tests/test_cuda_compile.py): what does not spill."""
+    compiling (tests/test_cuda_compile.py): what does not spill, on any architecture that has the family."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
-    besides = {1: (47, 47), 2: (47, 66), 4: (80, 120)}[tile.rows][tile.k_lanes == 4]
+    if family == "cluster":
+        besides = {1: 47, 2: 48, 4: 80}[tile.rows]
+    else:
+        besides = {1: 57, 2: 66, 4: 96 if tile.k_lanes > 4 else 130}[tile.rows]
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
 
 
