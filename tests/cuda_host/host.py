@@ -111,7 +111,8 @@ class Host:
     ----------
     device : variants.Device
     seed : int
-        Draws the order in which threads run.
+        Draws the order in which threads run and deliveries come: of the first launch, each later one has the next seed. A launch
+        that fails names its own; as the first one of a Host with that seed, the same kernel on the same data fails alike.
     edit : callable
         Family and text of its kernels → the text to compile instead.
     sanitize : bool
@@ -164,14 +165,16 @@ class Host:
             regions = list(self._arrays)
         begins = (ctypes.c_uint64 * len(regions))(*(address for address, _ in regions))
         lengths = (ctypes.c_uint64 * len(regions))(*(size for _, size in regions))
+        seed = self._seed
         self._seed += 1
-        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, self._seed,
-                      len(regions), begins, lengths)
+        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, seed, len(regions), begins,
+                      lengths)
         error = _Error()
         if machine.machine_run(kernel.run, addresses, how, error):
             raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
                 f"\n  {what} {_line(path, code)}" for what, code in
-                (("at", error.access), ("the other at", error.other_access)) if code))
+                (("at", error.access), ("the other at", error.other_access)) if code)
+                + f"\n  again: the first launch of Host(..., seed={seed})")
 
     def function(self, launch):
         """A number for driver.py to launch the kernel by."""
@@ -227,5 +230,6 @@ class Host:
 
 def _line(path, code):
     """file:line of an address of code; that of the call before it, which is where the access was."""
-    found = subprocess.run(["addr2line", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout.strip()
-    return os.path.basename(found) or hex(code)
+    found = subprocess.run(["addr2line", "-i", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout.split("\n")
+    lines = [os.path.basename(line).split(" ")[0] for line in found if line]  # the innermost function first
+    return next((line for line in lines if not line.startswith("primitives.cuh:")), None) or hex(code)

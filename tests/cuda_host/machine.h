@@ -60,10 +60,10 @@ struct Remote {
 Remote remote(const void* local, int rank);
 void store_to_block(Remote to, const void* values);  // 16 bytes
 
-void mbarrier_init(uint64_t* barrier);
+void mbarrier_init(void* barrier);
 void mbarrier_init_fence();
-void mbarrier_expect(uint64_t* barrier, int bytes);
-void mbarrier_wait(uint64_t* barrier, int parity, Place place);
+void mbarrier_expect(void* barrier, int bytes);
+void mbarrier_wait(void* barrier, int parity, Place place);
 void store_async(Remote to, Remote barrier, const void* values);  // 16 bytes
 
 }  // namespace machine

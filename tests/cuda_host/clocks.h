@@ -1,0 +1,59 @@
+// Vector clocks: which events of a launch happened before which others, whatever order the threads run in.
+//
+// Every thread has a clock, the count of its sends and meetings, and every mbarrier has one, the count of its phases that have
+// ended. An event with clock c of one of them happened before another event if the other one knows that clock to have got to c.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace machine {
+
+constexpr uint32_t WARP = 32;
+
+// How far each clock is known to have got: those of the threads, then those of the mbarriers; 0 beyond the end.
+using Clocks = std::vector<uint32_t>;
+
+inline uint32_t known(const Clocks& clocks, uint32_t which) { return which < clocks.size() ? clocks[which] : 0; }
+
+inline void learn(Clocks& clocks, uint32_t which, uint32_t value) {
+  if (clocks.size() <= which) clocks.resize(which + 1);
+  clocks[which] = std::max(clocks[which], value);
+}
+
+inline void learn(Clocks& clocks, const Clocks& others) {
+  if (clocks.size() < others.size()) clocks.resize(others.size());
+  for (size_t i = 0; i < others.size(); i++) clocks[i] = std::max(clocks[i], others[i]);
+}
+
+// What a thread knows to have happened. Most threads know the same, so the clocks are shared and never changed in place; that
+// the lanes of its warp have met is kept beside them, for it is news after every shuffle.
+struct View {
+  std::shared_ptr<const Clocks> others;
+  uint32_t thread = 0;  // this one's number
+  uint32_t own = 1;     // this one's clock
+  uint32_t lanes = 0;   // to where the clocks of all lanes of its warp are known
+
+  uint32_t knows(uint32_t which) const {
+    if (which == thread) return own;
+    const uint32_t value = known(*others, which);
+    return which / WARP == thread / WARP ? std::max(value, lanes) : value;
+  }
+
+  void tell(Clocks& clocks) const {
+    learn(clocks, *others);
+    tell_own(clocks);
+  }
+
+  // The part that is not in `others`.
+  void tell_own(Clocks& clocks) const {
+    const uint32_t first = thread / WARP * WARP;
+    if (clocks.size() < first + WARP) clocks.resize(first + WARP);
+    for (uint32_t i = 0; i < WARP; i++) clocks[first + i] = std::max(clocks[first + i], lanes);
+    clocks[thread] = std::max(clocks[thread], own);
+  }
+};
+
+}  // namespace machine
