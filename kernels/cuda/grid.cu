@@ -8,7 +8,7 @@
 //   states          global, zero before the launch: 2 (this one, next one) × gridDim.y·rows × K
 //   counters        global, zero before the launch: one a group, 32 apart
 //   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
-//   shared memory   those weights | two tiles of rows: 2 × ROWS × K | partial sums: 2 × TILE::PARTIALS
+//   shared memory   those weights | partial sums: TILE::PARTIALS | two tiles of rows: 2 × ROWS × K
 //
 // Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
 // is more, and once a step about 2000 for the way through L2: stores, counter, poll, first copy.
@@ -22,8 +22,24 @@ struct Grid {
   float* staged;
 
   __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
-  __device__ void put(int n, int row, int column, float value) const {
-    states[(n & 1) * size + static_cast<long long>(row) * Tile::K + first_column() + column] = value;
+  template <class Pass>
+  __device__ void start(const Pass& pass, const Tile& tile, int first_row, int left, int tiles) const {
+    for (int p = 0; p < tiles; p++) {
+      float values[Tile::COUNT];
+#pragma unroll
+      for (int i = 0; i < Tile::COUNT; i++) {
+        const int row = p * Tile::ROWS + tile.row(i), j = first_column() + tile.column(i);
+        values[i] = tile.owns(i) && row < left && j < pass.H ? pass.start(first_row + row, j) : 0;
+      }
+      put(0, p, tile, values, true);
+    }
+    meet(0);
+  }
+  __device__ void put(int n, int p, const Tile& tile, const float* values, bool) const {
+    float* state = states + (n & 1) * size + static_cast<long long>(p) * Tile::ROWS * Tile::K + first_column();
+#pragma unroll
+    for (int i = 0; i < Tile::COUNT; i++)
+      if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
   }
   __device__ void meet(int n) const { group_barrier(counter, gridDim.x, n + 1); }
   __device__ const float* rows(int n, int p, int tiles) const {
@@ -49,14 +65,13 @@ struct Grid {
   }
 };
 
-// Macros: PASS, TILE.
-extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) grid(PASS pass, int rows, float* states, unsigned* counters) {
+// Macros: NAME, PASS, TILE.
+extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) NAME(PASS pass, int rows, float* states, unsigned* counters) {
   float* weights = shared_memory();
-  float* staged = weights + TILE::SHARED_WEIGHTS;
-  float* partials = staged + 2 * TILE::ROWS * TILE::K;
   TILE tile;
   tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
   const long long group = static_cast<long long>(rows) * TILE::K;
-  Grid<TILE> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y, staged};
-  recurrence(pass, tile, exchange, blockIdx.y * rows, rows, partials);
+  Grid<TILE> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y,
+                         weights + TILE::SHARED_WEIGHTS + TILE::PARTIALS};
+  recurrence(pass, tile, exchange, blockIdx.y * rows, rows);
 }
