@@ -41,20 +41,23 @@ struct Access {
 };
 
 //
-// That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"), where no barrier
-// need lie between two uses of a word. So in a cluster that has an mbarrier there is a second order, kept by vector clocks:
-//   - a thread learns from all whom it meets at a barrier, from the lanes of its warp also at a shuffle or a vote;
-//   - what a thread sends takes along all that the thread knows, and so does the telling of an mbarrier what to expect;
-//   - who has waited for a phase of an mbarrier knows all that came with that phase and the ones before.
-// What is known in this order has happened: a value was read before it was sent on, in whatever way. So a delivery may overwrite
-// what was read, or what another delivery brought, if the sender knew of that. But it says nothing of what can be seen: a shuffle
-// orders no memory, and the mbarrier's complete-tx releases the bytes of its own st.async, not what the sender wrote before
-// (PTX ISA, "Memory Consistency Model"; "mbarrier" promises some more, which no kernel here needs). So a plain read or
-// write after a plain one needs a barrier as ever; and what a delivery has brought may be read by threads that have waited for the
-// phase it came in, or have met at a barrier with one that has.
+// That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier need
+// lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
+//   - a thread learns all that those know whom it meets at a barrier, or at a shuffle or a vote, the lanes of its warp;
+//   - a delivery brings to its mbarrier all that its sender knew, and so does the telling of what to expect;
+//   - who has waited for a phase of an mbarrier knows all that came to it in that phase and before.
+// What is known to have been read, has been read: its value, or one made of it, has come here. What is known to have been sent
+// or waited for, has arrived. What is known to have been written, has been written if its writer has met others at a barrier
+// since and that is known too. All this a later delivery may overwrite.
 //
-// A phase counts as waited for if it has ended in every order of the threads: a wait for a parity may return by chance in a
-// later phase, in another run it would not.
+// But the second order does not say what can be seen. A shuffle orders no memory, and the complete-tx of a delivery releases
+// the bytes of that delivery, not what its sender wrote before (PTX ISA, "Memory Consistency Model"; what the mbarrier's own
+// arrive and wait order between threads of a block is left out, since no kernel here needs it). So for plain reads and writes
+// of what was plainly written or read, meetings count as ever. And what a delivery has brought can be read by a thread that
+// has waited for its phase, or has met one at a barrier that has.
+//
+// A thread that waits for a parity is taken to have waited for the first phase of that parity that can be the one, by what it
+// has waited for before. That it found a later one ended is chance: in another order of the threads it would not.
 struct Word {
   Access write;
   // Since then: the last read, the last by another thread than that, the last by another block. A thread can only be running
@@ -102,6 +105,7 @@ struct Thread {
   bool ended = false;
   uint32_t block_meetings = 0, wide_meetings = 0;
   View view;
+  std::vector<uint32_t> met;  // its clock at each barrier
   Clocks phases;  // how many phases of each mbarrier it may read the deliveries of
   const char* waits = "";  // for what, where
   Place place = {"", 0};
@@ -466,6 +470,7 @@ void share_knowledge(Block* const* blocks, size_t count) {
     }
   for (size_t i = 0; i < count; i++)
     for (Thread& thread : blocks[i]->threads) {
+      thread.met.push_back(thread.view.own);
       thread.view.others = clocks;
       thread.view.own++;
       thread.phases = phases;
@@ -564,6 +569,16 @@ void learn_from(Mbarrier& mbarrier, uint32_t phases, View& view) {
   view.others = after;
 }
 
+// That a word was plainly written, if it was, and its writer has met others since.
+bool knows_written(const View& view, const Word& word, const Domain& domain) {
+  if (word.write.thread == 0) return true;
+  const uint32_t number = word.write.thread - domain.blocks[0]->threads[0].number;
+  const auto threads = static_cast<uint32_t>(run->launch->block);
+  const auto& met = domain.blocks[number / threads]->threads[number % threads].met;
+  const auto next = std::lower_bound(met.begin(), met.end(), word.when);
+  return next != met.end() && view.knows(number) >= *next;
+}
+
 // The word gets its part of the delivery.
 void land(Word& word, const Delivery& delivery) {
   const Access& sender = delivery.sender;
@@ -575,7 +590,7 @@ void land(Word& word, const Delivery& delivery) {
     fail(sender.code, word.write.code, "a delivery from %s overwrites what a copy of %s is on its way to", name.text,
          Name(word.copying).text);
   if (word.mbarrier ? delivery.view.knows(clock_of(domain, word.mbarrier - 1)) <= word.when
-                    : word.write.thread == sender.thread ? word.when > delivery.view.own : !ordered(word.write, sender, &domain))
+                    : !knows_written(delivery.view, word, domain))
     fail(sender.code, word.write.code, "a delivery from %s overwrites what %s %s, nothing orders them", name.text,
          Name(word.write.thread).text, word.mbarrier ? "has sent" : "writes");
   for (uint32_t at = word.reads; at; at = run->reads[at].next) {

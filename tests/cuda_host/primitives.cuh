@@ -31,16 +31,17 @@ TWIN Remote operator+(Remote to, int bytes) { return {{to.place.rank, to.place.b
 TWIN void store_to_block(Remote to, float4 values) { machine::store_to_block(to.place, &values); }
 
 using Mbarrier = unsigned long long;
-TWIN uint64_t* word_of(Mbarrier* barrier) { return reinterpret_cast<uint64_t*>(barrier); }
-TWIN void mbarrier_init(Mbarrier* barrier) { machine::mbarrier_init(word_of(barrier)); }
+TWIN void mbarrier_init(Mbarrier* barrier) { machine::mbarrier_init(barrier); }
 TWIN void mbarrier_init_fence() { machine::mbarrier_init_fence(); }
-TWIN void mbarrier_expect(Mbarrier* barrier, int bytes) { machine::mbarrier_expect(word_of(barrier), bytes); }
-TWIN void mbarrier_wait(Mbarrier* barrier, int parity, PLACE) { machine::mbarrier_wait(word_of(barrier), parity, place); }
-TWIN void store_async(Remote to, Remote barrier, float4 values) { machine::store_async(to, barrier, &values); }
+TWIN void mbarrier_expect(Mbarrier* barrier, int bytes) { machine::mbarrier_expect(barrier, bytes); }
+TWIN void mbarrier_wait(Mbarrier* barrier, int parity, PLACE) { machine::mbarrier_wait(barrier, parity, place); }
+TWIN void store_async(Remote to, Remote barrier, float4 values) {
+  machine::store_async(to.place, barrier.place, &values);
+}
 TWIN void store_async(bool when, Remote to, Remote barrier, float4 values) {
   if (when) store_async(to, barrier, values);
 }
-TWIN Remote kept(Remote place) { return place; }
+TWIN Remote kept(Remote to) { return to; }
 
 #undef PLACE
 #undef TWIN
