@@ -19,7 +19,7 @@ PRIMITIVES = '#include "primitives.cuh"\n#line 1 "kernel.cu"\n'
 
 def launch(body, *arrays, grid=(1, 1, 1), block=64, shared=0, cluster=1, cooperative=False, seed=0,
            parameters=None, values=None, earlier=0):
-    """Runs a kernel `body` whose parameters are float* a, b, ... for the arrays, after `earlier` launches of an empty one."""
+    """Runs a kernel `body` whose parameters are float* a, b, ... for the arrays, after `earlier` launches of nothing."""
     parameters = parameters or ", ".join(f"float* {name}" for name, _ in zip("abc", arrays))
     texts = [f"{PRIMITIVES}__global__ void kernel({parameters}) {{\n{text}\n}}\n" for text in (body, "")]
     host = Host(H100, seed=seed, edit=lambda family, source: texts[len(host.launches) <= earlier])
@@ -128,7 +128,8 @@ def test_copies_not_waited_for():
     arrays = np.zeros(512, "float32"), np.zeros(256, "float32")
     refused("on its way", COPY.format("", "threadIdx.x"), *arrays, shared=2048)
     refused("on its way", COPY.format("copy_wait<1>();", "64 + threadIdx.x"), *arrays, shared=2048)
-    refused("no barrier between|on its way|nobody wrote", COPY.format("copy_wait<0>();", "127 - threadIdx.x"), *arrays, shared=2048)
+    refused("no barrier between|on its way|nobody wrote", COPY.format("copy_wait<0>();", "127 - threadIdx.x"), *arrays,
+            shared=2048)
     refused("ended with copies on their way", "copy_start(reinterpret_cast<float4*>(shared_memory()) + threadIdx.x,\n"
             "reinterpret_cast<const float4*>(a) + threadIdx.x);", arrays[0], shared=2048)
 
@@ -261,10 +262,10 @@ FAULTS = {
     "not told": ("wait for ever.*has not been told what to expect", [(ARM, "")]),
     "told twice": (TOLD_TWICE, [(ARM, ARM + ARM)]),
     "told again, twice": (TOLD_TWICE, [(ARM_AGAIN, ARM_AGAIN + ARM_AGAIN)]),
-    "one buffer for two": (UNORDERED, [("(n & 1) * 512", "0"), ("(n + 1 & 1) * 512", "0"), ("states[512 + i]", "states[i]")]),
+    "one buffer for two": (UNORDERED, [("(n & 1) * 512", "0"), ("(n + 1 & 1) * 512", "0")]),
     "one mbarrier for two": (f"{OTHER_PHASE}|{TOO_EARLY}", [  # in which a state may overtake the one before
-        ("barriers + (n & 1), (n - 1) / 2 & 1", "barriers, n - 1 & 1"), ("barriers + (n & 1)", "barriers"), ("n + 2", "n + 1"),
-        ("barriers + (n + 1 & 1)", "barriers"), (LAST_WAIT, "mbarrier_wait(barriers, 0);")]),
+        ("barriers + (n & 1), (n - 1) / 2 & 1", "barriers, n - 1 & 1"), ("barriers + (n & 1)", "barriers"),
+        ("barriers + (n + 1 & 1)", "barriers"), ("n + 2", "n + 1"), (LAST_WAIT, "mbarrier_wait(barriers, 0);")]),
     "ends before what is sent to it": ("may have ended before a delivery from thread",
                                        [(LAST_WAIT, ""), ("states[512 + i]", "0")]),
     "no fence": ("without mbarrier_init_fence", [(FENCE, "")]),
@@ -311,7 +312,7 @@ def test_one_delivery():
         assert a.tolist() == [5] * 32
 
 
-UNORDERED_WRITE = "overwrites what thread .* writes, nothing orders them|overwrites what a delivery from thread .* has brought"
+UNORDERED_WRITE = "overwrites what thread .* writes, nothing orders them|overwrites what a delivery from .* has brought"
 TO_ITSELF = """if (rank == 0 && t == 0) {
   mbarrier_expect(barrier, 16);
   store_async(remote(s, 0), remote(barrier, 0), {});
@@ -326,7 +327,8 @@ MISUSES = {
                            SEND.replace("barrier, 1", "barrier + 2, 1")),
     "initialised by another": ("initialised, with no barrier between",
                                "if (t == 0) mbarrier_init(barrier + 2);\n ballot(t); if (t) mbarrier_wait(barrier + 2, 1);"),
-    "initialised twice": ("initialises the mbarrier at byte 512 of block .*, which is one", "if (t == 1) mbarrier_init(barrier);"),
+    "initialised twice": ("initialises the mbarrier at byte 512 of block .*, which is one",
+                          "if (t == 1) mbarrier_init(barrier);"),
     "mbarrier at byte 4": ("needs a multiple of 8", "if (t == 1) mbarrier_init(reinterpret_cast<Mbarrier*>(floats + 1));"),
     "mbarrier outside": ("initialises an mbarrier at byte 544 of 544", "if (t == 1) mbarrier_init(barrier + 4);"),
     "mbarrier where others write": ("no barrier between|writes the bytes of an mbarrier",
@@ -350,13 +352,15 @@ MISUSES = {
     "nobody expects": ("may have ended before a delivery", SEND),
     "the sender writes": (UNORDERED_WRITE, TO_ITSELF),
     "the receiver writes": (UNORDERED_WRITE, "if (rank == 1 && t == 0) floats[32] = 1;\n" + EXPECT + SEND + RECEIVE),
-    "the receiver copies": (f"what a copy of .* is on its way to|{UNORDERED_WRITE}", EXPECT + SEND + "if (rank == 1 && t == 0)\n"
-                            "copy_start(s + 8, reinterpret_cast<float4*>(a));\n" + RECEIVE + "copy_wait<0>();"),
+    "the receiver copies": (f"what a copy of .* is on its way to|{UNORDERED_WRITE}", EXPECT + SEND +
+                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n" + RECEIVE +
+                            "copy_wait<0>();"),
     "one lane waits": (TOO_EARLY, EXPECT + SEND + "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0);\n"
                        "lane_value(0, 0);\n if (rank == 1) a[t] = s[8].x;"),  # a shuffle orders no memory
     # What the sender wrote before is not released by its send.
-    "another store of the sender": ("no barrier between", "if (rank == 0 && t == 0) store_to_block(remote(s + 9, 1), {});\n" +
-                                    SEND + EXPECT + RECEIVE + "if (rank == 1) a[t] = s[9].x;"),
+    "another store of the sender": ("no barrier between",
+                                    "if (rank == 0 && t == 0) store_to_block(remote(s + 9, 1), {});\n" + SEND + EXPECT +
+                                    RECEIVE + "if (rank == 1) a[t] = s[9].x;"),
     "global memory": ("no barrier between|through L1", "if (rank == 0 && t == 0) a[0] = 1;\n" + SEND + EXPECT +
                       "if (rank == 1) { mbarrier_wait(barrier, 0); a[t] = a[0]; }"),
 }
@@ -377,25 +381,31 @@ def test_sending_needs_a_cluster():
     refused("has none", "store_async(remote(shared_memory(), 0), remote(shared_memory(), 0), {});", shared=256)
 
 
-# Block 1 answers lane 0 of block 0, into what all lanes have read.
-ANSWER = PAIR + """
-  float value = s[31 - t].w;
-  {}
+def answered(use, meet=""):
+    """Block 1 answers lane 0 of block 0, into what all lanes of block 0 have used."""
+    return PAIR + f"""
+  float value = 1;
+  if (rank == 0) {{ {use} }}
+  {meet}
   if (t == 0) mbarrier_expect(barrier, rank ? 16 : 512);
-  if (rank == 0 && t == 0) store_async(remote(s, 1), remote(barrier, 1), {value, 0, 0, 0});
+  if (rank == 0 && t == 0) store_async(remote(s, 1), remote(barrier, 1), {{value, 0, 0, 0}});
   if (rank == 1) mbarrier_wait(barrier, 0);
-  if (rank == 1) store_async(remote(s + t, 0), remote(barrier, 0), {5, 6, 7, 8});
-  if (rank == 0) mbarrier_wait(barrier, 0);
-  a[rank * 32 + t] = s[t].x;"""
+  if (rank == 1) store_async(remote(s + t, 0), remote(barrier, 0), {{5, 6, 7, 8}});
+  if (rank == 0) {{ mbarrier_wait(barrier, 0); a[t] = s[t].x; }}"""
 
 
-def test_a_shuffle_orders_what_was_read_before_an_answer_to_it():
-    only_0 = ANSWER.replace("= s[31", "= rank ? 0 : s[31")
-    for meeting in ("value = lane_value(value, 3);", "value += exchange_lanes(value, 1);", "ballot(value > 0);",
-                    "block_barrier();"):
-        for seed in range(5):
-            launch(only_0.replace("{}", meeting), np.zeros(64, "float32"), seed=seed, **OF_ONE_WARP)
-    refused(f"{UNORDERED}|has not waited", only_0.replace("{}", ""), np.zeros(64, "float32"), seeds=10, **OF_ONE_WARP)
+@pytest.mark.parametrize("meet", ["value = lane_value(value, 3);", "value += exchange_lanes(1, 1);", "ballot(value > 0);",
+                                  "block_barrier();", "cluster_barrier();", ""])
+def test_an_answer_overwrites_what_has_been_used(meet):
+    for use, ordered in ("value = s[t].w;", meet), ("s[t] = {9, 9, 9, 9};", "barrier" in meet):  # a shuffle orders no memory
+        if ordered:
+            for seed in range(5):
+                a = np.zeros(32, "float32")
+                launch(answered(use, meet), a, seed=seed, **OF_ONE_WARP)
+                assert a.tolist() == [5] * 32
+        else:
+            refused("overwrites what thread .* (reads|writes), nothing orders them|has not waited for its phase|"
+                    "overwrites what a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
 
 
 def test_deliveries_come_late_and_in_any_order():
@@ -458,8 +468,9 @@ def test_what_a_group_barrier_needs(fault, message):
 
 
 def test_what_cannot_be_launched():
-    for fault in (dict(block=2048), dict(block=48), dict(shared=H100.shared_memory + 16), dict(grid=(9, 1, 1), cooperative=True),
-                  dict(grid=(3, 1, 1), cluster=2), dict(grid=(32, 1, 1), cluster=32), dict(grid=(1, 65536, 1)), dict(grid=(0, 1, 1))):
+    for fault in (dict(block=2048), dict(block=48), dict(shared=H100.shared_memory + 16),
+                  dict(grid=(9, 1, 1), cooperative=True), dict(grid=(3, 1, 1), cluster=2), dict(grid=(32, 1, 1), cluster=32),
+                  dict(grid=(1, 65536, 1)), dict(grid=(0, 1, 1))):
         with pytest.raises(KernelError, match="cannot launch|blocks at once|no such cluster"):
             launch("", **fault)
     with pytest.raises(KernelError, match=r"arguments of \[4\] bytes, needs \[8\]"):

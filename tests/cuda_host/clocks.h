@@ -1,7 +1,7 @@
 // Vector clocks: which events of a launch happened before which others, whatever order the threads run in.
 //
-// Every thread has a clock, the count of its sends and meetings, and every mbarrier has one, the count of its phases that have
-// ended. An event with clock c of one of them happened before another event if the other one knows that clock to have got to c.
+// A thread's clock goes on with each of its sends and meetings; that of an mbarrier counts its phases that have ended. What
+// a thread did when its clock stood at c happened before all that is done by threads that know the clock to have got to c.
 #pragma once
 
 #include <algorithm>
@@ -28,13 +28,13 @@ inline void learn(Clocks& clocks, const Clocks& others) {
   for (size_t i = 0; i < others.size(); i++) clocks[i] = std::max(clocks[i], others[i]);
 }
 
-// What a thread knows to have happened. Most threads know the same, so the clocks are shared and never changed in place; that
-// the lanes of its warp have met is kept beside them, for it is news after every shuffle.
+// What a thread knows to have happened. Most threads know the same, so `others` is shared and never changed in place. What
+// the lanes of a warp know of one another is kept beside it, for it is news after every shuffle.
 struct View {
   std::shared_ptr<const Clocks> others;
   uint32_t thread = 0;  // this one's number
   uint32_t own = 1;     // this one's clock
-  uint32_t lanes = 0;   // to where the clocks of all lanes of its warp are known
+  uint32_t lanes = 0;   // where all lanes of its warp had got to at their last meeting; since then their clocks are later
 
   uint32_t knows(uint32_t which) const {
     if (which == thread) return own;

@@ -1,4 +1,4 @@
-"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py) whose device is the machine in machine.h and whose arrays are NumPy's."""
+"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py): its device is the machine in machine.h and its arrays are NumPy's."""
 import atexit
 import contextlib
 import ctypes
@@ -111,8 +111,8 @@ class Host:
     ----------
     device : variants.Device
     seed : int
-        Draws the order in which threads run and deliveries come: of the first launch, each later one has the next seed. A launch
-        that fails names its own; as the first one of a Host with that seed, the same kernel on the same data fails alike.
+        Draws the order in which the first launch's threads run and deliveries come; each later launch has the next seed. One
+        that fails names its own: as the first launch of a Host with that seed it fails in the same way again.
     edit : callable
         Family and text of its kernels → the text to compile instead.
     sanitize : bool
@@ -167,8 +167,8 @@ class Host:
         lengths = (ctypes.c_uint64 * len(regions))(*(size for _, size in regions))
         seed = self._seed
         self._seed += 1
-        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, seed, len(regions), begins,
-                      lengths)
+        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, seed,
+                      len(regions), begins, lengths)
         error = _Error()
         if machine.machine_run(kernel.run, addresses, how, error):
             raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
@@ -230,6 +230,6 @@ class Host:
 
 def _line(path, code):
     """file:line of an address of code; that of the call before it, which is where the access was."""
-    found = subprocess.run(["addr2line", "-i", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout.split("\n")
-    lines = [os.path.basename(line).split(" ")[0] for line in found if line]  # the innermost function first
+    found = subprocess.run(["addr2line", "-i", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout
+    lines = [os.path.basename(line).split(" ")[0] for line in found.splitlines()]  # the innermost inlined function first
     return next((line for line in lines if not line.startswith("primitives.cuh:")), None) or hex(code)

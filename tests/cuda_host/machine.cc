@@ -41,33 +41,34 @@ struct Access {
 };
 
 //
-// That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier need
-// lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
+// That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier
+// need lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
 //   - a thread learns all that those know whom it meets at a barrier, or at a shuffle or a vote, the lanes of its warp;
 //   - a delivery brings to its mbarrier all that its sender knew, and so does the telling of what to expect;
 //   - who has waited for a phase of an mbarrier knows all that came to it in that phase and before.
-// What is known to have been read, has been read: its value, or one made of it, has come here. What is known to have been sent
-// or waited for, has arrived. What is known to have been written, has been written if its writer has met others at a barrier
+// What is known to have been read has been read: its value, or one made of it, has come here. What is known to have been
+// waited for has arrived. What is known to have been written has been written if its writer has met others at a barrier
 // since and that is known too. All this a later delivery may overwrite.
 //
-// But the second order does not say what can be seen. A shuffle orders no memory, and the complete-tx of a delivery releases
-// the bytes of that delivery, not what its sender wrote before (PTX ISA, "Memory Consistency Model"; what the mbarrier's own
-// arrive and wait order between threads of a block is left out, since no kernel here needs it). So for plain reads and writes
-// of what was plainly written or read, meetings count as ever. And what a delivery has brought can be read by a thread that
-// has waited for its phase, or has met one at a barrier that has.
+// But the second order does not say what can be seen. A shuffle orders no memory, and the complete-tx of a delivery
+// releases the bytes of that delivery, not what its sender wrote before (PTX ISA, "Memory Consistency Model"; what an
+// mbarrier's arrive and wait order between threads of a block is left out, since no kernel here needs it). So for plain
+// reads and writes of what was plainly written or read, meetings count as ever. And what a delivery has brought can be read
+// by a thread that has waited for its phase, or has met one at a barrier that has.
 //
-// A thread that waits for a parity is taken to have waited for the first phase of that parity that can be the one, by what it
-// has waited for before. That it found a later one ended is chance: in another order of the threads it would not.
+// A thread that waits for a parity is taken to have waited for the first phase of that parity that can be meant, by what it
+// has waited for before. If it finds a later one ended, that is chance: in another order of the threads it would not.
 struct Word {
   Access write;
   // Since then: the last read, the last by another thread than that, the last by another block. A thread can only be running
   // when it has met as often as all others of its domain, so older reads are no more recent in meetings.
   Access read, other_thread, other_block;
   uint32_t copying;  // the thread that has started a copy to here and not waited for it, or 0, or MBARRIER
-  // Of shared memory: the mbarrier (number + 1) that a delivery to here was counted by, or 0, and its phase; or the clock of the
-  // writing thread. All reads since then, a list in Running::reads, if the block has mbarriers. Where it has none yet, no delivery can come
-  // before the cluster has met, after which all that was read is known.
+  // Of shared memory. What a delivery brought: its mbarrier's number + 1 and the phase; what was plainly written: 0 and the
+  // writer's clock.
   uint32_t mbarrier, when;
+  // All reads since then, a list in Running::reads. Kept once the block has an mbarrier: a delivery comes after the cluster
+  // has met once more, so of what was read before all know.
   uint32_t reads;
 };
 
@@ -122,8 +123,8 @@ struct Meeting {
   Place place = {"", 0};
 };
 
-// PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier". A phase ends when nothing is left to arrive and
-// the tx-count is 0.
+// PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier". A phase ends when nothing is left to arrive
+// and the tx-count is 0.
 struct Mbarrier {
   Block* block;
   int64_t byte;      // in the block's shared memory
@@ -356,7 +357,8 @@ void fail_unwritten(const Word& word, int32_t code) {
 
 void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) {
   const Access now = access_now(code);
-  if (word.copying == MBARRIER) fail(code, 0, "%s %s the bytes of an mbarrier", Name(now.thread).text, write ? "writes" : "reads");
+  if (word.copying == MBARRIER)
+    fail(code, 0, "%s %s the bytes of an mbarrier", Name(now.thread).text, write ? "writes" : "reads");
   if (word.copying)
     fail(code, word.write.code, "%s %s shared memory that a copy of %s is on its way to", Name(now.thread).text,
          write ? "writes" : "reads", Name(word.copying).text);
@@ -460,6 +462,7 @@ void share_knowledge(Block* const* blocks, size_t count) {
   if (domain.mbarriers.empty()) return;
   auto clocks = std::make_shared<Clocks>();
   Clocks phases;
+  uint32_t latest = 0;
   const Clocks* last = nullptr;
   for (size_t i = 0; i < count; i++)
     for (Thread& thread : blocks[i]->threads) {
@@ -467,12 +470,14 @@ void share_knowledge(Block* const* blocks, size_t count) {
       last = thread.view.others.get();
       learn(*clocks, thread.view.thread, thread.view.own);
       learn(phases, thread.phases);
+      latest = std::max(latest, thread.view.own);
     }
   for (size_t i = 0; i < count; i++)
     for (Thread& thread : blocks[i]->threads) {
       thread.met.push_back(thread.view.own);
       thread.view.others = clocks;
-      thread.view.own++;
+      thread.view.lanes = latest;
+      thread.view.own = latest + 1;
       thread.phases = phases;
     }
 }
@@ -481,10 +486,10 @@ void share_knowledge(Block* const* blocks, size_t count) {
 void share_knowledge(Thread* lanes) {
   if (lanes->block->domain->mbarriers.empty()) return;
   auto others = lanes->view.others;
-  uint32_t clock = 0;
+  uint32_t latest = 0;
   for (uint32_t lane = 0; lane < WARP; lane++) {
     const View& view = lanes[lane].view;
-    clock = std::max(clock, view.own);
+    latest = std::max(latest, view.own);
     if (view.others != others) {
       auto joined = std::make_shared<Clocks>(*others);
       learn(*joined, *view.others);
@@ -494,8 +499,8 @@ void share_knowledge(Thread* lanes) {
   for (uint32_t lane = 0; lane < WARP; lane++) {
     View& view = lanes[lane].view;
     view.others = others;
-    view.lanes = clock;
-    view.own = clock + 1;
+    view.lanes = latest;
+    view.own = latest + 1;
   }
 }
 
@@ -521,8 +526,8 @@ struct NameOf {  // an mbarrier
   char text[96];
   explicit NameOf(const Mbarrier& mbarrier) {
     const Dim& block = mbarrier.block->index;
-    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte), block.x,
-             block.y, block.z);
+    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte),
+             block.x, block.y, block.z);
   }
 };
 
@@ -802,8 +807,9 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place pla
         fail(0, 0, "two groups with one counter, at %s:%d", place.file, place.line);
   }
   if (counter != domain.counter || blocks != domain.blocks.size() || round != domain.rounds + 1)
-    fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round, place.file,
-         place.line, domain.blocks.size(), domain.rounds + 1, counter == domain.counter ? "" : " at another counter");
+    fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round,
+         place.file, place.line, domain.blocks.size(), domain.rounds + 1,
+         counter == domain.counter ? "" : " at another counter");
   if (current->indices.thread.x == 0) {
     if (*counter != domain.arrivals)
       fail(0, 0, "the counter of a group is %u after %u arrivals: it was not 0 at first", *counter, domain.arrivals);
@@ -921,7 +927,8 @@ void store_to_block(Remote to, const void* values) { store(to, values, 16, code_
 Remote remote(const void* local, int rank) {
   const int32_t code = code_of(__builtin_return_address(0));
   const int64_t byte = static_cast<const char*>(local) - current->block->shared;
-  if (run->launch->cluster == 1) fail(code, 0, "%s asks for a block of its cluster and has none", Name(current->number).text);
+  if (run->launch->cluster == 1)
+    fail(code, 0, "%s asks for a block of its cluster and has none", Name(current->number).text);
   if (byte < 0 || byte > run->launch->shared)
     fail(code, 0, "%s asks where another block has what is not in shared memory", Name(current->number).text);
   return {rank, byte};
@@ -972,8 +979,8 @@ static Mbarrier& own_mbarrier(void* barrier, int32_t code) {
     fail(code, 0, "%s uses an mbarrier at byte %lld that has not been initialised", Name(current->number).text,
          static_cast<long long>(byte));
   if (!ordered(mbarrier->init, access_now(code), current->block->domain))
-    fail(code, mbarrier->init.code, "%s uses an mbarrier that %s initialised, with no barrier between", Name(current->number).text,
-         Name(mbarrier->init.thread).text);
+    fail(code, mbarrier->init.code, "%s uses an mbarrier that %s initialised, with no barrier between",
+         Name(current->number).text, Name(mbarrier->init.thread).text);
   return *mbarrier;
 }
 
@@ -984,7 +991,7 @@ void mbarrier_expect(void* barrier, int bytes) {
   if (bytes < 0) fail(code, 0, "%s expects %d bytes", Name(current->number).text, bytes);
   // It may have ended all the same, but in another run it may not.
   if (view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.tellings)
-    fail(code, mbarrier.told_code, "%s tells %s what to expect, nothing orders that after the end of phase %u, which has been told",
+    fail(code, mbarrier.told_code, "%s tells %s what to expect, nothing orders that after the end of phase %u",
          Name(current->number).text, NameOf(mbarrier).text, mbarrier.tellings - 1);
   mbarrier.told = true;
   mbarrier.told_code = code;
@@ -995,7 +1002,7 @@ void mbarrier_expect(void* barrier, int bytes) {
   check_phase(mbarrier, code);
 }
 
-// PTX ISA, "mbarrier.test_wait / mbarrier.try_wait", with .parity: true once the phase of that parity, the current one or the
+// PTX ISA, "mbarrier.test_wait / mbarrier.try_wait", with .parity: until the phase of that parity, the current one or the
 // one before, has ended.
 void mbarrier_wait(void* barrier, int parity, Place place) {
   const int32_t code = code_of(__builtin_return_address(0));
@@ -1026,11 +1033,13 @@ void store_async(Remote to, Remote barrier, const void* values) {
          barrier.rank);
   Mbarrier* mbarrier = mbarrier_at(block, barrier.byte);
   if (!mbarrier || self->wide_meetings <= mbarrier->init.wide_meetings)
-    fail(code, mbarrier ? mbarrier->init.code : 0, "%s sends with an mbarrier at byte %lld of block %d of the cluster, which has not met "
-         "since it was initialised", Name(self->number).text, static_cast<long long>(barrier.byte), to.rank);
+    fail(code, mbarrier ? mbarrier->init.code : 0,
+         "%s sends with an mbarrier at byte %lld of block %d of the cluster, which has not met since it was initialised",
+         Name(self->number).text, static_cast<long long>(barrier.byte), to.rank);
   if (!mbarrier->fenced)
-    fail(code, mbarrier->init.code, "%s sends with an mbarrier that was initialised without mbarrier_init_fence() before the cluster "
-         "met", Name(self->number).text);
+    fail(code, mbarrier->init.code,
+         "%s sends with an mbarrier that was initialised without mbarrier_init_fence() before the cluster met",
+         Name(self->number).text);
   Delivery delivery = {mbarrier, to.byte, {}, access_now(code), self->view};
   memcpy(delivery.values, values, sizeof delivery.values);
   block.domain->deliveries.push_back(delivery);

@@ -1,5 +1,5 @@
-// The twin of kernels/cuda/primitives.cuh: the same functions, carried out by the machine. Where a barrier or a shuffle stands in
-// the source comes along as a default argument.
+// The twin of kernels/cuda/primitives.cuh: the same functions, carried out by the machine. Where a barrier or a shuffle
+// stands in the source comes along as a default argument.
 #pragma once
 
 // Inlined, so that where a call stands is where it is inlined to.
