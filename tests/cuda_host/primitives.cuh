@@ -7,6 +7,8 @@
 #define PLACE machine::Place place = {__builtin_FILE(), __builtin_LINE()}
 
 TWIN int kept(int value) { return value; }
+template <class Value>
+TWIN Value* kept(Value* pointer) { return pointer; }
 TWIN long long wide_product(long long a, long long b) { return a * b; }
 TWIN float* shared_memory() { return reinterpret_cast<float*>(machine::shared()); }
 TWIN float exchange_lanes(float value, int mask, PLACE) { return machine::exchange_lanes(value, mask, place); }
