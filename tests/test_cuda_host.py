@@ -64,10 +64,12 @@ def test_every_block_and_its_sizes():
 def test_lanes_exchange_and_vote():
     a, b = np.arange(64, dtype="float32"), np.zeros(64, "float32")
     launch("float v = a[threadIdx.x];\n v += exchange_lanes(v, 4);\n v += exchange_lanes(v, 1);\n a[threadIdx.x] = v;\n"
-           "b[threadIdx.x] = __ffs(ballot(threadIdx.x % 32 >= 5));", a, b)
+           "b[threadIdx.x] = __ffs(ballot(threadIdx.x % 32 >= 5));\n"
+           "b[threadIdx.x] += 100 * lane_value(threadIdx.x, threadIdx.x / 2 % 16 + 3);", a, b)
     i = np.arange(64)
     assert np.array_equal(a, i + (i ^ 4) + (i ^ 1) + (i ^ 5))
-    assert np.array_equal(b, np.full(64, 6))
+    assert np.array_equal(b, 6 + 100 * (i // 32 * 32 + i // 2 % 16 + 3))
+    refused("lane 32, needs one from 0 to 31, at kernel.cu:2", "lane_value(0, 32);")
 
 
 def test_a_missing_barrier():
@@ -320,6 +322,25 @@ TO_ITSELF = """if (rank == 0 && t == 0) {
   mbarrier_wait(barrier, 0);
 }"""
 
+# Lane 0 of block 1 waits for both phases, and answers the first; the others wait for the second one alone.
+LEFT_OUT = """
+  if (rank == 0 && t == 0) {
+    store_async(remote(s + 8, 1), remote(barrier, 1), {});
+    mbarrier_expect(barrier, 16);
+    mbarrier_wait(barrier, 0);
+    store_async(remote(s + 9, 1), remote(barrier, 1), {});
+  }
+  if (rank == 1 && t == 0) {
+    mbarrier_expect(barrier, 16);
+    mbarrier_wait(barrier, 0);
+    mbarrier_expect(barrier, 16);
+    store_async(remote(s + 8, 0), remote(barrier, 0), {});
+  }
+  if (rank == 1) {
+    mbarrier_wait(barrier, 1);
+    a[t] = s[9].x;
+  }"""
+
 MISUSES = {
     "wait uninitialised": ("has not been initialised", "mbarrier_wait(barrier + 2, 0);"),
     "expect uninitialised": ("has not been initialised", "mbarrier_expect(barrier + 2, 0);"),
@@ -351,10 +372,12 @@ MISUSES = {
     "nobody waits": ("may have ended before a delivery", EXPECT + SEND),
     "nobody expects": ("may have ended before a delivery", SEND),
     "the sender writes": (UNORDERED_WRITE, TO_ITSELF),
+    "the sender reads": (TOO_EARLY, TO_ITSELF.replace("floats[0] = 1", "a[0] = floats[0]")),
     "the receiver writes": (UNORDERED_WRITE, "if (rank == 1 && t == 0) floats[32] = 1;\n" + EXPECT + SEND + RECEIVE),
     "the receiver copies": (f"what a copy of .* is on its way to|{UNORDERED_WRITE}", EXPECT + SEND +
                             "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n" + RECEIVE +
                             "copy_wait<0>();"),
+    "a phase left out": (TOO_EARLY, LEFT_OUT),  # even where both have ended when it is waited for
     "one lane waits": (TOO_EARLY, EXPECT + SEND + "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0);\n"
                        "lane_value(0, 0);\n if (rank == 1) a[t] = s[8].x;"),  # a shuffle orders no memory
     # What the sender wrote before is not released by its send.

@@ -44,7 +44,7 @@ struct Access {
 // That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier
 // need lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
 //   - a thread learns all that those know whom it meets at a barrier, or at a shuffle or a vote, the lanes of its warp;
-//   - a delivery brings to its mbarrier all that its sender knew, and so does the telling of what to expect;
+//   - a delivery brings to its mbarrier all that its sender knew;
 //   - who has waited for a phase of an mbarrier knows all that came to it in that phase and before.
 // What is known to have been read has been read: its value, or one made of it, has come here. What is known to have been
 // waited for has arrived. What is known to have been written has been written if its writer has met others at a barrier
@@ -136,7 +136,7 @@ struct Mbarrier {
   uint32_t tellings = 0;
   int32_t told_code = 0;
   int64_t bytes = 0;  // the tx-count: expected less delivered, negative where deliveries come before they are expected
-  Clocks clocks;      // what all those knew who have had a part in its phases
+  Clocks clocks;      // what all those knew whose deliveries it has counted
   std::vector<std::shared_ptr<const Clocks>> heard;  // whose `others` are in it, of this phase
   std::vector<std::shared_ptr<const Clocks>> ends;   // clocks at the end of each phase
   struct Learned {
@@ -531,7 +531,7 @@ struct NameOf {  // an mbarrier
   }
 };
 
-// One who has a part in the mbarrier's phase, and what he knows.
+// A delivery brings what its sender knew.
 void hear(Mbarrier& mbarrier, const View& view) {
   if (std::find(mbarrier.heard.begin(), mbarrier.heard.end(), view.others) == mbarrier.heard.end()) {
     mbarrier.heard.push_back(view.others);
@@ -987,18 +987,15 @@ static Mbarrier& own_mbarrier(void* barrier, int32_t code) {
 void mbarrier_expect(void* barrier, int bytes) {
   const int32_t code = code_of(__builtin_return_address(0));
   Mbarrier& mbarrier = own_mbarrier(barrier, code);
-  const View& view = current->view;
   if (bytes < 0) fail(code, 0, "%s expects %d bytes", Name(current->number).text, bytes);
   // It may have ended all the same, but in another run it may not.
-  if (view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.tellings)
+  if (current->view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.tellings)
     fail(code, mbarrier.told_code, "%s tells %s what to expect, nothing orders that after the end of phase %u",
          Name(current->number).text, NameOf(mbarrier).text, mbarrier.tellings - 1);
   mbarrier.told = true;
   mbarrier.told_code = code;
   mbarrier.tellings++;
   mbarrier.bytes += bytes;
-  hear(mbarrier, view);
-  current->view.own++;
   check_phase(mbarrier, code);
 }
 
