@@ -251,19 +251,19 @@ ARM = "mbarrier_expect(barriers, 2048);"
 ARM_AGAIN = "if (t == 0 && n + 2 <= 5) mbarrier_expect(barriers + (n & 1), 2048);"
 INIT, FENCE, MEET = "mbarrier_init(barriers + 1);", "mbarrier_init_fence();", "cluster_barrier();"
 UNORDERED = "overwrites what thread .* reads, nothing orders them"
-TOO_EARLY = f"has brought, and has not waited for its phase|has not yet brought|nobody wrote|{UNORDERED}"
-TOLD_TWICE = "tells the mbarrier .* nothing orders that after the end of phase"
+TOO_EARLY = f"has brought, and has not waited for phase|has not yet brought|nobody wrote|{UNORDERED}"
+ARMED_TWICE = "arms the mbarrier .* nothing orders that after the end of phase"
 OTHER_PHASE = "nothing orders its sending after the end of phase"
 
 FAULTS = {
     "no wait": (TOO_EARLY, [(WAIT, "")]),
     "wrong parity": (TOO_EARLY, [("(n - 1) / 2 & 1", "(n + 1) / 2 & 1")]),
-    "the parity stays": (f"{TOO_EARLY}|{TOLD_TWICE}", [("(n - 1) / 2 & 1", "0")]),
+    "the parity stays": (f"{TOO_EARLY}|{ARMED_TWICE}", [("(n - 1) / 2 & 1", "0")]),
     "wrong parity at last": (TOO_EARLY, [(LAST_WAIT, "mbarrier_wait(barriers + 1, 1);")]),
-    "told once, not again": ("wait for ever.*has not been told what to expect and got 2048 bytes", [(ARM_AGAIN, "")]),
-    "not told": ("wait for ever.*has not been told what to expect", [(ARM, "")]),
-    "told twice": (TOLD_TWICE, [(ARM, ARM + ARM)]),
-    "told again, twice": (TOLD_TWICE, [(ARM_AGAIN, ARM_AGAIN + ARM_AGAIN)]),
+    "armed once": ("wait for ever.*is not armed and got 2048 bytes", [(ARM_AGAIN, "")]),
+    "not armed": ("wait for ever.*is not armed", [(ARM, "")]),
+    "armed twice": (ARMED_TWICE, [(ARM, ARM + ARM)]),
+    "armed again, twice": (ARMED_TWICE, [(ARM_AGAIN, ARM_AGAIN + ARM_AGAIN)]),
     "one buffer for two": (UNORDERED, [("(n & 1) * 512", "0"), ("(n + 1 & 1) * 512", "0")]),
     "one mbarrier for two": (f"{OTHER_PHASE}|{TOO_EARLY}", [  # in which a state may overtake the one before
         ("barriers + (n & 1), (n - 1) / 2 & 1", "barriers, n - 1 & 1"), ("barriers + (n & 1)", "barriers"),
@@ -287,7 +287,7 @@ def test_what_sending_needs(fault):
     refused(message, ping_pong(*edits), np.zeros(2 * SIZE, "float32"), seeds=20, **TWO)
 
 
-def test_who_has_waited_may_tell_what_to_expect():
+def test_any_thread_that_has_waited_may_arm():
     launch(ping_pong((ARM_AGAIN, ARM_AGAIN.replace("t == 0", "t == 40"))), np.zeros(2 * SIZE, "float32"), **TWO)
 
 
@@ -427,7 +427,7 @@ def test_an_answer_overwrites_what_has_been_used(meet):
                 launch(answered(use, meet), a, seed=seed, **OF_ONE_WARP)
                 assert a.tolist() == [5] * 32
         else:
-            refused("overwrites what thread .* (reads|writes), nothing orders them|has not waited for its phase|"
+            refused("overwrites what thread .* (reads|writes), nothing orders them|has not waited for phase|"
                     "overwrites what a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
 
 

@@ -18,12 +18,12 @@ using Clocks = std::vector<uint32_t>;
 
 inline uint32_t known(const Clocks& clocks, uint32_t which) { return which < clocks.size() ? clocks[which] : 0; }
 
-inline void learn(Clocks& clocks, uint32_t which, uint32_t value) {
+inline void join(Clocks& clocks, uint32_t which, uint32_t value) {
   if (clocks.size() <= which) clocks.resize(which + 1);
   clocks[which] = std::max(clocks[which], value);
 }
 
-inline void learn(Clocks& clocks, const Clocks& others) {
+inline void join(Clocks& clocks, const Clocks& others) {
   if (clocks.size() < others.size()) clocks.resize(others.size());
   for (size_t i = 0; i < others.size(); i++) clocks[i] = std::max(clocks[i], others[i]);
 }
@@ -42,13 +42,8 @@ struct View {
     return which / WARP == thread / WARP ? std::max(value, lanes) : value;
   }
 
-  void tell(Clocks& clocks) const {
-    learn(clocks, *others);
-    tell_own(clocks);
-  }
-
-  // The part that is not in `others`.
-  void tell_own(Clocks& clocks) const {
+  // What is not in `others`.
+  void add_to(Clocks& clocks) const {
     const uint32_t first = thread / WARP * WARP;
     if (clocks.size() < first + WARP) clocks.resize(first + WARP);
     for (uint32_t i = 0; i < WARP; i++) clocks[first + i] = std::max(clocks[first + i], lanes);

@@ -40,7 +40,6 @@ struct Access {
   int32_t code;  // from the start of the kernel's library
 };
 
-//
 // That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier
 // need lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
 //   - a thread learns all that those know whom it meets at a barrier, or at a shuffle or a vote, the lanes of its warp;
@@ -132,18 +131,18 @@ struct Mbarrier {
   Access init;
   bool fenced = false;  // mbarrier_init_fence() was called before the cluster met
   uint32_t phase = 0;
-  bool told = false;  // of this phase, what to expect: the one arrival that it needs
-  uint32_t tellings = 0;
-  int32_t told_code = 0;
+  bool armed = false;  // this phase: it knows what to expect, and the one arrival that it needs has come
+  uint32_t armings = 0;
+  int32_t armed_code = 0;
   int64_t bytes = 0;  // the tx-count: expected less delivered, negative where deliveries come before they are expected
-  Clocks clocks;      // what all those knew whose deliveries it has counted
-  std::vector<std::shared_ptr<const Clocks>> heard;  // whose `others` are in it, of this phase
-  std::vector<std::shared_ptr<const Clocks>> ends;   // clocks at the end of each phase
-  struct Learned {
+  Clocks clocks;      // known to the senders of all that it has counted
+  std::vector<std::shared_ptr<const Clocks>> gathered;  // those that are in it already, of this phase
+  std::vector<std::shared_ptr<const Clocks>> ends;      // at the end of each phase
+  struct Joined {
     uint32_t phases;
     std::shared_ptr<const Clocks> before, after;
   };
-  std::vector<Learned> learned;  // by those who waited last: most know the same before and after
+  std::vector<Joined> joined;  // by those who waited since the last one: most know the same before and after
   uint32_t last_sender = 0, last_phase = 0;  // of what has been delivered
   int32_t last_code = 0;
   std::vector<Thread*> waiting;
@@ -279,6 +278,15 @@ struct Name {
   }
 };
 
+struct NameOf {  // an mbarrier
+  char text[96];
+  explicit NameOf(const Mbarrier& mbarrier) {
+    const Dim& block = mbarrier.block->index;
+    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte),
+             block.x, block.y, block.z);
+  }
+};
+
 // ---- memory
 
 uint32_t block_of(uint32_t thread) { return (thread - 1) / static_cast<uint32_t>(run->launch->block); }
@@ -363,11 +371,12 @@ void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) 
     fail(code, word.write.code, "%s %s shared memory that a copy of %s is on its way to", Name(now.thread).text,
          write ? "writes" : "reads", Name(word.copying).text);
   if (word.mbarrier) {
+    const Domain& domain = *current->block->domain;
     const uint32_t number = word.mbarrier - 1;
-    if (write ? current->view.knows(clock_of(*current->block->domain, number)) <= word.when
-              : known(current->phases, number) <= word.when)
-      fail(code, word.write.code, "%s %s what a delivery from %s has brought, and has not waited for its phase, the %u.",
-           Name(now.thread).text, write ? "overwrites" : "reads", Name(word.write.thread).text, word.when);
+    if ((write ? current->view.knows(clock_of(domain, number)) : known(current->phases, number)) <= word.when)
+      fail(code, word.write.code, "%s %s what a delivery from %s has brought, and has not waited for phase %u of %s",
+           Name(now.thread).text, write ? "overwrites" : "reads", Name(word.write.thread).text, word.when,
+           NameOf(*domain.mbarriers[number]).text);
   } else {
     check_order(word.write, "wrote", now, write ? "writes" : "reads");
   }
@@ -456,8 +465,8 @@ void let_go(Thread& thread) {
   run->ready.push_back(&thread);
 }
 
-// The threads of these blocks have met and know all that any of them knows.
-void share_knowledge(Block* const* blocks, size_t count) {
+// The threads of these blocks have met: each knows what all of them know.
+void join_clocks(Block* const* blocks, size_t count) {
   const Domain& domain = *blocks[0]->domain;
   if (domain.mbarriers.empty()) return;
   auto clocks = std::make_shared<Clocks>();
@@ -466,10 +475,10 @@ void share_knowledge(Block* const* blocks, size_t count) {
   const Clocks* last = nullptr;
   for (size_t i = 0; i < count; i++)
     for (Thread& thread : blocks[i]->threads) {
-      if (thread.view.others.get() != last) learn(*clocks, *thread.view.others);
+      if (thread.view.others.get() != last) join(*clocks, *thread.view.others);
       last = thread.view.others.get();
-      learn(*clocks, thread.view.thread, thread.view.own);
-      learn(phases, thread.phases);
+      join(*clocks, thread.view.thread, thread.view.own);
+      join(phases, thread.phases);
       latest = std::max(latest, thread.view.own);
     }
   for (size_t i = 0; i < count; i++)
@@ -483,7 +492,7 @@ void share_knowledge(Block* const* blocks, size_t count) {
 }
 
 // The same for the lanes of a warp, but for what they may read: a shuffle orders no memory.
-void share_knowledge(Thread* lanes) {
+void join_clocks(Thread* lanes) {
   if (lanes->block->domain->mbarriers.empty()) return;
   auto others = lanes->view.others;
   uint32_t latest = 0;
@@ -492,7 +501,7 @@ void share_knowledge(Thread* lanes) {
     latest = std::max(latest, view.own);
     if (view.others != others) {
       auto joined = std::make_shared<Clocks>(*others);
-      learn(*joined, *view.others);
+      join(*joined, *view.others);
       others = joined;
     }
   }
@@ -508,7 +517,7 @@ void wide_barrier(const char* what, Place place) {
   Domain& domain = *current->block->domain;
   if (arrive(domain.meeting, static_cast<int>(domain.blocks.size()) * run->launch->block, what, place)) {
     domain.rounds++;
-    share_knowledge(domain.blocks.data(), domain.blocks.size());
+    join_clocks(domain.blocks.data(), domain.blocks.size());
     for (Block* block : domain.blocks)
       for (Thread& thread : block->threads) {
         if (thread.ended)
@@ -522,22 +531,13 @@ void wide_barrier(const char* what, Place place) {
 
 // ---- deliveries
 
-struct NameOf {  // an mbarrier
-  char text[96];
-  explicit NameOf(const Mbarrier& mbarrier) {
-    const Dim& block = mbarrier.block->index;
-    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte),
-             block.x, block.y, block.z);
+// With a delivery comes what its sender knew.
+void gather(Mbarrier& mbarrier, const View& view) {
+  if (std::find(mbarrier.gathered.begin(), mbarrier.gathered.end(), view.others) == mbarrier.gathered.end()) {
+    mbarrier.gathered.push_back(view.others);
+    join(mbarrier.clocks, *view.others);
   }
-};
-
-// A delivery brings what its sender knew.
-void hear(Mbarrier& mbarrier, const View& view) {
-  if (std::find(mbarrier.heard.begin(), mbarrier.heard.end(), view.others) == mbarrier.heard.end()) {
-    mbarrier.heard.push_back(view.others);
-    learn(mbarrier.clocks, *view.others);
-  }
-  view.tell_own(mbarrier.clocks);
+  view.add_to(mbarrier.clocks);
 }
 
 // The tx-count has changed.
@@ -545,37 +545,37 @@ void check_phase(Mbarrier& mbarrier, int32_t code) {
   if (mbarrier.bytes > MOST_BYTES || mbarrier.bytes < -MOST_BYTES)
     fail(code, 0, "%s counts %lld bytes, can count %lld", NameOf(mbarrier).text, static_cast<long long>(mbarrier.bytes),
          static_cast<long long>(MOST_BYTES));
-  if (!mbarrier.told) return;
+  if (!mbarrier.armed) return;
   if (mbarrier.bytes < 0)
     fail(code, mbarrier.last_code, "%s gets %lld bytes more than it expects in phase %u", NameOf(mbarrier).text,
          static_cast<long long>(-mbarrier.bytes), mbarrier.phase);
   if (mbarrier.bytes) return;
   mbarrier.phase++;
-  mbarrier.told = false;
-  mbarrier.heard.clear();
-  mbarrier.learned.clear();
-  learn(mbarrier.clocks, clock_of(*mbarrier.block->domain, mbarrier.number), mbarrier.phase);
+  mbarrier.armed = false;
+  mbarrier.gathered.clear();
+  mbarrier.joined.clear();
+  join(mbarrier.clocks, clock_of(*mbarrier.block->domain, mbarrier.number), mbarrier.phase);
   mbarrier.ends.push_back(std::make_shared<Clocks>(mbarrier.clocks));
   for (Thread* thread : mbarrier.waiting) let_go(*thread);
   mbarrier.waiting.clear();
 }
 
-// What a thread learns by having waited until so many phases have ended.
-void learn_from(Mbarrier& mbarrier, uint32_t phases, View& view) {
+// For a thread that has waited until so many phases have ended.
+void join_end(Mbarrier& mbarrier, uint32_t phases, View& view) {
   if (view.knows(clock_of(*mbarrier.block->domain, mbarrier.number)) >= phases) return;
-  for (const auto& learned : mbarrier.learned)
-    if (learned.phases == phases && learned.before == view.others) {
-      view.others = learned.after;
+  for (const auto& joined : mbarrier.joined)
+    if (joined.phases == phases && joined.before == view.others) {
+      view.others = joined.after;
       return;
     }
   auto after = std::make_shared<Clocks>(*view.others);
-  learn(*after, *mbarrier.ends[phases - 1]);
-  mbarrier.learned.push_back({phases, view.others, after});
+  join(*after, *mbarrier.ends[phases - 1]);
+  mbarrier.joined.push_back({phases, view.others, after});
   view.others = after;
 }
 
 // That a word was plainly written, if it was, and its writer has met others since.
-bool knows_written(const View& view, const Word& word, const Domain& domain) {
+bool knows_write(const View& view, const Word& word, const Domain& domain) {
   if (word.write.thread == 0) return true;
   const uint32_t number = word.write.thread - domain.blocks[0]->threads[0].number;
   const auto threads = static_cast<uint32_t>(run->launch->block);
@@ -595,7 +595,7 @@ void land(Word& word, const Delivery& delivery) {
     fail(sender.code, word.write.code, "a delivery from %s overwrites what a copy of %s is on its way to", name.text,
          Name(word.copying).text);
   if (word.mbarrier ? delivery.view.knows(clock_of(domain, word.mbarrier - 1)) <= word.when
-                    : !knows_written(delivery.view, word, domain))
+                    : !knows_write(delivery.view, word, domain))
     fail(sender.code, word.write.code, "a delivery from %s overwrites what %s %s, nothing orders them", name.text,
          Name(word.write.thread).text, word.mbarrier ? "has sent" : "writes");
   for (uint32_t at = word.reads; at; at = run->reads[at].next) {
@@ -629,7 +629,7 @@ void deliver(Domain& domain) {
   memcpy(mbarrier.block->shared + delivery.byte, delivery.values, sizeof delivery.values);
   mbarrier.last_sender = sender.thread, mbarrier.last_phase = mbarrier.phase, mbarrier.last_code = sender.code;
   mbarrier.bytes -= sizeof delivery.values;
-  hear(mbarrier, delivery.view);
+  gather(mbarrier, delivery.view);
   check_phase(mbarrier, sender.code);
 }
 
@@ -647,7 +647,7 @@ void warp_meeting(const char* what, Place place, Result result) {
   const uint32_t warp = current->indices.thread.x / WARP;
   if (arrive(block.warps[warp], WARP, what, place)) {
     Thread* lanes = &block.threads[warp * WARP];
-    share_knowledge(lanes);
+    join_clocks(lanes);
     for (int lane = 0; lane < static_cast<int>(WARP); lane++) {
       result(lanes, lane);
       let_go(lanes[lane]);
@@ -731,10 +731,10 @@ void report_stuck() {
       if (mbarrier->waiting.empty() || used >= sizeof text) continue;
       used += static_cast<size_t>(snprintf(
           text + used, sizeof text - used,
-          mbarrier->told ? "; %s is in phase %u and lacks %lld bytes"
-                         : "; %s is in phase %u, has not been told what to expect and got %lld bytes",
+          mbarrier->armed ? "; %s is in phase %u and lacks %lld bytes"
+                         : "; %s is in phase %u, is not armed and got %lld bytes",
           NameOf(*mbarrier).text, mbarrier->phase,
-          static_cast<long long>(mbarrier->told ? mbarrier->bytes : -mbarrier->bytes)));
+          static_cast<long long>(mbarrier->armed ? mbarrier->bytes : -mbarrier->bytes)));
     }
   fail(0, 0, "threads wait for ever%s", text);
 }
@@ -782,7 +782,7 @@ void block_barrier(Place place) {
   Block& block = *current->block;
   if (arrive(block.meeting, run->launch->block, "the block", place)) {
     Block* self = &block;
-    share_knowledge(&self, 1);
+    join_clocks(&self, 1);
     for (Thread& thread : block.threads) {
       thread.block_meetings++;
       let_go(thread);
@@ -989,12 +989,12 @@ void mbarrier_expect(void* barrier, int bytes) {
   Mbarrier& mbarrier = own_mbarrier(barrier, code);
   if (bytes < 0) fail(code, 0, "%s expects %d bytes", Name(current->number).text, bytes);
   // It may have ended all the same, but in another run it may not.
-  if (current->view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.tellings)
-    fail(code, mbarrier.told_code, "%s tells %s what to expect, nothing orders that after the end of phase %u",
-         Name(current->number).text, NameOf(mbarrier).text, mbarrier.tellings - 1);
-  mbarrier.told = true;
-  mbarrier.told_code = code;
-  mbarrier.tellings++;
+  if (current->view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.armings)
+    fail(code, mbarrier.armed_code, "%s arms %s, nothing orders that after the end of phase %u, which is armed",
+         Name(current->number).text, NameOf(mbarrier).text, mbarrier.armings - 1);
+  mbarrier.armed = true;
+  mbarrier.armed_code = code;
+  mbarrier.armings++;
   mbarrier.bytes += bytes;
   check_phase(mbarrier, code);
 }
@@ -1017,8 +1017,8 @@ void mbarrier_wait(void* barrier, int parity, Place place) {
   }
   const uint32_t before = known(self->phases, mbarrier.number), phases = before + ((before & 1) == wanted);
   if (phases == 0) return;
-  learn(self->phases, mbarrier.number, phases);
-  learn_from(mbarrier, phases, self->view);
+  join(self->phases, mbarrier.number, phases);
+  join_end(mbarrier, phases, self->view);
 }
 
 void store_async(Remote to, Remote barrier, const void* values) {

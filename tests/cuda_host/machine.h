@@ -14,7 +14,7 @@
 //   - a store into the shared memory of a block that may not have started, or may have ended;
 //   - a read of what st.async brings by a thread that has not waited for it, a delivery onto what may still be read or
 //     written, or one that may come in an earlier phase of its mbarrier than it does;
-//   - an mbarrier that is used before all know that it is initialised, is told twice what to expect or gets more than that.
+//   - an mbarrier that is used before all know that it is initialised, is armed twice or gets more bytes than it expects.
 // They are found by what the program orders, not by what happens to come first: most of them in every order of the threads.
 //
 // The compiler reports every access to memory: kernels are compiled with -fsanitize=thread, whose functions this machine
