@@ -215,7 +215,7 @@ PING_PONG = """
     sum /= 512;
     const float4 values = {sum, sum + t, sum - rank, 1};
     const int place = (n + 1 & 1) * 512 + rank * 256 + t * 4;
-    for (int to = 0; to < 2; to++) store_async(remote(states + place, to), remote(barriers + (n + 1 & 1), to), values);
+    for (int to = 0; to < 2; to++) store_async(true, remote(states + place, to), remote(barriers + (n + 1 & 1), to), values);
   }
   mbarrier_wait(barriers + 1, 0);
   for (int i = t; i < 512; i += 64) a[blockIdx.x * 512 + i] = states[512 + i];"""
@@ -302,7 +302,7 @@ PAIR = """
   cluster_barrier();
 """
 OF_ONE_WARP = dict(block=32, grid=(2, 1, 1), cluster=2, shared=528)
-SEND = "if (rank == 0 && t == 0) store_async(remote(s + 8, 1), remote(barrier, 1), {5, 6, 7, 8});\n"
+SEND = "store_async(rank == 0 && t == 0, remote(s + 8, 1), remote(barrier, 1), {5, 6, 7, 8});\n"
 EXPECT = "if (rank == 1 && t == 0) mbarrier_expect(barrier, 16);\n"
 RECEIVE = "if (rank == 1) { mbarrier_wait(barrier, 0); a[t] = s[8].x; }\n"
 
@@ -317,7 +317,7 @@ def test_one_delivery():
 UNORDERED_WRITE = "overwrites what thread .* writes, nothing orders them|overwrites what a delivery from .* has brought"
 TO_ITSELF = """if (rank == 0 && t == 0) {
   mbarrier_expect(barrier, 16);
-  store_async(remote(s, 0), remote(barrier, 0), {});
+  store_async(true, remote(s, 0), remote(barrier, 0), {});
   floats[0] = 1;
   mbarrier_wait(barrier, 0);
 }"""
@@ -325,16 +325,16 @@ TO_ITSELF = """if (rank == 0 && t == 0) {
 # Lane 0 of block 1 waits for both phases, and answers the first; the others wait for the second one alone.
 LEFT_OUT = """
   if (rank == 0 && t == 0) {
-    store_async(remote(s + 8, 1), remote(barrier, 1), {});
+    store_async(true, remote(s + 8, 1), remote(barrier, 1), {});
     mbarrier_expect(barrier, 16);
     mbarrier_wait(barrier, 0);
-    store_async(remote(s + 9, 1), remote(barrier, 1), {});
+    store_async(true, remote(s + 9, 1), remote(barrier, 1), {});
   }
   if (rank == 1 && t == 0) {
     mbarrier_expect(barrier, 16);
     mbarrier_wait(barrier, 0);
     mbarrier_expect(barrier, 16);
-    store_async(remote(s + 8, 0), remote(barrier, 0), {});
+    store_async(true, remote(s + 8, 0), remote(barrier, 0), {});
   }
   if (rank == 1) {
     mbarrier_wait(barrier, 1);
@@ -401,7 +401,7 @@ def test_one_who_has_waited_tells_the_block():
 
 
 def test_sending_needs_a_cluster():
-    refused("has none", "store_async(remote(shared_memory(), 0), remote(shared_memory(), 0), {});", shared=256)
+    refused("has none", "store_async(true, remote(shared_memory(), 0), remote(shared_memory(), 0), {});", shared=256)
 
 
 def answered(use, meet=""):
@@ -411,9 +411,9 @@ def answered(use, meet=""):
   if (rank == 0) {{ {use} }}
   {meet}
   if (t == 0) mbarrier_expect(barrier, rank ? 16 : 512);
-  if (rank == 0 && t == 0) store_async(remote(s, 1), remote(barrier, 1), {{value, 0, 0, 0}});
+  store_async(rank == 0 && t == 0, remote(s, 1), remote(barrier, 1), {{value, 0, 0, 0}});
   if (rank == 1) mbarrier_wait(barrier, 0);
-  if (rank == 1) store_async(remote(s + t, 0), remote(barrier, 0), {{5, 6, 7, 8}});
+  store_async(rank == 1, remote(s + t, 0), remote(barrier, 0), {{5, 6, 7, 8}});
   if (rank == 0) {{ mbarrier_wait(barrier, 0); a[t] = s[t].x; }}"""
 
 

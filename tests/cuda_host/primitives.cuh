@@ -6,9 +6,16 @@
 #define TWIN __attribute__((always_inline)) inline
 #define PLACE machine::Place place = {__builtin_FILE(), __builtin_LINE()}
 
-TWIN int kept(int value) { return value; }
 template <class Value>
-TWIN Value* kept(Value* pointer) { return pointer; }
+TWIN Value kept(Value value) { return value; }
+template <class Value>
+TWIN void load_when(bool when, const Value* from, Value& value) {
+  if (when) value = *from;
+}
+template <class Value>
+TWIN void store_when(bool when, Value* to, Value value) {
+  if (when) *to = value;
+}
 TWIN long long wide_product(long long a, long long b) { return a * b; }
 TWIN float* shared_memory() { return reinterpret_cast<float*>(machine::shared()); }
 TWIN float exchange_lanes(float value, int mask, PLACE) { return machine::exchange_lanes(value, mask, place); }
@@ -37,13 +44,9 @@ TWIN void mbarrier_init(Mbarrier* barrier) { machine::mbarrier_init(barrier); }
 TWIN void mbarrier_init_fence() { machine::mbarrier_init_fence(); }
 TWIN void mbarrier_expect(Mbarrier* barrier, int bytes) { machine::mbarrier_expect(barrier, bytes); }
 TWIN void mbarrier_wait(Mbarrier* barrier, int parity, PLACE) { machine::mbarrier_wait(barrier, parity, place); }
-TWIN void store_async(Remote to, Remote barrier, float4 values) {
-  machine::store_async(to.place, barrier.place, &values);
-}
 TWIN void store_async(bool when, Remote to, Remote barrier, float4 values) {
-  if (when) store_async(to, barrier, values);
+  if (when) machine::store_async(to.place, barrier.place, &values);
 }
-TWIN Remote kept(Remote to) { return to; }
 
 #undef PLACE
 #undef TWIN
