@@ -139,52 +139,43 @@ def test_copies_not_waited_for():
 CLUSTER = """
   float* s = shared_memory();
   {}
+  const float v = 100 * blockIdx.x + threadIdx.x;
   for (int rank = 0; rank < 4; rank++)
-    if (threadIdx.x < 16) store_to_block(s + blockIdx.x % 4 * 16 + threadIdx.x, rank, 100 * blockIdx.x + threadIdx.x);
+    if (threadIdx.x < 4)
+      store_to_block(remote(s, rank) + 16 * (blockIdx.x % 4 * 4 + threadIdx.x), {{v, v + .25f, v + .5f, v}});
   {}
   a[blockIdx.x * 64 + threadIdx.x] = s[threadIdx.x];"""
+OF_FOUR = dict(grid=(8, 1, 1), shared=256, cluster=4)
 
 
 def test_blocks_of_a_cluster():
     a = np.zeros((8, 64), "float32")
-    launch(CLUSTER.format("cluster_barrier();", "cluster_barrier();"), a, grid=(8, 1, 1), shared=256, cluster=4)
-    for block in range(8):
-        expected = [100 * (block // 4 * 4 + rank) + i for rank in range(4) for i in range(16)]
-        assert a[block].tolist() == expected
-
-
-def test_blocks_that_may_not_have_started_or_may_have_ended():
-    a = np.zeros((4, 64), "float32")
-    shape = dict(grid=(4, 1, 1), shared=256, cluster=4)
-    refused("may not have started", CLUSTER.format("", "cluster_barrier();"), a, **shape)
-    refused("no barrier between|nobody wrote", CLUSTER.format("cluster_barrier();", "block_barrier();"), a, **shape)
-    refused("may have ended", "cluster_barrier();\n if (blockIdx.x == 0 && threadIdx.x == 0) "
-            "store_to_block(shared_memory(), 3, 1);", **shape)
-
-
-def test_stores_of_16_bytes_into_other_blocks():
-    body = """
-  float* s = shared_memory();
-  cluster_barrier();
-  const float v = 100 * blockIdx.x + threadIdx.x;
-  if (threadIdx.x < 4)
-    for (int rank = 0; rank < 4; rank++)
-      store_to_block(remote(s, rank) + 16 * (blockIdx.x % 4 * 4 + threadIdx.x), {v, v + .25f, v + .5f, v});
-  cluster_barrier();
-  a[blockIdx.x * 64 + threadIdx.x] = s[threadIdx.x];"""
-    a = np.zeros((8, 64), "float32")
-    shape = dict(grid=(8, 1, 1), shared=256, cluster=4)
-    launch(body, a, **shape)
+    launch(CLUSTER.format("cluster_barrier();", "cluster_barrier();"), a, **OF_FOUR)
     for block in range(8):
         first = block // 4 * 4
         expected = [100 * (first + rank) + i + part for rank in range(4) for i in range(4) for part in (0, .25, .5, 0)]
         assert a[block].tolist() == expected
-    refused("no multiple of it", body.replace("remote(s,", "remote(s + 1,"), a, **shape)
-    refused("into block 4 of a cluster of 4", body.replace("rank < 4", "rank < 5"), a, **shape)
-    refused("stores at byte 256 of a block's 256", body.replace("threadIdx.x)", "threadIdx.x + 1)"), a, **shape)
-    refused("not in shared memory", body.replace("remote(s,", "remote(a,"), a, **shape)
-    refused("may not have started|no barrier between|nobody wrote", body.replace("cluster_barrier();", "", 1), a, **shape)
-    refused("a block of its cluster and has none", "remote(shared_memory(), 0);", shared=256)
+
+
+def test_blocks_that_may_not_have_started_or_may_have_ended():
+    a = np.zeros((8, 64), "float32")
+    refused("may not have started", CLUSTER.format("", "cluster_barrier();"), a, **OF_FOUR)
+    refused("no barrier between|nobody wrote", CLUSTER.format("cluster_barrier();", "block_barrier();"), a, **OF_FOUR)
+    refused("may have ended", "cluster_barrier();\n if (blockIdx.x == 0 && threadIdx.x == 0) "
+            "store_to_block(remote(shared_memory(), 3), {1, 1, 1, 1});", **OF_FOUR)
+
+
+@pytest.mark.parametrize("message, old, new", [
+    ("16 bytes at an address that is no multiple", "remote(s,", "remote(s + 1,"),
+    ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
+    ("stores at byte 256 of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 1)")])
+def test_where_other_blocks_can_be_written(message, old, new):
+    text = CLUSTER.format("cluster_barrier();", "cluster_barrier();").replace(old, new)
+    refused(message, text, np.zeros((8, 64), "float32"), **OF_FOUR)
+
+
+def test_other_blocks_are_those_of_the_cluster():
+    refused("asks for a block of its cluster and has none", "remote(shared_memory(), 0);", shared=256)
 
 
 # ---- mbarriers and what they count
@@ -398,10 +389,6 @@ def test_what_an_mbarrier_and_a_delivery_need(misuse):
 def test_one_who_has_waited_tells_the_block():
     one = "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0); block_barrier(); if (rank == 1) a[t] = s[8].x;"
     launch(PAIR + EXPECT + SEND + one, np.zeros(32, "float32"), **OF_ONE_WARP)
-
-
-def test_sending_needs_a_cluster():
-    refused("has none", "store_async(true, remote(shared_memory(), 0), remote(shared_memory(), 0), {});", shared=256)
 
 
 def answered(use, meet=""):

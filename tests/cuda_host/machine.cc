@@ -891,38 +891,31 @@ void copy_wait(int open) {
   copies.erase(copies.begin(), rest);
 }
 
-// The block at a rank of the cluster, where `bytes` are to be written.
-static Block& target(Remote to, int64_t bytes, int32_t code) {
+// The block at a rank of the cluster, where 16 bytes are to be written.
+static Block& target(Remote to, int32_t code) {
   Domain& domain = *current->block->domain;
   if (to.rank < 0 || to.rank >= static_cast<int>(domain.blocks.size()))
     fail(code, 0, "%s stores into block %d of a cluster of %zu", Name(current->number).text, to.rank, domain.blocks.size());
-  if (to.byte < 0 || to.byte + bytes > run->launch->shared)
+  if (to.byte < 0 || to.byte + 16 > run->launch->shared)
     fail(code, 0, "%s stores at byte %lld of a block's %lld bytes of shared memory", Name(current->number).text,
          static_cast<long long>(to.byte), static_cast<long long>(run->launch->shared));
-  if (to.byte % bytes)
-    fail(code, 0, "%s stores %lld bytes at an address that is no multiple of it", Name(current->number).text,
-         static_cast<long long>(bytes));
+  if (to.byte % 16)
+    fail(code, 0, "%s stores 16 bytes at an address that is no multiple of it", Name(current->number).text);
   Block& block = *domain.blocks[to.rank];
   if (&block != current->block && current->wide_meetings == 0)
     fail(code, 0, "%s stores into the shared memory of a block that may not have started", Name(current->number).text);
   return block;
 }
 
-static void store(Remote to, const void* values, int bytes, int32_t code) {
-  Block& block = target(to, bytes, code);
+void store_to_block(Remote to, const void* values) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  Block& block = target(to, code);
   if (&block != current->block) block.stores_end = std::max(block.stores_end, current->wide_meetings + 1);
 #if !defined(__SANITIZE_ADDRESS__)
-  for (int i = 0; i < bytes / 4; i++) use(block.words[static_cast<size_t>(to.byte) / 4 + i], true, false, false, code);
+  for (size_t i = 0; i < 4; i++) use(block.words[static_cast<size_t>(to.byte) / 4 + i], true, false, false, code);
 #endif
-  memcpy(block.shared + to.byte, values, static_cast<size_t>(bytes));
+  memcpy(block.shared + to.byte, values, 16);
 }
-
-void store_to_block(float* local, int rank, float value) {
-  store({rank, reinterpret_cast<char*>(local) - current->block->shared}, &value, sizeof value,
-        code_of(__builtin_return_address(0)));
-}
-
-void store_to_block(Remote to, const void* values) { store(to, values, 16, code_of(__builtin_return_address(0))); }
 
 Remote remote(const void* local, int rank) {
   const int32_t code = code_of(__builtin_return_address(0));
@@ -1024,7 +1017,7 @@ void mbarrier_wait(void* barrier, int parity, Place place) {
 void store_async(Remote to, Remote barrier, const void* values) {
   const int32_t code = code_of(__builtin_return_address(0));
   Thread* self = current;
-  Block& block = target(to, 16, code);
+  Block& block = target(to, code);
   if (barrier.rank != to.rank)
     fail(code, 0, "%s sends to block %d of the cluster with an mbarrier of block %d", Name(self->number).text, to.rank,
          barrier.rank);

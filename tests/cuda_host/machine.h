@@ -56,8 +56,6 @@ void copy_start(void* shared, const void* global, int bytes);
 void copy_close_batch();
 void copy_wait(int open);
 
-void store_to_block(float* local, int rank, float value);
-
 // A place in the shared memory of a block of the cluster.
 struct Remote {
   int rank;

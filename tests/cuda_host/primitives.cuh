@@ -30,7 +30,6 @@ TWIN void copy_start(float4* shared, const float4* global) { machine::copy_start
 TWIN void copy_close_batch() { machine::copy_close_batch(); }
 template <int OPEN>
 TWIN void copy_wait() { machine::copy_wait(OPEN); }
-TWIN void store_to_block(float* local, int rank, float value) { machine::store_to_block(local, rank, value); }
 
 struct Remote {
   machine::Remote place;
