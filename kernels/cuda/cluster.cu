@@ -33,11 +33,13 @@ struct Cluster {
   float* states;
   int owned;             // rows
   int from;              // the lane that has the first of the four columns
+  int sender;            // the number of this lane among those that have them
   Remote state[SENDS];   // where state 0 of the blocks that this lane sends to has the four columns
 
   __device__ Cluster(float* states, int rows) : states(states), owned(rows) {
     const int lane = threadIdx.x % 32, element = lane / STRIDE;
     from = kept(element / 4 * 4 * STRIDE + lane % Tile::COLUMN_LANES);
+    sender = kept(element % 4 * Tile::REPLICAS + lane / Tile::COLUMN_LANES % Tile::REPLICAS);
     float* four = states + Tile::row(0) * Tile::K + first_column() + Tile::column(0) / 4 * 4;
 #pragma unroll
     for (int i = 0; i < SENDS; i++) state[i] = remote(four, rank(i));
@@ -49,16 +51,11 @@ struct Cluster {
   }
 
  protected:
-  // The number of this lane among those that have the same four columns.
-  __device__ static int sender() {
-    const int lane = threadIdx.x % 32;
-    return lane / STRIDE % 4 * Tile::REPLICAS + lane / Tile::COLUMN_LANES % Tile::REPLICAS;
-  }
   // The block that this lane's send i goes to, if it is one of the cluster's. Not everybody begins with block 0.
-  __device__ static int rank(int i) { return (sender() + i * SENDERS + blockIdx.x) % BLOCKS; }
-  __device__ static bool sends(int i) { return sender() + i * SENDERS < BLOCKS; }
+  __device__ int rank(int i) const { return (sender + i * SENDERS + blockIdx.x) % BLOCKS; }
+  __device__ bool sends(int i) const { return sender + i * SENDERS < BLOCKS; }
   // In floats, from state 0.
-  __device__ int place(int n, int p) const { return ((n & 1) * owned + p * Tile::ROWS) * Tile::K; }
+  __device__ int place(int n, int r) const { return ((n & 1) * owned + r) * Tile::K; }
   __device__ float4 neighbours(const float* values) const {
     return {lane_value(values[0], from), lane_value(values[0], from + STRIDE), lane_value(values[0], from + 2 * STRIDE),
             lane_value(values[0], from + 3 * STRIDE)};
@@ -79,29 +76,34 @@ struct Async : Cluster<Tile> {
       for (int i = 0; i < 2 * (rows / Tile::ROWS); i++) mbarrier_init(barriers + i);
       mbarrier_init_fence();
 #pragma unroll 1
-      for (int p = 0; p < rows / Tile::ROWS; p++) expect(1, p);
+      for (int r = 0; r < rows; r += Tile::ROWS) {
+        mbarrier_expect(of(0, r), 0);  // state 0 is each block's own work
+        mbarrier_expect(of(1, r), SIZE);
+      }
     }
     cluster_barrier();  // a block's shared memory may be written once the block has started
   }
-  __device__ const float* rows(int n, int p, int) const {
-    if (n > 0) mbarrier_wait(barriers + 2 * p + (n & 1), (n - 1) >> 1 & 1);
-    return this->states + this->place(n, p);
+  __device__ const float* rows(int n, int r, int) const {
+    const int place = kept(this->place(n, r));
+    mbarrier_wait(of(n, r), n >> 1 & 1);
+    return this->states + place;
   }
-  __device__ void put(int n, int p, const Tile&, const float* values, bool wanted) const {
+  __device__ void put(int n, int r, const Tile&, const float* values, bool wanted) const {
     Remote to[Base::SENDS], signal[Base::SENDS];  // known before the values are
 #pragma unroll
     for (int i = 0; i < Base::SENDS; i++)
-      to[i] = kept(this->state[i] + 4 * this->place(n, p)), signal[i] = kept(barrier[i] + 8 * (2 * p + (n & 1)));
+      to[i] = kept(this->state[i] + 4 * this->place(n, r)), signal[i] = kept(barrier[i] + 8 * number(n, r));
     const float4 four = this->neighbours(values);
-    if (wanted && threadIdx.x == 0) expect(n + 1, p);
+    if (wanted && threadIdx.x == 0) mbarrier_expect(of(n + 1, r), SIZE);
 #pragma unroll
     for (int i = 0; i < Base::SENDS; i++) store_async(wanted && this->sends(i), to[i], signal[i], four);
   }
   __device__ void meet(int) const {}
 
  private:
-  // Tile p of state n is to come. By one thread.
-  __device__ void expect(int n, int p) const { mbarrier_expect(barriers + 2 * p + (n & 1), 4 * Tile::ROWS * Tile::K); }
+  static constexpr int SIZE = 4 * Tile::ROWS * Tile::K;  // bytes of a tile's state
+  __device__ static int number(int n, int r) { return 2 * (r / Tile::ROWS) + (n & 1); }
+  __device__ Mbarrier* of(int n, int r) const { return barriers + number(n, r); }
 };
 
 template <class Tile>
@@ -111,12 +113,12 @@ struct Barrier : Cluster<Tile> {
   __device__ Barrier(Mbarrier*, float* states, int rows) : Base(states, rows) {
     cluster_barrier();  // a block's shared memory may be written once the block has started
   }
-  __device__ const float* rows(int n, int p, int) const { return this->states + this->place(n, p); }
-  __device__ void put(int n, int p, const Tile&, const float* values, bool wanted) const {
+  __device__ const float* rows(int n, int r, int) const { return this->states + this->place(n, r); }
+  __device__ void put(int n, int r, const Tile&, const float* values, bool wanted) const {
     const float4 four = this->neighbours(values);
 #pragma unroll
     for (int i = 0; i < Base::SENDS; i++)
-      if (wanted && this->sends(i)) store_to_block(this->state[i] + 4 * this->place(n, p), four);
+      if (wanted && this->sends(i)) store_to_block(this->state[i] + 4 * this->place(n, r), four);
   }
   __device__ void meet(int) const { cluster_barrier(); }
 };

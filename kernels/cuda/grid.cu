@@ -23,42 +23,42 @@ struct Grid {
 
   __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
   template <class Pass>
-  __device__ void start(const Pass& pass, const Tile& tile, int first_row, int left, int tiles) const {
-    for (int p = 0; p < tiles; p++) {
+  __device__ void start(const Pass& pass, const Tile& tile, int first_row, int left, int end) const {
+    for (int r = 0; r < end; r += Tile::ROWS) {
       float values[Tile::COUNT];
 #pragma unroll
       for (int i = 0; i < Tile::COUNT; i++) {
-        const int row = p * Tile::ROWS + tile.row(i), j = first_column() + tile.column(i);
+        const int row = r + tile.row(i), j = first_column() + tile.column(i);
         values[i] = tile.owns(i) && row < left && j < pass.H ? pass.start(first_row + row, j) : 0;
       }
-      put(0, p, tile, values, true);
+      put(0, r, tile, values, true);
     }
     meet(0);
   }
-  __device__ void put(int n, int p, const Tile& tile, const float* values, bool) const {
-    float* state = states + (n & 1) * size + static_cast<long long>(p) * Tile::ROWS * Tile::K + first_column();
-#pragma unroll
-    for (int i = 0; i < Tile::COUNT; i++)
-      if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
-  }
-  __device__ void meet(int n) const { group_barrier(counter, gridDim.x, n + 1); }
-  __device__ const float* rows(int n, int p, int tiles) const {
-    if (p == 0) copy(n, 0);
-    if (p + 1 < tiles) {
-      copy(n, p + 1);
+  __device__ const float* rows(int n, int r, int end) const {
+    if (r == 0) copy(n, 0);
+    if (r + Tile::ROWS < end) {
+      copy(n, r + Tile::ROWS);
       copy_wait<1>();
     } else {
       copy_wait<0>();
     }
     block_barrier();
-    return staged + (p & 1) * Tile::ROWS * Tile::K;
+    return staged + r / Tile::ROWS % 2 * Tile::ROWS * Tile::K;
   }
+  __device__ void put(int n, int r, const Tile& tile, const float* values, bool) const {
+    float* state = states + (n & 1) * size + static_cast<long long>(r) * Tile::K + first_column();
+#pragma unroll
+    for (int i = 0; i < Tile::COUNT; i++)
+      if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
+  }
+  __device__ void meet(int n) const { group_barrier(counter, gridDim.x, n + 1); }
 
  private:
-  __device__ void copy(int n, int p) const {
+  __device__ void copy(int n, int r) const {
     constexpr int SIZE = Tile::ROWS * Tile::K;
-    const float* from = states + (n & 1) * size + static_cast<long long>(p) * SIZE;
-    float* to = staged + (p & 1) * SIZE;
+    const float* from = states + (n & 1) * size + static_cast<long long>(r) * Tile::K;
+    float* to = staged + r / Tile::ROWS % 2 * SIZE;
     for (int i = threadIdx.x * 4; i < SIZE; i += Tile::THREADS * 4)
       copy_start(reinterpret_cast<float4*>(to + i), reinterpret_cast<const float4*>(from + i));
     copy_close_batch();

@@ -11,23 +11,24 @@
 // All arrays are C-contiguous; T steps, B rows, H hidden units, V symbols. Both directions take T steps, n = 0 ... T-1.
 // A step's row b is read from and written to one row of a (T·B, H) array, its line. A pass offers, in the order in which a step
 // needs it, long before the sum is there:
-//   weight(k, j)        the matrix, and COLUMNS_CONTIGUOUS: which of its two indices is contiguous
-//   start(b, j)         s_0, which STARTS_STORED says whether to store
-//   line(m, b)          of row b of step n, m = n·B; of step -1 for s_0
-//   index(line)         the token, a load
-//   term(index, line, j)    what the step adds to the sum, a load that needs the token
-//   addend(term, bias)      the same, ready: whatever can be computed without the sum
-//   finish(sum, addend)     s_{n+1}
-//   store(line, j, value)   where s_{n+1} goes
+//   weight(k, j)            the matrix, and COLUMNS_CONTIGUOUS: which of its two indices is contiguous
+//   start(b, j)             s_0, which STARTS_STORED says whether to store
+//   column(j)               what is known of a column: where it begins in each array, its bias
+//   line(m, b)              of row b of step n, m = n·B; of step -1 for s_0
+//   index(line)             the token, a load
+//   term(column, index, line)    what the step adds to the sum, a load that needs the token
+//   addend(column, term)         the same, ready: whatever can be computed without the sum
+//   finish(sum, addend)          s_{n+1}
+//   store(column, line, value)   where s_{n+1} goes
 #pragma once
 
 #include "primitives.cuh"
 
-// Element j of a line of a (lines, H) array.
+// The element of a line of a (lines, H) array in the column that begins at `column`.
 template <class Real, class Line>
-__device__ inline Real* element(Real* array, Line line, int j, int H) {
+__device__ inline Real* element(Real* column, Line line, int H) {
   const long long bytes = wide_product(line, static_cast<int>(H * sizeof(Real)));
-  return const_cast<Real*>(reinterpret_cast<const Real*>(reinterpret_cast<const char*>(array + j) + bytes));
+  return const_cast<Real*>(reinterpret_cast<const Real*>(reinterpret_cast<const char*>(column) + bytes));
 }
 
 enum Activation { TANH = 0, RELU = 1 };
@@ -52,26 +53,32 @@ struct Forward {
   static constexpr bool STARTS_STORED = false;
 
   __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(k) * H + j; }
-  __device__ Real bias(int j) const { return bh[j]; }
   __device__ Real start(int b, int j) const { return h0[static_cast<long long>(b) * H + j]; }
+  struct Column {
+    const Real* Wxh;
+    Real* h;
+    Real bias;
+    __device__ Column kept_in_registers() const { return {kept(Wxh), kept(h), bias}; }
+  };
+  __device__ Column column(int j) const { return {Wxh + j, h + j, bh[j]}; }
   template <class Line>
   __device__ Line line(Line m, int b) const { return m + b; }
   template <class Line>
   __device__ Index index(Line line) const { return tokens ? tokens[line] : 0; }
   template <class Line>
-  __device__ Term term(Index token, Line line, int j) const {
+  __device__ Term term(const Column& column, Index token, Line line) const {
     if (tokens && static_cast<unsigned>(token) >= static_cast<unsigned>(V))
       return static_cast<Real>(nanf(""));  // 0 / 0 would be a division
-    return tokens ? *element(Wxh, token, j, H) : *element(h, line, j, H);
+    return tokens ? *element(column.Wxh, token, H) : *element(column.h, line, H);
   }
-  __device__ Addend addend(Term term, Real bias) const { return term + bias; }
+  __device__ Addend addend(const Column& column, Term term) const { return term + column.bias; }
   __device__ Real finish(Real sum, Addend addend) const {
     const Real a = sum + addend, positive = a < 0 ? 0 : a;  // NaN stays NaN
     const Real bounded = tanh(a);  // in any case: a branch here would cost every step more
     return activation == TANH ? bounded : positive;
   }
   template <class Line>
-  __device__ void store(Line line, int j, Real value) const { *element(h, line, j, H) = value; }
+  __device__ void store(const Column& column, Line line, Real value) const { *element(column.h, line, H) = value; }
 };
 
 // dh: the gradient that arrives at every state, dlast: the one at the last state besides; either may be null.
@@ -90,20 +97,28 @@ struct Backward {
   struct Index {};
   struct Term {
     Real h, dh;
-    bool last;  // s_T, which is the sum alone
   };
   struct Addend {
     Real dh, derivative;
-    bool dead;  // the derivative is 0, also of what is not finite
   };
   static constexpr bool COLUMNS_CONTIGUOUS = false;  // weight(k, j) and weight(k + 1, j) are
   static constexpr bool STARTS_STORED = true;
 
   __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(j) * H + k; }
-  __device__ Real bias(int) const { return 0; }
   __device__ Real start(int b, int j) const {
     const Real sum = dlast ? dlast[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
-    return finish(sum, addend(term({}, line(-static_cast<long long>(B), b), j), 0));
+    const Column all = column(j);
+    return finish(sum, addend(all, term(all, {}, line(-static_cast<long long>(B), b))));
+  }
+  struct Column {
+    const Real *h, *dh;
+    Real *da, *dh0;
+    int lowest;  // line that is stored
+    __device__ Column kept_in_registers() const { return {kept(h), kept(dh), kept(da), kept(dh0), kept(lowest)}; }
+  };
+  __device__ Column column(int j) const {
+    // Those of dh0 are the lines below 0.
+    return {h + j, dh ? dh + j : dh, da + j, dh0 + static_cast<long long>(B) * H + j, dh0 ? -B : 0};
   }
   // Of da_{T-2-n}, and below 0 for dh0.
   template <class Line>
@@ -111,22 +126,23 @@ struct Backward {
   template <class Line>
   __device__ Index index(Line) const { return {}; }
   template <class Line>
-  __device__ Term term(Index, Line line, int j) const {
-    if (line < 0) return {0, 0, true};
-    return {*element(h, line, j, H), dh ? *element(dh, line, j, H) : 0, false};
+  __device__ Term term(const Column& column, Index, Line line) const {
+    Term found = {static_cast<Real>(activation == RELU), 0};  // f' = 1, for dh0
+    if (line >= 0) found.h = *element(column.h, line, H);
+    if (line >= 0 && column.dh) found.dh = *element(column.dh, line, H);
+    return found;
   }
-  __device__ Addend addend(Term term, Real) const {
+  __device__ Addend addend(const Column&, Term term) const {
+    if (activation == RELU) return {term.dh, static_cast<Real>(term.h > 0)};
     // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has.
-    const bool relu = activation == RELU, linear = relu || term.last;
-    return {term.dh, linear ? 1 : (1 - term.h) * (1 + term.h), relu && !term.last && !(term.h > 0)};
+    return {term.dh, (1 - term.h) * (1 + term.h)};
   }
   __device__ Real finish(Real sum, Addend addend) const {
     const Real gradient = (sum + addend.dh) * addend.derivative;
-    return addend.dead ? 0 : gradient;
+    return activation == RELU && addend.derivative == 0 ? 0 : gradient;  // also where the gradient is not finite
   }
   template <class Line>
-  __device__ void store(Line line, int j, Real value) const {
-    Real* to = line < 0 ? dh0 : da;
-    if (to) *element(to, line < 0 ? line + B : line, j, H) = value;
+  __device__ void store(const Column& column, Line line, Real value) const {
+    if (line >= column.lowest) *element(line < 0 ? column.dh0 : column.da, line, H) = value;
   }
 };

@@ -15,6 +15,18 @@ __device__ inline int kept(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+// Of a pointer to global memory.
+template <class Value>
+__device__ inline Value* kept(Value* pointer) {
+  unsigned long long address = __cvta_generic_to_global(pointer);
+  asm volatile("" : "+l"(address));
+  return static_cast<Value*>(__cvta_global_to_generic(address));
+}
+
+// The compiler moves no access to memory across this place.
+__device__ inline void in_this_order() {
+  asm volatile("" ::: "memory");
+}
 
 // a · b in one instruction.
 __device__ inline long long wide_product(int a, int b) {

@@ -18,9 +18,9 @@ struct Resident {
   __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {
     put_start<Tile>(pass, states, owned, first_row, left);
   }
-  __device__ const float* rows(int n, int p, int) const { return states + ((n & 1) * owned + p * Tile::ROWS) * Tile::K; }
-  __device__ void put(int n, int p, const Tile& tile, const float* values, bool) const {
-    float* state = states + ((n & 1) * owned + p * Tile::ROWS) * Tile::K;
+  __device__ const float* rows(int n, int r, int) const { return states + ((n & 1) * owned + r) * Tile::K; }
+  __device__ void put(int n, int r, const Tile& tile, const float* values, bool) const {
+    float* state = states + ((n & 1) * owned + r) * Tile::K;
 #pragma unroll
     for (int i = 0; i < Tile::COUNT; i++)
       if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];

@@ -9,9 +9,8 @@ extern "C" __global__ void __launch_bounds__(256) NAME(PASS pass, int n, const R
   const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= static_cast<long long>(pass.B) * pass.H) return;
   const int b = static_cast<int>(i / pass.H), j = static_cast<int>(i % pass.H);
+  const auto column = pass.column(j);
   const long long line = pass.line(sums ? static_cast<long long>(n) * pass.B : -static_cast<long long>(pass.B), b);
-  if (sums)
-    pass.store(line, j, pass.finish(sums[i], pass.addend(pass.term(pass.index(line), line, j), pass.bias(j))));
-  else
-    pass.store(line, j, pass.start(b, j));
+  pass.store(column, line, sums ? pass.finish(sums[i], pass.addend(column, pass.term(column, pass.index(line), line)))
+                                : pass.start(b, j));
 }

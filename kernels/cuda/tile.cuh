@@ -42,12 +42,14 @@ struct Tile {
   float4 in_registers[IN_REGISTERS][4];  // [chunk][column], 4 k's each
   float4* in_shared;                     // [chunk][column][thread]
   float* partials;                       // (K_WARPS, ROWS, COLUMNS)
+  int lane;
 
   // Reads the weights of columns first_column ... of this block. `memory`: SHARED_WEIGHTS + PARTIALS floats.
   template <class Pass>
   __device__ void load(const Pass& pass, int first_column, float* memory) {
     in_shared = reinterpret_cast<float4*>(memory) + threadIdx.x;
     partials = memory + SHARED_WEIGHTS;
+    lane = kept(static_cast<int>(threadIdx.x % 32));
     const int j = first_column + lane_column();
 #pragma unroll
     for (int i = 0; i < IN_REGISTERS; i++) load_chunk(pass, k(i), j, in_registers[i]);
@@ -138,10 +140,10 @@ struct Tile {
   // A tree over the lanes along k. While a lane has several sums, it gives half of them to the lane that differs in BIT and
   // keeps the other half.
   template <int HAVE, int BIT>
-  __device__ static void reduce(float* sums) {
+  __device__ void reduce(float* sums) const {
     if constexpr (BIT >= COLUMN_LANES) {
       if constexpr (HAVE > 1) {
-        const bool upper = threadIdx.x & BIT;
+        const bool upper = lane & BIT;
 #pragma unroll
         for (int i = 0; i < HAVE / 2; i++) {
           const float keep = upper ? sums[HAVE / 2 + i] : sums[i], give = upper ? sums[i] : sums[HAVE / 2 + i];
