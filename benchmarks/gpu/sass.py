@@ -268,6 +268,7 @@ class _Settings(NamedTuple):
     in_shared: int
     tiles: int
     finishes: bool
+    ends_step: bool = True
 
 
 class Path(NamedTuple):
@@ -465,16 +466,23 @@ class Loop:
         in_shared : int
             Passes of the loop over the weights in shared memory, where there is one.
         tiles : int
-            Passes of the loop over tiles of rows, where there is one.
+            Tiles of rows in a step: passes of the loop over them, where there is one; else steps and tiles share one loop, and
+            all but a step's last pass go round what ends a step.
         """
-        return self._find(_Settings(in_shared, tiles, finishes))
+        whole = self._find(_Settings(in_shared, tiles, finishes))
+        if tiles == 1 or "tiles" in self.kinds_of_loops().values():
+            return whole
+        before = whole
+        if self.exchange != "async":
+            before = self._find(whole.settings._replace(ends_step=False))
+        return whole._replace(instructions=before.instructions * (tiles - 1) + whole.instructions)
 
     def _find(self, settings):
         kinds = self.kinds_of_loops()
         passes = {"weights": max(settings.in_shared, 1), "tiles": settings.tiles, "spin": 1, "copies": 1}
         self._passes = {header: passes[what] for header, what in kinds.items()}
         self._spins = {header for header, what in kinds.items() if what == "spin"}
-        self._finishes = settings.finishes
+        self._settings = settings
         backs = [(block, self.loop.header) for block in self.loop.blocks if self.loop.header in self._graph.next[block]]
         best = self._best(self.loop, backs)
         if not best:
@@ -488,8 +496,11 @@ class Loop:
         numbers = collections.Counter(one.name for one in instructions)
         long = sum(max(one.stall, 1) + 20 * (one.wait > 0) for one in instructions)
         calls, waits = -numbers["CALL"], sum(map(self.waits, instructions))
-        if self._finishes:
-            return calls, sum(map(self.sends, instructions)), waits, numbers["FFMA"], long
+        sends = sum(map(self.sends, instructions))
+        if not self._settings.ends_step:
+            sends, waits = 0, -waits
+        if self._settings.finishes:
+            return calls, sends, waits, numbers["FFMA"], long
         return calls, 0, waits, numbers["FFMA"] * (numbers["FFMA"] >= 12), -long
 
     def _best(self, loop, goals):
