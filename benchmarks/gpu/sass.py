@@ -21,6 +21,7 @@ The control code of an instruction, from the upper of its two 64-bit words (Volt
   bits 52-57  wait mask: counters that must be 0 before this instruction issues
 """
 import collections
+import functools
 import glob
 import os
 import re
@@ -50,10 +51,15 @@ class Instruction(NamedTuple):
     @property
     def name(self):
         """The opcode without its modifiers."""
-        return self.opcode.split(".", 1)[0]
+        return _name(self.opcode)
 
     def __str__(self):
         return f"{'@' + self.predicate + ' ' if self.predicate else ''}{self.opcode} {self.operands}".rstrip()
+
+
+@functools.lru_cache(maxsize=None)
+def _name(opcode):
+    return opcode.split(".", 1)[0]
 
 
 class Function(NamedTuple):
@@ -445,18 +451,14 @@ class Loop:
 
     def kinds_of_loops(self):
         """{header: "spin", "weights", "tiles" or "copies"} of the inner loops."""
-        found = {}
-        for loop in self._inner:
-            numbers = count(one for start in loop.blocks for one in self._graph.blocks[start])
-            if numbers.get("FFMA") and (numbers.get("BAR") or numbers.get("STAS") or numbers.get("SHFL")):
-                found[loop.header] = "tiles"
-            elif numbers.get("FFMA"):
-                found[loop.header] = "weights"
-            elif any(_polls(one) or _tests_phase(one) for start in loop.blocks for one in self._graph.blocks[start]):
-                found[loop.header] = "spin"
-            else:
-                found[loop.header] = "copies"
-        return found
+        return {loop.header: self._kind(self.body(loop.header)) for loop in self._inner}
+
+    @staticmethod
+    def _kind(body):
+        names = {one.name for one in body}
+        if "FFMA" in names:
+            return "tiles" if names & {"BAR", "STAS", "SHFL"} else "weights"
+        return "spin" if any(_polls(one) or _tests_phase(one) for one in body) else "copies"
 
     def path(self, in_shared=1, tiles=1, finishes=True):
         """The Path of a warp that finishes elements of the state, or of one that has only its part of the product.
