@@ -383,11 +383,8 @@ def test_the_barrier_is_slower_than_st_async():
 # ---- what the choice goes by
 
 def test_every_kernel_that_can_be_chosen_is_predicted():
-    device = variants.known_device(90, 132)
-    asked = {variant.kernel(direction) for B, H in ((1, 1), (32, 256), (64, 512), (128, 1024), (8, 2048))
-             for variant in variants.candidates(device, "float32", B, H)[0] if variant.family != "stepwise"
-             for direction in ("Forward", "Backward")}
-    assert len(asked) > 50 and asked <= set(predict.kernels())
+    """Whoever changes the tiles runs ``python -m benchmarks.gpu.predict`` again."""
+    assert set(variants.predictions()) == set(map(str, predict.kernels()))
 
 
 def test_predictions():
