@@ -53,7 +53,7 @@ class Driver:
         self.errors = []     # what a function raised, which C cannot be told
         self.fail_with = {}  # name of a function → the status it returns
         self.clusters = {2: 66, 4: 31, 8: 15, 16: 7}
-        self._modules, self._functions = [], []
+        self._modules, self._functions, self._texts = [], [], {}
         self.run = None  # called with each launch, if it is to do something
 
     def function(self, number):
@@ -145,6 +145,12 @@ class Driver:
         _put(count, self.clusters[cluster[0]], 4)
         return 0
 
+    def cuGetErrorName(self, status, text):
+        _put(text, ctypes.addressof(self._texts.setdefault(status, ctypes.create_string_buffer(b"status %d" % status))))
+        return 0
+
+    cuGetErrorString = cuGetErrorName
+
     def names(self):
         return [name for name in dir(type(self)) if name.startswith("cu")]
 
@@ -189,7 +195,8 @@ class Runtime:
         self._real = real
         self.version, self.driver_version = version, max(version, 12040)
         self.device, self.memory, self.handles = 0, {}, 0
-        self.capturing = None
+        self.capturing = None  # the stream that is captured
+        self.graphs = 0        # that have been launched
         numbers = {"ComputeCapabilityMajor": 75, "ComputeCapabilityMinor": 76}
         self._values = {numbers.get(name) or getattr(real, f"cudaDevAttr{name}"): value
                         for name, value in self.ATTRIBUTES.items()}
@@ -208,6 +215,9 @@ class Runtime:
 
     def runtimeGetVersion(self):
         return self.version
+
+    def _getCUDAMajorVersion(self):
+        return self.version // 1000
 
     def deviceGetAttribute(self, attribute, device):
         return self._values.get(attribute, 1)
@@ -264,6 +274,12 @@ class Runtime:
     def streamCreateWithFlags(self, flags):
         return self._handle()
 
+    def streamCreateWithPriority(self, flags, priority):
+        return self._handle()
+
+    def streamGetPriority(self, stream):
+        return 0
+
     def streamDestroy(self, stream):
         pass
 
@@ -289,7 +305,7 @@ class Runtime:
         return self._handle()
 
     def graphLaunch(self, graph, stream):
-        pass
+        self.graphs += 1
 
     def graphDestroy(self, graph):
         pass
@@ -322,7 +338,8 @@ class Runtime:
         pass
 
     def names(self):
-        return [name for name in vars(type(self)) if callable(getattr(self, name)) and name not in ("names", "_handle", "__init__")]
+        return [name for name in vars(type(self)) if name in self._real.__pyx_capi__ or hasattr(self._real, name)
+                and not name.startswith("__")]
 
 
 def build(folder):
@@ -419,6 +436,7 @@ def _capsule(capsule, function):
     result, arguments = re.fullmatch(r"(.*?) ?\((.*)\)", signature.decode()).groups()
     kinds = [re.sub(r" ?__pyx_\w+$", "", argument) for argument in arguments.split(", ")]
     given = [kind for argument, kind in zip(arguments.split(", "), kinds) if "__pyx_" not in argument and kind != "void"]
+    # Optional arguments come as a structure, and the last of all says nothing: neither is handed on.
     kind = ctypes.PYFUNCTYPE(_type(result), *[_type(k) for k in kinds if k != "void"])
     _kept.append(kind(lambda *values: function(*values[:len(given)])))
     _kept.append(signature)
@@ -426,6 +444,6 @@ def _capsule(capsule, function):
 
 
 def _type(name):
-    if name == "PyObject *":
+    if name == "PyObject *" or name.startswith("struct __pyx_obj"):
         return ctypes.py_object
     return ctypes.c_void_p if name.endswith("*") else _C[name]
