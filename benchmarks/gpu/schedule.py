@@ -30,8 +30,6 @@ import functools
 import math
 from typing import NamedTuple
 
-from rnn_ops.backends.cuda import variants
-
 from . import sass
 
 # Cycles from issue to the dependent instruction's issue, where a scoreboard says so. [S]: published microbenchmarks of Volta to
@@ -50,9 +48,9 @@ BAR = 25       # from the last warp's arrival to the next instruction; [S] 20-30
 MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assumed, 300-700
 READ = 15      # until a memory instruction's operands have been read
 FLIGHT = {
-    "async": variants.FLIGHT["cluster"],
+    "async": 200,            # st.async to its mbarrier, seen by the waiting warp; [S] DSMEM load 180-200
     "cluster barrier": 200,  # arrival to wait
-    "grid": variants.FLIGHT["grid"],
+    "grid": 430,             # a reduction on its way to L2, and what remains of a poll that just missed it; the next poll is code
     "block barrier": BAR,
 }
 SHARED_BYTES = 128  # a cycle
