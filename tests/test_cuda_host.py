@@ -313,7 +313,7 @@ TO_ITSELF = """if (rank == 0 && t == 0) {
   mbarrier_wait(barrier, 0);
 }"""
 
-# Lane 0 of block 1 waits for both phases, and answers the first; the others wait for the second one alone.
+# Lane 0 of block 1 waits for both phases, and answers the first; then the others wait for the second one alone.
 LEFT_OUT = """
   if (rank == 0 && t == 0) {
     store_async(true, remote(s + 8, 1), remote(barrier, 1), {});
@@ -326,7 +326,9 @@ LEFT_OUT = """
     mbarrier_wait(barrier, 0);
     mbarrier_expect(barrier, 16);
     store_async(true, remote(s + 8, 0), remote(barrier, 0), {});
+    mbarrier_wait(barrier, 1);
   }
+  ballot(true);
   if (rank == 1) {
     mbarrier_wait(barrier, 1);
     a[t] = s[9].x;
@@ -365,10 +367,10 @@ MISUSES = {
     "the sender writes": (UNORDERED_WRITE, TO_ITSELF),
     "the sender reads": (TOO_EARLY, TO_ITSELF.replace("floats[0] = 1", "a[0] = floats[0]")),
     "the receiver writes": (UNORDERED_WRITE, "if (rank == 1 && t == 0) floats[32] = 1;\n" + EXPECT + SEND + RECEIVE),
-    "the receiver copies": (f"what a copy of .* is on its way to|{UNORDERED_WRITE}", EXPECT + SEND +
-                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n" + RECEIVE +
-                            "copy_wait<0>();"),
-    "a phase left out": (TOO_EARLY, LEFT_OUT),  # even where both have ended when it is waited for
+    "the receiver copies": ("delivery .* overwrites what a copy of .* is on its way to",
+                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n cluster_barrier();\n" +
+                            EXPECT + SEND + RECEIVE + "copy_wait<0>();"),
+    "a phase left out": ("has brought, and has not waited for phase 1", LEFT_OUT),  # although it has ended, as it happens
     "one lane waits": (TOO_EARLY, EXPECT + SEND + "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0);\n"
                        "lane_value(0, 0);\n if (rank == 1) a[t] = s[8].x;"),  # a shuffle orders no memory
     # What the sender wrote before is not released by its send.
