@@ -368,8 +368,8 @@ MISUSES = {
     "the sender reads": (TOO_EARLY, TO_ITSELF.replace("floats[0] = 1", "a[0] = floats[0]")),
     "the receiver writes": (UNORDERED_WRITE, "if (rank == 1 && t == 0) floats[32] = 1;\n" + EXPECT + SEND + RECEIVE),
     "the receiver copies": ("delivery .* overwrites what a copy of .* is on its way to",
-                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n cluster_barrier();\n" +
-                            EXPECT + SEND + RECEIVE + "copy_wait<0>();"),
+                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n"
+                            "cluster_barrier();\n" + EXPECT + SEND + RECEIVE + "copy_wait<0>();"),
     "a phase left out": ("has brought, and has not waited for phase 1", LEFT_OUT),  # although it has ended, as it happens
     "one lane waits": (TOO_EARLY, EXPECT + SEND + "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0);\n"
                        "lane_value(0, 0);\n if (rank == 1) a[t] = s[8].x;"),  # a shuffle orders no memory
