@@ -168,7 +168,7 @@ def test_blocks_that_may_not_have_started_or_may_have_ended():
 @pytest.mark.parametrize("message, old, new", [
     ("16 bytes at an address that is no multiple", "remote(s,", "remote(s + 1,"),
     ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
-    ("stores at byte 256 of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 1)")])
+    (r"stores at byte \d+ of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 16)")])
 def test_where_other_blocks_can_be_written(message, old, new):
     text = CLUSTER.format("cluster_barrier();", "cluster_barrier();").replace(old, new)
     refused(message, text, np.zeros((8, 64), "float32"), **OF_FOUR)
@@ -418,6 +418,14 @@ def test_an_answer_overwrites_what_has_been_used(meet):
         else:
             refused("overwrites what thread .* (reads|writes), nothing orders them|has not waited for phase|"
                     "overwrites what a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
+
+
+def test_a_lane_does_not_know_what_others_have_read():
+    """Lane 0 reads last, mostly: before, it waits for something else."""
+    something = "store_async(rank == 1 && t == 0, remote(s + 33, 0), remote(barrier + 1, 0), {});\n"
+    use = "if (t == 0) { mbarrier_expect(barrier + 1, 16); mbarrier_wait(barrier + 1, 0); } value = s[t].w;"
+    text = answered(use).replace("  float value", something + "  float value")
+    refused(f"{UNORDERED}|has not waited for phase", text, np.zeros(32, "float32"), seeds=20, **dict(OF_ONE_WARP, shared=544))
 
 
 def test_deliveries_come_late_and_in_any_order():
