@@ -421,11 +421,15 @@ def test_an_answer_overwrites_what_has_been_used(meet):
 
 
 def test_a_lane_does_not_know_what_others_have_read():
-    """Lane 0 reads last, mostly: before, it waits for something else."""
-    something = "store_async(rank == 1 && t == 0, remote(s + 33, 0), remote(barrier + 1, 0), {});\n"
-    use = "if (t == 0) { mbarrier_expect(barrier + 1, 16); mbarrier_wait(barrier + 1, 0); } value = s[5].w;"
-    text = answered(use).replace("  float value", something + "  float value")
-    refused(f"{UNORDERED}|has not waited", text, np.zeros(32, "float32"), seeds=20, **dict(OF_ONE_WARP, shared=544))
+    """Lane 0 reads last, mostly: before, it sends something to itself and waits for it."""
+    use = """
+    if (t == 0) {
+      mbarrier_expect(barrier + 1, 16);
+      store_async(true, remote(s + 33, 0), remote(barrier + 1, 0), {});
+      mbarrier_wait(barrier + 1, 0);
+    }
+    value = s[5].w;"""
+    refused(f"{UNORDERED}|has not waited", answered(use), np.zeros(32, "float32"), seeds=20, **dict(OF_ONE_WARP, shared=544))
 
 
 def test_deliveries_come_late_and_in_any_order():
