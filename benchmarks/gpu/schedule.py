@@ -50,7 +50,7 @@ READ = 15      # until a memory instruction's operands have been read
 FLIGHT = {
     "async": 200,            # st.async to its mbarrier, seen by the waiting warp; [S] DSMEM load 180-200
     "cluster barrier": 200,  # arrival to wait
-    "grid": 700,             # a reduction in L2, and a reader's poll that just missed it and its next one
+    "grid": 430,             # a reduction on its way to L2, and what remains of a poll that just missed it; the next poll is code
     "block barrier": BAR,
 }
 SHARED_BYTES = 128  # a cycle
