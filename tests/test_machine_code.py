@@ -156,6 +156,18 @@ def test_nvdisasm_is_missed_with_a_sentence(monkeypatch, tmp_path):
         sass.nvdisasm()
 
 
+@pytest.mark.parametrize("architecture", [75, 80])
+def test_older_architectures(architecture):
+    """ptxas for sm_80 leaves a loop by a call of an EXIT, which is none; before sm_80 the grid's copies are loads past L1, which do
+    not poll."""
+    for family, rows in (("resident", 2), ("grid", 1)):
+        tile, blocks = next((tile, blocks) for tile, blocks in variants.tiles(family, architecture)
+                            if tile.k == (128 if family == "resident" else 1024) and tile.rows == rows)
+        kernel = variants.Variant(family, tile, blocks or 8).kernel("Forward")
+        found = machine_code.report(compiler.compiled(kernel, architecture).cubin, **machine_code.arguments_of(tile))
+        assert found.gates == [] and found.prediction.cycles > found.prediction.busy
+
+
 # ---- loops and paths
 
 def addresses(path):
@@ -385,6 +397,10 @@ def test_the_barrier_is_slower_than_st_async():
 def test_every_kernel_that_can_be_chosen_is_predicted():
     """Whoever changes the tiles runs ``python -m benchmarks.gpu.predict`` again."""
     assert set(variants.predictions()) == set(map(str, predict.kernels()))
+    for architecture in variants.ARCHITECTURES:  # those of the others are among them
+        for family in variants.FAMILIES[:-1]:
+            assert {variants.Variant(family, tile, blocks or 1).kernel("Forward") for tile, blocks in variants.tiles(
+                family, architecture)} <= set(predict.kernels())
 
 
 def test_predictions():

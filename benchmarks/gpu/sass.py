@@ -96,7 +96,7 @@ def disassemble(cubins):
         instructions = _parse(_nvdisasm(text, architecture))
         for (list_, i), offset in zip(mine, offsets):
             first, last = offset // 16, (offset + len(list_[i].text)) // 16
-            list_[i] = list_[i]._replace(instructions=tuple(_moved(one, offset) for one in instructions[first:last]))
+            list_[i] = list_[i]._replace(instructions=tuple(_leaving([_moved(one, offset) for one in instructions[first:last]])))
     return found
 
 
@@ -195,6 +195,15 @@ def _moved(one, offset):
     target = _target(one)
     operands = one.operands if target is None else one.operands.replace(hex(target), hex(target - offset))
     return one._replace(address=one.address - offset, operands=operands)
+
+
+def _leaving(instructions):
+    """A call of an EXIT, by which ptxas leaves a loop at times (seen on sm_80 to 89), is no call: it is made a branch."""
+    for one in instructions:
+        target = _target(one)
+        leaves = one.name == "CALL" and target % 16 == 0 and target // 16 < len(instructions) and (
+            instructions[target // 16].name == "EXIT" and not instructions[target // 16].predicate)
+        yield one._replace(opcode="BRA") if leaves else one
 
 
 def _target(one):
@@ -654,8 +663,8 @@ class Loop:
 
 
 def _polls(one):
-    """Reads what another block writes: ld.acquire or a volatile load."""
-    return one.name in ("LDG", "LD") and (".STRONG." in one.opcode)
+    """Reads a counter that other blocks write: ld.acquire. (Wider ones are ld.global.cg.)"""
+    return one.name in ("LDG", "LD") and ".STRONG." in one.opcode and width(one) == 4
 
 
 def _tests_phase(one):
