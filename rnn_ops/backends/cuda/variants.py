@@ -49,12 +49,16 @@ _PREDICTIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "predict
 
 
 class Device(NamedTuple):
-    """What the choice depends on. compute_capability: 90 for 9.0; shared_memory: bytes that one block may have."""
+    """What the choice depends on.
+
+    compute_capability: 90 for 9.0; shared_memory: bytes that one block may have; clusters: how many clusters of 2, 4, 8 and 16
+    blocks run at once where each block takes a whole multiprocessor, () where there are no clusters.
+    """
     name: str
     compute_capability: int
     shared_memory: int
     multiprocessors: int
-    clusters: tuple = ()  # of 2, 4, 8 and 16 blocks that run at once, one block a multiprocessor; () where there are none
+    clusters: tuple = ()  # of 2, 4, 8 and 16 blocks that run at once, one block a multiprocessor; () where nobody knows
 
     @property
     def architecture(self):
@@ -142,11 +146,21 @@ class Variant(NamedTuple):
 
 def known_device(architecture, multiprocessors):
     """A Device with the limits of an architecture, for tests and for questions about a GPU that is not there."""
-    # A cluster lies within a GPC. Those of an H100 have 16 or 18 multiprocessors, some fewer, and how many is not documented: so
-    # one cluster less than fits, from 4 blocks on.
-    clusters = tuple(max(multiprocessors // size - (size > 2), int(multiprocessors >= size)) for size in CLUSTER_SIZES)
     return Device(f"sm_{architecture}", architecture, _SHARED[architecture], multiprocessors,
-                  clusters if architecture >= 90 else ())
+                  estimated_clusters(architecture, multiprocessors))
+
+
+def estimated_clusters(compute_capability, multiprocessors):
+    """`Device.clusters` of a GPU on which nobody has measured it, rather too few than too many.
+
+    A cluster lives inside a GPC. Of those, an H100 or H200 with 132 multiprocessors has some of 16 and some of 18, and which ones
+    differs from chip to chip: clusters of 2 fit everywhere, of larger ones what is left over in the GPCs may cost one or
+    more. A part of a chip of at most 16 multiprocessors is taken for one GPC.
+    """
+    if compute_capability < 90:
+        return ()
+    lost = (0, 2, 1, 1) if multiprocessors > 16 else (0, 0, 0, 0)  # of 132: 66, 31, 15 and 7 remain
+    return tuple(multiprocessors // size - less for size, less in zip(CLUSTER_SIZES, lost))
 
 
 def tiles(family, architecture):
@@ -242,7 +256,7 @@ def _tiles(family, architecture, H=None):
                 k_warps = _k_warps(k, columns)
                 if k_warps:
                     # A tile of 4 rows costs hardly more than one of 2.
-                    yield from ((_with_shared(Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
+                    yield from ((_with_shared(family, Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
 
 
 def _tile(family, k, columns, rows):
@@ -254,7 +268,7 @@ def _tile(family, k, columns, rows):
             continue  # there a lane finishes one element
         threads, weights = columns * k_lanes // 4, 4 * k // k_lanes
         if k % (4 * k_lanes) == 0 and columns % (128 // k_lanes) == 0 and weights <= 256 and threads <= 512:
-            found.append(_with_shared(Tile(k, columns, k_lanes, 1, rows, 0)))
+            found.append(_with_shared(family, Tile(k, columns, k_lanes, 1, rows, 0)))
     return min(found, key=lambda tile: (tile.shared_weights, tile.threads < 128, tile.k_lanes), default=None)
 
 
@@ -267,11 +281,14 @@ def _k_warps(k, columns):
     return None
 
 
-def _with_shared(tile):
+def _with_shared(family, tile):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
-    compiling (tests/test_cuda_compile.py): what does not spill."""
+    compiling (tests/test_cuda_compile.py): what does not spill, on any architecture that has the family."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
-    besides = {1: (47, 47), 2: (47, 66), 4: (80, 120)}[tile.rows][tile.k_lanes == 4]
+    if family == "cluster":
+        besides = {1: 47, 2: 48, 4: 80}[tile.rows]
+    else:
+        besides = {1: 57, 2: 66, 4: 96 if tile.k_lanes > 4 else 130}[tile.rows]
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
 
 
@@ -281,7 +298,8 @@ def _variants(family, device, tile, blocks, B, H):
         blocks = -(-H // tile.columns)
     at_once = device.multiprocessors // blocks  # groups, one block a multiprocessor
     if family == "cluster":
-        at_once = min(at_once, device.clusters[CLUSTER_SIZES.index(blocks)] if device.clusters else 0)
+        clusters = device.clusters or estimated_clusters(device.compute_capability, device.multiprocessors)
+        at_once = min(at_once, clusters[CLUSTER_SIZES.index(blocks)])
     if at_once < 1:
         return
     tried = set()
