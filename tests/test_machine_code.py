@@ -252,6 +252,32 @@ def test_inner_loops():
     assert addresses(loop.path(in_shared=3, tiles=2)) == [0] + 2 * ([1, 2] + 3 * chunk + tile) + [9]
 
 
+def test_steps_and_tiles_in_one_loop():
+    """What ends a step is done by its last pass alone: a barrier with a predicate, a meeting of blocks behind a branch."""
+    loop = paths.Loop(made(plain("FFMA R0, R1, R2, R3"), plain("@P0 BAR.SYNC 0x0"), plain("@P1 BRA 0x0"), plain("EXIT")))
+    assert addresses(loop.path(tiles=3)) == 2 * [0, 2] + [0, 1, 2]
+    loop = paths.Loop(made(
+        plain("BAR.SYNC 0x0"),                               # 0 the copies of all have come
+        plain("FFMA R0, R1, R2, R3"),                        # 1
+        plain("@P0 BRA 0x90"),                               # 2 not the last tile of a step
+        plain("BAR.SYNC 0x0"),                               # 3
+        plain("RED.E.ADD.STRONG.GPU [R0], R2"),              # 4
+        plain("LDG.E.STRONG.GPU R2, [R0]"),                  # 5
+        plain("@!P1 BRA 0x50"),                              # 6
+        plain("BAR.SYNC 0x0"),                               # 7
+        plain("LDGDEPBAR"),                                  # 8 the first tile of the next step
+        plain("@P2 BRA 0xc0"),                               # 9
+        plain("DEPBAR.LE SB0, 0x1"),                         # 10 while the next tile is under way
+        plain("BRA 0xd0"),                                   # 11
+        plain("DEPBAR.LE SB0, 0x0", 15),                     # 12 there is none
+        plain("@P3 BRA 0x0"),                                # 13
+        plain("EXIT")))
+    assert loop.exchange == "grid"
+    last = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13]
+    assert addresses(loop.path()) == last
+    assert addresses(loop.path(tiles=3)) == 2 * [0, 1, 2, 9, 10, 11, 13] + last
+
+
 def test_a_kernel_without_such_a_loop():
     with pytest.raises(ValueError, match="made: got no loop with multiply-adds"):
         paths.Loop(made(plain("FFMA R0, R1, R2, R3"), plain("EXIT")))

@@ -232,10 +232,11 @@ class Loop:
         whole = self._find(_Settings(in_shared, tiles, finishes))
         if tiles == 1 or "tiles" in self.kinds_of_loops().values():
             return whole
-        before = whole
+        before = whole.instructions
         if self.exchange != "async":
-            before = self._find(whole.settings._replace(ends_step=False))
-        return whole._replace(instructions=before.instructions * (tiles - 1) + whole.instructions)
+            found = self._find(whole.settings._replace(ends_step=False)).instructions
+            before = tuple(one for one in found if not (one.name == "BAR" and one.predicate))  # which only a step's end executes
+        return whole._replace(instructions=before * (tiles - 1) + whole.instructions)
 
     def _find(self, settings):
         kinds = self.kinds_of_loops()
@@ -258,10 +259,12 @@ class Loop:
         calls, waits = -numbers["CALL"], sum(map(self.waits, instructions))
         sends = sum(map(self.sends, instructions))
         if not self._settings.ends_step:
-            sends, waits = 0, -waits
+            # No meeting, and of the copies to shared memory only what must be: those of the next tiles may stay under way.
+            sends = -waits - numbers["BAR"] - numbers["LDGDEPBAR"]
+            waits = sum(int(one.operands.rsplit(", ", 1)[1], 16) for one in instructions if one.name == "DEPBAR")
         if self._settings.finishes:
             return calls, sends, waits, numbers["FFMA"], long
-        return calls, 0, waits, numbers["FFMA"] * (numbers["FFMA"] >= _PRODUCT), -long
+        return calls, 0 if self._settings.ends_step else sends, waits, numbers["FFMA"] * (numbers["FFMA"] >= _PRODUCT), -long
 
     def _best(self, loop, goals):
         """{edge: (weight, blocks)}: the best way from the loop's header to each edge that leaves its body (or goes back)."""

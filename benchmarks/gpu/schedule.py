@@ -51,7 +51,7 @@ MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assum
 FLIGHT = {
     "async": 200,            # assumed: st.async to its mbarrier (a load from another block: published, 180-200)
     "cluster barrier": 200,  # assumed: from the last arrival to the end of the wait
-    "grid": 700,             # assumed: a reduction in L2, and a poll that just missed it and the next one
+    "grid": 430,             # assumed: a reduction's way to L2, 250, and what is left of a poll that missed it; not the next
     "block barrier": BAR,
 }
 _LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler (CUDA C++ Programming Guide, arithmetic instructions)
