@@ -235,7 +235,8 @@ class Loop:
         before = whole.instructions
         if self.exchange != "async":
             found = self._find(whole.settings._replace(ends_step=False)).instructions
-            before = tuple(one for one in found if not (one.name == "BAR" and one.predicate))  # which only a step's end executes
+            # A barrier with a predicate is one that only a step's end executes.
+            before = tuple(one for one in found if not (one.name == "BAR" and one.predicate))
         return whole._replace(instructions=before * (tiles - 1) + whole.instructions)
 
     def _find(self, settings):

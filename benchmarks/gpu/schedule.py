@@ -28,6 +28,8 @@ import math
 import re
 from typing import NamedTuple
 
+from rnn_ops.backends.cuda import variants
+
 from . import sass
 
 # Cycles from an instruction's issue to that of the one which waits for its result. Published: microbenchmarks of Volta to
@@ -49,9 +51,9 @@ READ = 15      # until an instruction has read its operands; assumed
 BAR = 25       # from the last warp's arrival to the next instruction; published: 20-30
 MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assumed, between 300 and 700
 FLIGHT = {
-    "async": 200,            # assumed: st.async to its mbarrier (a load from another block: published, 180-200)
+    "async": variants.FLIGHT["cluster"],
     "cluster barrier": 200,  # assumed: from the last arrival to the end of the wait
-    "grid": 430,             # assumed: a reduction's way to L2, 250, and what is left of a poll that missed it; not the next
+    "grid": variants.FLIGHT["grid"],
     "block barrier": BAR,
 }
 _LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler (CUDA C++ Programming Guide, arithmetic instructions)

@@ -38,9 +38,10 @@ _RESERVED = 1024  # bytes of shared memory that a block takes besides its own, f
 _LARGEST_RESIDENT, _LARGEST_CLUSTER, _LARGEST_GRID = 256, 1024, 2048  # hidden units
 _GRID_K = (256, 512, 768, 1024, 1536, 2048)
 
-# Cycles from the last store of a state until it is seen. Assumed, not measured: for a cluster st.async and its mbarrier, for a
-# grid the way through L2 there and back. A block barrier's are part of the machine code.
-_FLIGHT = {"resident": 0, "cluster": 200, "grid": 1200}
+# Cycles from the last store of a state until a wait for it can succeed. Assumed, not measured. Cluster: st.async to its mbarrier
+# (loads from another block's shared memory take 180 to 200). Grid: a reduction on its way to L2, 250, and what remains of a poll that
+# just missed it, up to 280; the poll that sees it is part of the machine code, as a block barrier is.
+FLIGHT = {"resident": 0, "cluster": 200, "grid": 430}
 _STEPWISE = 12000  # two launches
 
 _MOST_BESIDE = 2  # blocks on a multiprocessor that are worth a candidate
@@ -340,7 +341,7 @@ def _cycles(device, variant, at_once, beside, direction):
     serial += (slower - 1) * busy
     turns = -(-variant.groups // (at_once * beside))
     together = -(-variant.groups // at_once) if turns == 1 else beside
-    return turns * max(serial + max(_FLIGHT[variant.family], shadow), tiles * (serial + shadow),
+    return turns * max(serial + max(FLIGHT[variant.family], shadow), tiles * (serial + shadow),
                        together * tiles * slower * busy)
 
 
