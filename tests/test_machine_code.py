@@ -321,22 +321,48 @@ def test_warps_of_one_scheduler_share_its_pipes():
     assert walk.predict().cycles == 135
 
 
+ASYNC = (
+    ("SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R0]", 2, 0, 7, 0), ("@!P0 BRA 0x70", 5, 7, 7, 1),
+    ("LDS.128 R4, [R0]", 4, 1, 7, 0), ("FFMA R8, R4, R20, R8", 4, 7, 7, 2),
+    ("STAS.128 [R2.64], R4", 1, 7, 7, 0), ("@P0 BRA 0x0", 5, 7, 7, 0), ("EXIT", 5, 7, 7, 0),
+    ("SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R0]", 2, 0, 7, 0), ("@!P0 BRA 0x70", 5, 7, 7, 1), ("BRA 0x20", 5, 7, 7, 0))
+
+
 def test_a_walk_through_an_exchange():
     """State there, 20 until the wait is over, 5 for its branch, 33 to the multiply-add, 4 to the store: 62; back at the wait
     1 + 5 later, which the flight of 200 hides."""
-    step = (("SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R0]", 2, 0, 7, 0), ("@!P0 BRA 0x70", 5, 7, 7, 1),
-            ("LDS.128 R4, [R0]", 4, 1, 7, 0), ("FFMA R8, R4, R20, R8", 4, 7, 7, 2),
-            ("STAS.128 [R2.64], R4", 1, 7, 7, 0), ("@P0 BRA 0x0", 5, 7, 7, 0), ("EXIT", 5, 7, 7, 0),
-            ("SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R0]", 2, 0, 7, 0), ("@!P0 BRA 0x70", 5, 7, 7, 1), ("BRA 0x20", 5, 7, 7, 0))
-    found = schedule.Walk(paths.Loop(made(*step))).predict()
+    found = schedule.Walk(paths.Loop(made(*ASYNC))).predict()
     assert (found.exchange, found.serial, found.flight, found.shadow, found.cycles) == ("async", 62, 200, 6, 262)
     # With 300 cycles between the store and the wait, the flight is hidden.
-    late = step[:5] + tuple(plain("MOV R0, R1", 15) for _ in range(20))
+    late = ASYNC[:5] + tuple(plain("MOV R0, R1", 15) for _ in range(20))
     late += (("@P0 BRA 0x0", 5, 7, 7, 0), ("EXIT", 5, 7, 7, 0))
-    late = late[:1] + (("@!P0 BRA 0x1b0", 5, 7, 7, 1),) + late[2:] + step[7:8] + (
+    late = late[:1] + (("@!P0 BRA 0x1b0", 5, 7, 7, 1),) + late[2:] + ASYNC[7:8] + (
         ("@!P0 BRA 0x1b0", 5, 7, 7, 1), ("BRA 0x20", 5, 7, 7, 0))
     found = schedule.Walk(paths.Loop(made(*late))).predict()
     assert (found.serial, found.shadow, found.cycles) == (62, 306, 368)
+
+
+def test_a_state_is_there_when_all_warps_have_sent():
+    """Two warps on each scheduler, lanes in pairs. The second one's branch is a cycle later, at 21, its read at 26; that finds
+    shared memory busy with 4 reads of 2 cycles from 25 to 33, and is the last of the next 4, from 39 on: 39 + 33 + 4."""
+    found = schedule.Walk(paths.Loop(made(*ASYNC, threads=256))).predict()
+    assert (found.serial, found.cycles) == (76, 276)
+    # With a block barrier before the sending, to which they come at 68 and 76: from 101 on both may go on, one a cycle.
+    lines = ASYNC[:1] + (("@!P0 BRA 0x80", 5, 7, 7, 1),) + ASYNC[2:4] + (("BAR.SYNC 0x0", 6, 7, 7, 0),) + ASYNC[4:8] + (
+        ("@!P0 BRA 0x80", 5, 7, 7, 1), ASYNC[9])
+    assert schedule.Walk(paths.Loop(made(*lines, threads=256))).predict().serial == 102
+
+
+def test_a_step_is_no_shorter_than_its_busiest_pipe():
+    """8 warps on a scheduler, 40 special functions of 8 cycles each: more than any latency."""
+    functions = ASYNC[:4] + tuple(plain("MUFU.EX2 R9, R8") for _ in range(40))
+    lines = functions + (ASYNC[4], ("@P0 BRA 0x0", 5, 7, 7, 0), ("EXIT", 5, 7, 7, 0))
+    lines = (lines[0], ("@!P0 BRA 0x2f0", 5, 7, 7, 1)) + lines[2:] + (
+        ASYNC[7], ("@!P0 BRA 0x2f0", 5, 7, 7, 1), ASYNC[9])
+    found = schedule.Walk(paths.Loop(made(*lines, threads=1024))).predict()
+    assert found.busy == 8 * 40 * 8 <= found.cycles < found.busy + 300
+    two = schedule.Walk(paths.Loop(made(*lines, threads=1024)), blocks=2).predict()
+    assert 2 * two.busy <= two.cycles
 
 
 def test_a_memory_barrier_is_paid_for():
