@@ -347,10 +347,11 @@ def test_a_state_is_there_when_all_warps_have_sent():
     shared memory busy with 4 reads of 2 cycles from 25 to 33, and is the last of the next 4, from 39 on: 39 + 33 + 4."""
     found = schedule.Walk(paths.Loop(made(*ASYNC, threads=256))).predict()
     assert (found.serial, found.cycles) == (76, 276)
-    # With a block barrier before the sending, to which they come at 68 and 76: from 101 on both may go on, one a cycle.
-    lines = ASYNC[:1] + (("@!P0 BRA 0x80", 5, 7, 7, 1),) + ASYNC[2:4] + (("BAR.SYNC 0x0", 6, 7, 7, 0),) + ASYNC[4:8] + (
-        ("@!P0 BRA 0x80", 5, 7, 7, 1), ASYNC[9])
-    assert schedule.Walk(paths.Loop(made(*lines, threads=256))).predict().serial == 102
+    # With a block barrier before the sending, to which they come at 68 and 76, both may go on at 101. One does, and issues
+    # its branch at 102; then the other.
+    lines = list(ASYNC[:4] + (("BAR.SYNC 0x0", 6, 7, 7, 0),) + ASYNC[4:])
+    lines[1] = lines[9] = "@!P0 BRA 0x80", 5, 7, 7, 1
+    assert schedule.Walk(paths.Loop(made(*lines, threads=256))).predict().serial == 103
 
 
 def test_a_step_is_no_shorter_than_its_busiest_pipe():
