@@ -11,7 +11,7 @@ import sys
 
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import machine_code
+from . import machine_code, paths, sass, schedule
 
 ARCHITECTURE = 90
 
@@ -25,13 +25,13 @@ def kernels():
 
 def predictions(cubins):
     """{str(kernel): `variants.Prediction`} of {(kernel, tile): cubin}."""
-    arguments = [machine_code.arguments_of(tile) for _, tile in cubins]
     found = {}
-    for (kernel, _), walk in zip(cubins, machine_code.walks(list(cubins.values()), arguments)):
-        one = walk.predict()
-        serial = one.cycles if one.exchange == "block barrier" else one.serial  # the barrier included: nothing flies
-        found[str(kernel)] = variants.Prediction(
-            round(serial), round(one.shadow), round(one.busy), walk.loop.function.registers)
+    for (kernel, tile), functions in zip(cubins, sass.disassemble(list(cubins.values()))):
+        function, = functions
+        loop = paths.Loop(function)
+        one, two, four = (schedule.Walk(loop, **machine_code.arguments_of(tile, tiles)).predict() for tiles in (1, 2, 4))
+        found[str(kernel)] = variants.Prediction(round(one.cycles), round(two.cycles), round((four.cycles - two.cycles) / 2),
+                                                 round(one.busy), function.registers)
     return found
 
 

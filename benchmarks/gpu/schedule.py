@@ -28,8 +28,6 @@ import math
 import re
 from typing import NamedTuple
 
-from rnn_ops.backends.cuda import variants
-
 from . import sass
 
 # Cycles from an instruction's issue to that of the one which waits for its result. Published: microbenchmarks of Volta to
@@ -51,9 +49,9 @@ READ = 15      # until an instruction has read its operands; assumed
 BAR = 25       # from the last warp's arrival to the next instruction; published: 20-30
 MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assumed, between 300 and 700
 FLIGHT = {
-    "async": variants.FLIGHT["cluster"],
+    "async": 200,            # assumed: st.async to its mbarrier (a load from another block: published, 180-200)
     "cluster barrier": 200,  # assumed: from the last arrival to the end of the wait
-    "grid": variants.FLIGHT["grid"],
+    "grid": 430,             # assumed: a reduction's way to L2, and what remains of a poll that just missed it
     "block barrier": BAR,
 }
 _LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler (CUDA C++ Programming Guide, arithmetic instructions)
@@ -125,12 +123,13 @@ class Walk:
 
     def __init__(self, loop, threads=None, in_shared=1, tiles=1, finishing=None, blocks=1, pairs=True):
         self.loop, self.blocks, self.tiles = loop, blocks, tiles
-        warps = max(1, (threads or loop.function.threads) // 32)
+        threads = threads or loop.function.threads
+        warps = max(1, threads // 32)
         self.warps = math.ceil(warps / 4)  # of a block, on the busiest scheduler
         self.finishing = self.warps if finishing is None else max(1, math.ceil(finishing / 4))
         self.share = min(4, warps)         # schedulers that use shared memory
         # 16-byte reads that are not the same for neighbouring lanes; None: all of them.
-        self._single = None if not pairs else _weight_reads(loop)
+        self._single = _weight_reads(loop, threads) if pairs else None
         self.path = loop.path(in_shared, tiles)
         long, short = self.path.instructions, loop.path(in_shared, tiles, finishes=False).instructions
         self.long_path, self.short_path = self._turned(long), self._turned(short)
@@ -224,17 +223,15 @@ def _what(one):
     return {"BAR": _BAR, "LDGDEPBAR": _COMMIT, "DEPBAR": _COPIES}.get(one.name, 0)
 
 
-def _weight_reads(loop):
-    """Addresses of the 16-byte reads of weights in shared memory: in the loop over them, of one base those that are most."""
-    found = set()
-    for header, kind in loop.kinds_of_loops().items():
-        by_base = {}
-        for one in loop.body(header) if kind == "weights" else ():
-            if sass.kind(one) == "LDS.128":
-                base = re.search(r"\[(\w+)", one.operands).group(1)
-                by_base.setdefault(base, set()).add(one.address)
-        found |= max(by_base.values(), key=len, default=set())
-    return found
+def _weight_reads(loop, threads):
+    """Addresses of the 16-byte reads of weights in shared memory: of one base, at distances of 16 bytes a thread."""
+    places = {}  # base → {address of the instruction: offset}
+    for one in loop.instructions:
+        if sass.kind(one) == "LDS.128":
+            base, offset = re.search(r"\[(\w+)(?:\+U?R?\w*?)?(?:\+?(-?0x[0-9a-f]+))?\]", one.operands).groups()
+            places.setdefault(base, {})[one.address] = int(offset or "0", 16)
+    return {address for offsets in places.values() for address in offsets
+            if len({offset % (16 * threads) for offset in offsets.values()}) == 1 < len(set(offsets.values()))}
 
 
 class Run(NamedTuple):

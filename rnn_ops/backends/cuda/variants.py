@@ -3,10 +3,9 @@
 A `Variant` is a kernel with everything that is decided before it runs. `candidates` lists all that could serve a shape, or
 says why a family cannot; `choose` takes the one with the fewest predicted cycles a step, forward and backward together.
 
-A prediction has three parts. The first is read off the kernel's machine code (predictions.json, made by ``python -m
-benchmarks.gpu.predict``): from the arrival of a state to the last store of the next one, what follows until the next arrival
-can be waited for, and how long one tile of rows keeps the multiprocessor busy. The second is the flight, from that store until
-the state is there. The third is how many blocks run at once, from the device's limits (`_concurrent`).
+A prediction has two parts. One is read off the kernel's machine code (predictions.json, written by ``python -m
+benchmarks.gpu.predict``): the cycles of a step with one, two and more tiles of rows a block, which has a multiprocessor to itself,
+and how long one tile keeps the multiprocessor busy. The other is how many blocks run at once, from the device's limits.
 
 The families are explained at the top of kernels/cuda/{resident,cluster,grid,stepwise}.cu, the tile in tile.cuh.
 """
@@ -38,10 +37,6 @@ _RESERVED = 1024  # bytes of shared memory that a block takes besides its own, f
 _LARGEST_RESIDENT, _LARGEST_CLUSTER, _LARGEST_GRID = 256, 1024, 2048  # hidden units
 _GRID_K = (256, 512, 768, 1024, 1536, 2048)
 
-# Cycles from the last store of a state until a wait for it can succeed. Assumed, not measured. Cluster: st.async to its mbarrier
-# (loads from another block's shared memory take 180 to 200). Grid: a reduction on its way to L2, 250, and what remains of a poll that
-# just missed it, up to 280; the poll that sees it is part of the machine code, as a block barrier is.
-FLIGHT = {"resident": 0, "cluster": 200, "grid": 430}
 _STEPWISE = 12000  # two launches
 
 _MOST_BESIDE = 2  # blocks on a multiprocessor that are worth a candidate
@@ -102,10 +97,11 @@ class Tile(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Of one pass of one tile of rows, in cycles of sm_90, and the kernel's registers a thread."""
-    serial: float  # from a state's arrival to the last store of the next one
-    shadow: float  # from there until the next arrival can be waited for
-    busy: float    # of the multiprocessor
+    """Of a kernel, in cycles of sm_90, and its registers a thread."""
+    step: float  # with one tile of rows
+    two: float   # with two
+    tile: float  # what each more adds
+    busy: float  # of the multiprocessor, for a tile
     registers: int
 
 
@@ -333,16 +329,14 @@ def _beside(device, variant):
 
 
 def _cycles(device, variant, at_once, beside, direction):
-    """Predicted cycles a step. A block's rows go through its warps one tile after the other, and what one sends flies while the
-    next is computed; blocks on one multiprocessor share what it computes in a cycle."""
+    """Predicted cycles a step. Blocks on one multiprocessor wait at different times, and share what it computes in a cycle."""
     tiles = variant.rows // variant.tile.rows
-    serial, shadow, busy, _ = predictions()[str(variant.kernel(direction))]
-    slower = 128 / device.lanes  # than sm_90
-    serial += (slower - 1) * busy
+    step, two, tile, busy, _ = predictions()[str(variant.kernel(direction))]
+    slower = 128 / device.lanes  # than sm_90, in multiply-adds a cycle
+    alone = step if tiles == 1 else two + (tiles - 2) * tile
     turns = -(-variant.groups // (at_once * beside))
     together = -(-variant.groups // at_once) if turns == 1 else beside
-    return turns * max(serial + max(FLIGHT[variant.family], shadow), tiles * (serial + shadow),
-                       together * tiles * slower * busy)
+    return turns * max(alone + (slower - 1) * tiles * busy, together * tiles * slower * busy)
 
 
 @functools.lru_cache(maxsize=None)
