@@ -344,14 +344,15 @@ def test_a_walk_through_an_exchange():
 
 def test_a_state_is_there_when_all_warps_have_sent():
     """Two warps on each scheduler, lanes in pairs. The second one's branch is a cycle later, at 21, its read at 26; that
-    finds shared memory busy with 4 reads of 2 cycles from 25 to 33, and is the last of the next 4, from 39 on: 39 + 33 + 4."""
+    finds shared memory busy with 4 reads of 2 cycles from 25 to 33, and is the last of the next 4, from 39 on: 39 + 33 + 4.
+    """
     found = schedule.Walk(paths.Loop(made(*ASYNC, threads=256))).predict()
     assert (found.serial, found.cycles) == (76, 276)
     # 8 special functions, a sum and a block barrier before the sending. The first warp begins those at 68 and has the sum at
     # 68 + 7 * 8 + 20 = 144; the second one's follow it in the same unit, so it has its sum at 208 and comes at 212. At 237
     # both may go on: one sends and issues its branch, then the other sends.
-    lines = list(ASYNC[:4] + 8 * (("MUFU.EX2 R9, R8", 1, 2, 7, 0),) + (("FADD R9, R9, R9", 4, 7, 7, 4), plain("BAR.SYNC 0x0", 6))
-                 + ASYNC[4:])
+    more = 8 * (("MUFU.EX2 R9, R8", 1, 2, 7, 0),) + (("FADD R9, R9, R9", 4, 7, 7, 4), plain("BAR.SYNC 0x0", 6))
+    lines = list(ASYNC[:4] + more + ASYNC[4:])
     lines[1] = lines[18] = "@!P0 BRA 0x110", 5, 7, 7, 1
     assert schedule.Walk(paths.Loop(made(*lines, threads=256))).predict().serial == 239
 
@@ -370,9 +371,9 @@ def test_a_step_is_no_shorter_than_its_busiest_pipe():
 
 def test_weights_in_shared_memory_are_no_pairs():
     """Of 32 threads, they are 512 bytes apart; a state's are not. The reads of one warp take 2 + 2 + 4 + 4 cycles."""
-    reads = [("LDS.128 R4, [R0]", 1, 7, 7, 0), ("LDS.128 R8, [R0+0x80]", 1, 7, 7, 0), ("LDS.128 R12, [R2+0x1000]", 1, 7, 7, 0),
-             ("LDS.128 R16, [R2+0x1200]", 1, 0, 7, 0)]
-    loop = paths.Loop(made(plain("BAR.SYNC 0x0"), *reads, ("FFMA R8, R4, R20, R8", 4, 7, 7, 1), plain("@P0 BRA 0x0"), plain("EXIT")))
+    loop = paths.Loop(made(
+        plain("BAR.SYNC 0x0"), plain("LDS.128 R4, [R0]"), plain("LDS.128 R8, [R0+0x80]"), plain("LDS.128 R12, [R2+0x1000]"),
+        ("LDS.128 R16, [R2+0x1200]", 1, 0, 7, 0), ("FFMA R8, R4, R20, R8", 4, 7, 7, 1), plain("@P0 BRA 0x0"), plain("EXIT")))
     assert schedule.Walk(loop).predict().shared == 12 and schedule.Walk(loop, pairs=False).predict().shared == 16
 
 

@@ -228,7 +228,7 @@ def _weight_reads(loop, threads):
     places = {}  # base → {address of the instruction: offset}
     for one in loop.instructions:
         if sass.kind(one) == "LDS.128":
-            base, offset = re.search(r"\[(\w+)(?:\+U?R?\w*?)?(?:\+?(-?0x[0-9a-f]+))?\]", one.operands).groups()
+            base, offset = re.search(r"\[(.*?)\+?(-?0x[0-9a-f]+)?\]", one.operands).groups()
             places.setdefault(base, {})[one.address] = int(offset or "0", 16)
     return {address for offsets in places.values() for address in offsets
             if len({offset % (16 * threads) for offset in offsets.values()}) == 1 < len(set(offsets.values()))}
