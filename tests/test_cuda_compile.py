@@ -5,17 +5,12 @@ shared memory. The compiler breaks it silently: what does not fit into registers
 which is slow. So each kernel's figures are read here.
 """
 import concurrent.futures
-import contextlib
-import locale
 import multiprocessing
 import os
-import subprocess
-import sys
 
 import pytest
 
-import nvrtc
-from rnn_ops.backends.cuda import sources, variants
+from rnn_ops.backends.cuda import compiler, sources, variants
 
 FAMILIES = variants.FAMILIES + ("sums",)
 CASES = [(family, architecture) for family in FAMILIES for architecture in variants.ARCHITECTURES
@@ -34,11 +29,6 @@ def kernels(family, architecture):
                 for direction in ("Forward", "Backward") for real in ("float", "double")}
     return {variants.Variant(family, tile, blocks).kernel(direction): tile.threads
             for tile, blocks in variants.tiles(family, architecture) for direction in ("Forward", "Backward")}
-
-
-def as_cupy_would(kernel, architecture):
-    """The arguments of `nvrtc.compile` for a kernel."""
-    return sources.text(kernel.family), [kernel.name], architecture, kernel.options + ("-ftz=true",)
 
 
 def out_of_bounds(figures, threads):
@@ -67,8 +57,8 @@ def workers():
 @pytest.mark.parametrize("family, architecture", CASES)
 def test_kernels_stay_on_the_chip(workers, family, architecture):
     threads = kernels(family, architecture)
-    jobs = {kernel: workers.submit(nvrtc.compile, *as_cupy_would(kernel, architecture)) for kernel in threads}
-    figures = {kernel: job.result()[kernel.name] for kernel, job in jobs.items()}
+    jobs = {kernel: workers.submit(compiler.compiled, kernel, architecture) for kernel in threads}
+    figures = {kernel: compiler.resources(job.result().log, kernel.name) for kernel, job in jobs.items()}
     assert len(figures) == len(threads) > 0 and max(threads.values()) <= 1024
     wrong = [f"sm_{architecture} {kernel} {', '.join(found)}: {figures[kernel]}"
              for kernel in threads for found in [out_of_bounds(figures[kernel], threads[kernel])] if found]
@@ -102,45 +92,25 @@ def test_a_chunk_too_many_in_registers_is_seen():
     """The check itself: the largest resident tile with all of its weights in registers, which cannot be."""
     tile = variants.Tile(256, 256, 8, 1, 1, 0)
     kernel = variants.Variant("resident", tile).kernel("Forward")
-    figures = nvrtc.compile(*as_cupy_would(kernel, 80))[kernel.name]
+    figures = compiler.resources(compiler.compiled(kernel, 80).log, kernel.name)
     assert "spills" in out_of_bounds(figures, tile.threads)
 
 
 @pytest.mark.parametrize("figures, threads, words", [
-    (nvrtc.Resources(168, 0, 0, 0, 0), 384, None), (nvrtc.Resources(169, 0, 0, 0, 0), 384, "needs 67584 registers"),
-    (nvrtc.Resources(255, 0, 0, 0, 0), 224, None), (nvrtc.Resources(255, 0, 0, 0, 0), 288, "registers of 65536"),
-    (nvrtc.Resources(40, 8, 0, 0, 0), 32, "local memory"), (nvrtc.Resources(40, 0, 0, 4, 0), 32, "spills"),
-    (nvrtc.Resources(40, 0, 4, 0, 0), 32, "spills"), (nvrtc.Resources(40, 0, 0, 0, 16), 32, "static shared memory")])
+    (compiler.Resources(168, 0, 0, 0, 0), 384, None), (compiler.Resources(169, 0, 0, 0, 0), 384, "needs 67584 registers"),
+    (compiler.Resources(255, 0, 0, 0, 0), 224, None), (compiler.Resources(255, 0, 0, 0, 0), 288, "registers of 65536"),
+    (compiler.Resources(40, 8, 0, 0, 0), 32, "local memory"), (compiler.Resources(40, 0, 0, 4, 0), 32, "spills"),
+    (compiler.Resources(40, 0, 4, 0, 0), 32, "spills"), (compiler.Resources(40, 0, 0, 0, 16), 32, "static shared memory")])
 def test_each_bound_is_checked(figures, threads, words):
     found = out_of_bounds(figures, threads)
     assert (not found) if words is None else (len(found) == 1 and words in found[0])
-
-
-def test_figures_are_those_of_the_kernel():
-    """A kernel with a function of its own and both kinds of memory, beside one with neither."""
-    source = """
-        __device__ __noinline__ int sum(const int* from, int n) {
-          int copy[64];
-          for (int i = 0; i < 64; i++) copy[i] = from[i];
-          return copy[n] + copy[2 * n];
-        }
-        __global__ void large(int* data) {
-          __shared__ int shared[10];
-          shared[threadIdx.x] = data[threadIdx.x];
-          __syncthreads();
-          data[threadIdx.x] = sum(data, data[0]) + shared[threadIdx.x ^ 1];
-        }
-        __global__ void small(int* data) { data[threadIdx.x] = 1; }"""
-    figures = nvrtc.compile(source, ["large", "small"], 80)
-    assert figures["large"].stack == 256 and figures["large"].static_shared == 40
-    assert figures["small"][1:] == (0, 0, 0, 0) and figures["small"].registers < figures["large"].registers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_of_a_family_is_complete(family):
     text = sources.text(family)
     assert "#include" not in text and "#pragma once" not in text
-    nvrtc.compile(*as_cupy_would(next(iter(kernels(family, 90))), 90))  # with no folder to include from
+    compiler.compiled(next(iter(kernels(family, 90))), 90)  # with no folder to include from
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,29 +124,3 @@ def test_a_new_header_makes_a_new_text(family):
         assert "// a new version" in marked and marked != sources.text(family)
     passes = sources.text(family, {"passes.cuh": "struct Forward {};\n"})
     assert (passes == sources.text(family)) == (family == "sums")
-
-
-@pytest.mark.parametrize("text", ["__global__ void kernel(int* data) { data[0] = 1; }", "nonsense"])
-def test_python_still_knows_its_encoding_after_a_compilation(text):
-    """NVRTC itself would have left this thread with ASCII."""
-    before = locale.getpreferredencoding()
-    with contextlib.suppress(nvrtc.CompileError):
-        nvrtc.compile(text, ["kernel"], 80)
-    assert locale.getpreferredencoding() == before
-    assert before.lower() == "utf-8"  # else this test could not fail
-
-
-def test_an_error_is_the_compilers_own_words():
-    with pytest.raises(nvrtc.CompileError, match='identifier "nothing" is undefined'):
-        nvrtc.compile("__global__ void kernel(int* data) { data[0] = nothing; }", ["kernel"], 80)
-
-
-def test_a_missing_compiler_is_an_error_that_names_its_package():
-    """A Python with none of the installed packages."""
-    folder = os.path.dirname(nvrtc.__file__)
-    code = f"import sys; sys.path.insert(0, {folder!r}); import nvrtc; nvrtc.compile('', [], 80)"
-    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         universal_newlines=True)
-    assert ran.returncode == 1
-    assert ran.stdout.splitlines()[-1] == (
-        "ImportError: the compile tests need the package nvidia-cuda-nvrtc-cu11, which the extra 'test' brings")

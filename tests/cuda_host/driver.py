@@ -60,6 +60,12 @@ def _cublas_set_stream(handle, stream):
     return _status("set_stream", lambda: _handles.__setitem__(handle - 1, stream))
 
 
+def product(a, b):
+    """a·b from copies that have one layout: BLAS may sum in another order for another layout, and what is multiplied here and
+    by `Host.multiply` must have the same bits."""
+    return np.array(a, order="C") @ np.array(b, order="C")
+
+
 def _gemm(name, real):
     dtype = np.dtype(real)
 
@@ -73,7 +79,8 @@ def _gemm(name, real):
             right = matrix(b, ldb, k).T[:, :n] if transpose_b else matrix(b, ldb, n)[:k]
             out = matrix(c, ldc, n)[:m]
             assert left.shape == (m, k) and right.shape == (k, n) and alpha[0] == 1
-            out[...] = left @ right + (beta[0] * out if beta[0] else 0)
+            found = product(right.T, left.T).T  # the row-major product that was asked for
+            out[...] = out * beta[0] + found if beta[0] else found
         return _status(name, call)
 
     scalar = ctypes.POINTER(real)

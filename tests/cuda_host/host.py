@@ -188,7 +188,7 @@ class Host:
         return library.sizes()[:library.count()]
 
     def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
-        product = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
+        product = driver.product(a.T if transpose_a else a, b.T if transpose_b else b)
         out[...] = out + product if accumulate else product
 
     def empty(self, shape, dtype):

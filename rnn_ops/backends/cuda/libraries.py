@@ -1,14 +1,13 @@
-"""Two things about CUDA's own libraries: where they are, and what NVRTC does to the thread that calls it.
+"""Where CUDA's own libraries are.
 
 mxnet-cu112 and cupy-cuda11x look for the CUDA 11 libraries where a CUDA toolkit puts them. A library that is loaded already is
 not looked for, so loading the ones of the nvidia-*-cu11 wheels first is all it takes: a GPU host needs a driver and no
 toolkit.
 """
-import contextlib
 import ctypes
 import functools
-import importlib.util
 import os
+import sys
 from importlib import metadata
 
 # What CuPy needs for us, and no more: torch in the same process may bring the others itself.
@@ -22,6 +21,13 @@ _FILES = (
     ("nccl", "libnccl.so.2"), ("nvtx", "libnvToolsExt.so.1"))
 
 
+def nvidia_folders():
+    """The folders that NVIDIA's wheels share. There may be one in each folder of packages, and the first may hide the others
+    from `import`: some of the wheels make a package of it."""
+    folders = (os.path.join(path, "nvidia") for path in dict.fromkeys(sys.path))
+    return [folder for folder in folders if os.path.isdir(folder)]
+
+
 @functools.lru_cache(maxsize=None)
 def load_for(distribution):
     """Load what there is, if a distribution that needs it ("mxnet-cu112", "cupy-cuda11x") is installed.
@@ -32,8 +38,7 @@ def load_for(distribution):
         metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return
-    nvidia = importlib.util.find_spec("nvidia")
-    for folder in nvidia.submodule_search_locations if nvidia else ():
+    for folder in nvidia_folders():
         for package, file in _FILES:
             if distribution == "cupy-cuda11x" and package not in _FOR_CUPY:
                 continue
@@ -43,16 +48,3 @@ def load_for(distribution):
                     ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
                 except OSError:
                     pass
-
-
-@contextlib.contextmanager
-def locale_kept():
-    """Around a call of NVRTC, which leaves its thread in the locale "C": Python would read and write files as ASCII from
-    then on. (Found with NVRTC 11.8.)"""
-    uselocale = ctypes.CDLL(None).uselocale
-    uselocale.argtypes, uselocale.restype = [ctypes.c_void_p], ctypes.c_void_p
-    before = uselocale(None)
-    try:
-        yield
-    finally:
-        uselocale(before)

@@ -12,9 +12,8 @@ import importlib
 import cupy
 import numpy as np
 from cupy_backends.cuda.api import driver, runtime
-from cupy_backends.cuda.libs import nvrtc
 
-from rnn_ops.backends.cuda import libraries, sources, variants
+from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.blas import Blas
 
 # CUfunction_attribute
@@ -74,11 +73,10 @@ class Runtime:
     def __init__(self, index):
         self.index = index
         self.device = device(index)
-        if self.device.compute_capability > 90 and nvrtc.getVersion() < (12, 8):
-            raise RuntimeError(
-                f"GPU {index} ({self.device.name}) has compute capability {self.device.compute_capability / 10}, for which "
-                f"the CUDA {'.'.join(map(str, nvrtc.getVersion()))} of this CuPy cannot compile: install cupy-cuda13x or "
-                "cupy-cuda12x beside CUDA 12.8 or newer in its place")
+        try:
+            compiler.find(self.device.compute_capability, runtime.driverGetVersion())
+        except RuntimeError as error:
+            raise RuntimeError(f"GPU {index} ({self.device.name}): {error}") from None
         self._blas = Blas(self.functions())
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
 
@@ -111,10 +109,9 @@ class Runtime:
         return function.ptr
 
     def compile(self, kernel):
-        """The function of a `sources.Kernel`, compiled or taken from CuPy's cache on disk."""
-        with libraries.locale_kept():
-            module = cupy.RawModule(code=sources.text(kernel.family), options=kernel.options)
-            function = module.get_function(kernel.name).kernel
+        """The function of a `sources.Kernel`, compiled or taken from the cache on disk."""
+        path = compiler.cubin(kernel, self.device.compute_capability, runtime.driverGetVersion())
+        function = cupy.RawModule(path=path).get_function(kernel.name).kernel
         if kernel.family == "cluster":  # of 16 blocks, which not every chip would have to offer
             driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
         return function
