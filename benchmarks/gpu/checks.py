@@ -77,7 +77,10 @@ class Task(NamedTuple):
     """Some checks that share arguments and a truth: ``run(machine)`` gives Results."""
     name: str
     run: Callable
-    variants: tuple = ()  # that it will launch
+    variants: tuple  # that it will launch
+    shape: tuple     # of its calls: T, B, I, H
+    dtype: Any
+    tokens: bool
 
 
 class Problem(NamedTuple):
@@ -201,7 +204,7 @@ def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPT
         name = f"{letters} {kind} {dtype}{name}"
         make = partial(draw, *shape, dtype, kind == "tokens", **more)
         run = partial(_each, name, chosen, partial(check, guard=guard), make)
-        tasks.append(Task(name, run, tuple(chosen)))
+        tasks.append(Task(name, run, tuple(chosen), shape, dtype, kind == "tokens"))
 
     for shape in shapes:
         for kind in ("tokens", "dense"):
@@ -229,7 +232,8 @@ def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPT
         chosen = [variant for variant in families(device, dtype, (1, min(size, _SWEPT), 1, 1))
                   if variant.family in ("resident", "stepwise") and variant.family in among]
         name = f"tanh of {size:,} {dtype} values"
-        tasks.append(Task(name, partial(_each, name, chosen, _tanh, partial(sweep_values, dtype, size)), tuple(chosen)))
+        tasks.append(Task(name, partial(_each, name, chosen, _tanh, partial(sweep_values, dtype, size)), tuple(chosen),
+                          (1, min(size, _SWEPT), 1, 1), dtype, False))
     return tasks
 
 

@@ -40,6 +40,7 @@ class Machine:
         self.device = self.runtime.device
         self.launcher = Launcher(self.runtime)
         self._attributes = cupy.cuda.Device(index).attributes
+        self.cuda_driver = cuda_runtime.driverGetVersion()
         self.clock = 1e3 * self._attributes["ClockRate"]  # cycles a second at most
         self.l2 = self._attributes["L2CacheSize"]
         self._spin = cupy.RawKernel(_SPIN, "spin")
@@ -63,7 +64,7 @@ class Machine:
             "measured_clock_khz": round(self.measure_clock() / 1e3),
             "memory_clock_khz": self._attributes["MemoryClockRate"],
             "driver": _driver(),
-            "cuda_driver": _version(cuda_runtime.driverGetVersion()),
+            "cuda_driver": _version(self.cuda_driver),
             "cuda_runtime": _version(cuda_runtime.runtimeGetVersion()),
             "cupy": cupy.__version__,
             "devices": runtime.count(),

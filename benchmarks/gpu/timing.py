@@ -45,13 +45,15 @@ def timed_variants(device, cell, all_variants=False, among=variants.FAMILIES):
     return [variant for variant in found if variant.family in among]
 
 
-def members(machine, cell, sets, problem, all_variants, among):
+def members(machine, cell, sets, problem, all_variants, among, alone):
     """(about, make, bound) of every provider of a cell: what is known before it is made, a function that makes it, and the
     largest error that its results may have."""
     ours = timed_variants(machine.device, cell, all_variants, among)
     made = [Ours(machine, sets, variant, chosen=variant == ours[0]) for variant in ours]
-    made += [Ours(machine, sets, variant, one_hot=True, chosen=True) for variant in ours[:1]]
+    made += [Ours(machine, sets, variant, one_hot=True, chosen=True) for variant in ours[:0 if alone else 1]]
     found = [(member.about, lambda member=member: member, BOUND) for member in made]
+    if alone:
+        return found
     found += [(about_torch(tf32), lambda tf32=tf32: Torch(problem, len(sets), tf32=tf32), TF32_BOUND if tf32 else BOUND)
               for tf32 in (False, True)]
     if importlib.util.find_spec("flashrnn") and (all_variants or cell == TUTORIAL):
@@ -60,7 +62,8 @@ def members(machine, cell, sets, problem, all_variants, among):
     return found
 
 
-def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=variants.FAMILIES):
+def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=variants.FAMILIES,
+            alone=False):
     """Time all providers of a cell.
 
     Parameters
@@ -74,6 +77,8 @@ def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, a
         Every candidate variant instead of the best of each family; at the tutorial's shape always.
     among : names of families
         Of ours.
+    alone : bool
+        Ours only, and with tokens only.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, a
     sets, size = make_sets(machine, problem)
     clock = machine.measure_clock()
     rows, turns = [], []
-    for about, make, bound in members(machine, cell, sets, problem, all_variants, among):
+    for about, make, bound in members(machine, cell, sets, problem, all_variants, among, alone):
         row = {**cell._asdict(), **about, "sets": len(sets), "set_bytes": size}
         try:
             member = make()
