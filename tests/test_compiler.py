@@ -164,17 +164,23 @@ def test_a_kernel_is_compiled_once(kept, monkeypatch):
     assert os.path.dirname(path) == str(kept) and os.listdir(kept) == [os.path.basename(path)]
 
 
-def test_all_that_a_cubin_depends_on_is_in_its_name(monkeypatch, here):
-    here((11, 8))
-    names = [compiler._path(SMALL, 80, None), compiler._path(OTHER, 80, None), compiler._path(SMALL, 86, None)]
-    here((12, 4))
-    names.append(compiler._path(SMALL, 80, None))
+def test_all_that_a_cubin_depends_on_is_in_its_name(monkeypatch):
+    """Two versions of NVRTC, where there are two, and every other pair of things that differ."""
+    def name(kernel=SMALL, architecture=80):
+        return os.path.basename(compiler.cubin(kernel, architecture))
+
+    names = [name(), name(OTHER), name(architecture=86)]
     monkeypatch.setattr(compiler, "_FTZ", "-ftz=false")
-    names.append(compiler._path(SMALL, 80, None))
+    names.append(name())
     text = sources.text
     monkeypatch.setattr(sources, "text", lambda family: text(family) + "// a new version\n")
-    names.append(compiler._path(SMALL, 80, None))
-    assert len(set(names)) == len(names)
+    names.append(name())
+    found = compiler._found()
+    compiler.find.cache_clear()
+    monkeypatch.setattr(compiler, "_found", lambda: found[-1:])
+    names += [name()] * (len(found) > 1)
+    compiler.find.cache_clear()
+    assert len(set(names)) == len(names) and set(names) == set(os.listdir(compiler.folder()))
 
 
 @pytest.mark.parametrize("nvrtc", compiler._found(), ids=str)

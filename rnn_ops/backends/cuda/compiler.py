@@ -171,10 +171,16 @@ def compiled(kernel, architecture, driver=None):
 
 def cubin(kernel, architecture, driver=None):
     """The path of a file with a `sources.Kernel`'s machine code; it is compiled if it is not on disk."""
-    path = _path(kernel, architecture, driver)
+    return cubin_of_text(sources.text(kernel.family), options(kernel), architecture, driver)
+
+
+def cubin_of_text(text, options, architecture, driver=None):
+    """As `cubin`, of any text with any options."""
+    nvrtc = find(architecture, driver)
+    path = _path(text, options, architecture, nvrtc)
     if _is_whole(path):
         return path
-    return _store(compiled(kernel, architecture, driver).cubin, path)
+    return _store(nvrtc.compile(text, options, architecture).cubin, path)
 
 
 def compile_all(kernels, architecture, driver=None, progress=None):
@@ -184,7 +190,8 @@ def compile_all(kernels, architecture, driver=None, progress=None):
     `multiprocessing` do: a script that calls this needs ``if __name__ == "__main__":``.
     """
     kernels = list(dict.fromkeys(kernels))
-    paths = {kernel: _path(kernel, architecture, driver) for kernel in kernels}
+    nvrtc = find(architecture, driver)
+    paths = {kernel: _path(sources.text(kernel.family), options(kernel), architecture, nvrtc) for kernel in kernels}
     results = {kernel: path for kernel, path in paths.items() if _is_whole(path)}
     missing = [kernel for kernel in kernels if kernel not in results]
     if progress:
@@ -223,8 +230,8 @@ def resources(log, name):
     return Resources(registers, stack, stores, loads, int(shared.group(1)) if shared else 0)
 
 
-def _path(kernel, architecture, driver):
-    parts = (sources.text(kernel.family), *options(kernel), f"sm_{architecture}", *find(architecture, driver).version)
+def _path(text, options, architecture, nvrtc):
+    parts = (text, *options, f"sm_{architecture}", *nvrtc.version)
     return os.path.join(folder(), hashlib.sha256(repr(parts).encode()).hexdigest()[:32] + ".cubin")
 
 

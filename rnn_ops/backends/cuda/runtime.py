@@ -1,13 +1,12 @@
-"""What the launcher runs on where there is a GPU: CuPy compiles, allocates, multiplies and launches.
+"""What the launcher runs on where there is a GPU: CuPy loads kernels, allocates memory and launches.
 
-Three things CuPy does not do are done one level below it: a cooperative launch (CuPy's own links a library that only a CUDA
-toolkit brings), clusters of 16 blocks, and matrix products that a CUDA graph can hold (blas.py). CuPy compiles with
--ftz=true: float32 numbers below 1.2e-38 count as zero.
+Four things CuPy does not do, or does otherwise, are done one level below it: kernels are compiled by compiler.py, launched
+cooperatively (CuPy's own links a library that only a CUDA toolkit brings) and in clusters of 16 blocks, and matrix products are
+such that a CUDA graph can hold them (blas.py).
 """
 import contextlib
 import ctypes
 import functools
-import importlib
 
 import cupy
 import numpy as np
@@ -16,9 +15,21 @@ from cupy_backends.cuda.api import driver, runtime
 from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.blas import Blas
 
+_PROBE = 'extern "C" __global__ void probe() {}'  # with all of the shared memory, a block takes a whole multiprocessor
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER = 8, 14
+_CLUSTER_DIMENSION = 4  # CUlaunchAttributeID
 _CUDA, _CUDA_MANAGED = 2, 13  # DLDeviceType
+
+
+class _LaunchAttribute(ctypes.Structure):  # CUlaunchAttribute, with the one member of its union that we need
+    _fields_ = [("id", ctypes.c_int), ("padding", ctypes.c_char * 4), ("cluster", ctypes.c_uint * 3),
+                ("rest", ctypes.c_char * 52)]
+
+
+class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
+    _fields_ = [("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+                ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_LaunchAttribute)), ("count", ctypes.c_uint)]
 
 
 def count():
@@ -60,11 +71,39 @@ def index(array):
 @functools.lru_cache(maxsize=None)
 def device(index):
     """The `variants.Device` of a GPU."""
-    attributes = cupy.cuda.Device(index).attributes
-    return variants.Device(
-        runtime.getDeviceProperties(index)["name"].decode(),
-        10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"],
+    gpu = cupy.cuda.Device(index)
+    attributes = gpu.attributes
+    found = variants.Device(
+        runtime.getDeviceProperties(index)["name"].decode(), int(gpu.compute_capability),
         attributes["MaxSharedMemoryPerBlockOptin"], attributes["MultiProcessorCount"])
+    return found._replace(clusters=_clusters(index, found))
+
+
+def _clusters(index, device):
+    """`Device.clusters`, measured; where nothing can be compiled to measure it with, estimated."""
+    if device.compute_capability < 90:
+        return ()
+    try:
+        path = compiler.cubin_of_text(_PROBE, (), device.compute_capability, runtime.driverGetVersion())
+    except RuntimeError:  # for which `Runtime` has a sentence
+        return variants.estimated_clusters(device.compute_capability, device.multiprocessors)
+    with cupy.cuda.Device(index):
+        probe = cupy.RawModule(path=path).get_function("probe").kernel
+        driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
+        driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
+        return tuple(_active_clusters(probe.ptr, size, 32, device.shared_memory) for size in (2, 4, 8, 16))
+
+
+def _active_clusters(function, size, threads, shared):
+    """How many clusters of ``size`` blocks run at once."""
+    attribute = _LaunchAttribute(id=_CLUSTER_DIMENSION, cluster=(size, 1, 1))
+    config = _LaunchConfig((size, 1, 1), (threads, 1, 1), shared, None, ctypes.pointer(attribute), 1)
+    count = ctypes.c_int()
+    status = ctypes.CDLL("libcuda.so.1").cuOccupancyMaxActiveClusters(
+        ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(config))
+    if status:
+        raise RuntimeError(f"cuOccupancyMaxActiveClusters failed with status {status}")
+    return count.value
 
 
 class Runtime:
@@ -116,6 +155,14 @@ class Runtime:
             driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
         return function
 
+    def occupancy(self, launch):
+        """How many blocks of a launch fit on a multiprocessor, and how many of its clusters run at once, None without."""
+        function = self.function(launch)
+        blocks = driver.occupancyMaxActiveBlocksPerMultiprocessor(function, launch.block, launch.shared)
+        if launch.cluster == 1:
+            return blocks, None
+        return blocks, _active_clusters(function, launch.cluster, launch.block, launch.shared)
+
     def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
         """By cuBLAS, in full precision, never TF32."""
         def matrix(array):
@@ -161,9 +208,14 @@ class Runtime:
 
     def functions(self):
         """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
-        driver = ctypes.CDLL("libcuda.so.1")
-        importlib.import_module("cupy_backends.cuda.libs.cublas")  # CuPy loads cuBLAS, from where it finds it ...
-        blas = ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")  # ... and this is that one
+        driver, version = ctypes.CDLL("libcuda.so.1"), runtime.runtimeGetVersion() // 1000
+        try:
+            # CuPy loads cuBLAS, from where it finds it: by `from` and no other import does CuPy 14 look into pip's wheels ...
+            from cupy_backends.cuda.libs import cublas  # noqa: F401
+            blas = ctypes.CDLL(f"libcublas.so.{version}")  # ... and this is that one
+        except (ImportError, OSError) as error:
+            package = "nvidia-cublas" + f"-cu{version}" * (version < 13)
+            raise RuntimeError(f"cuBLAS cannot be loaded ({error}): pip install {package}") from error
         found = {
             "launch": driver.cuLaunchKernel, "launch_cooperative": driver.cuLaunchCooperativeKernel,
             "fill": driver.cuMemsetD8Async, "copy": driver.cuMemcpyDtoDAsync_v2,

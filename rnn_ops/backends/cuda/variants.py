@@ -34,11 +34,16 @@ _PER_TILE = 80  # of each tile of rows: a barrier, the tree, tanh
 
 
 class Device(NamedTuple):
-    """What the choice depends on. compute_capability: 90 for 9.0; shared_memory: bytes that one block may have."""
+    """What the choice depends on.
+
+    compute_capability: 90 for 9.0; shared_memory: bytes that one block may have; clusters: how many clusters of 2, 4, 8 and 16
+    blocks run at once where each block takes a whole multiprocessor, () where there are no clusters.
+    """
     name: str
     compute_capability: int
     shared_memory: int
     multiprocessors: int
+    clusters: tuple = ()
 
     @property
     def architecture(self):
@@ -110,7 +115,21 @@ class Variant(NamedTuple):
 
 def known_device(architecture, multiprocessors):
     """A Device with the limits of an architecture, for tests and for questions about a GPU that is not there."""
-    return Device(f"sm_{architecture}", architecture, _SHARED[architecture], multiprocessors)
+    return Device(f"sm_{architecture}", architecture, _SHARED[architecture], multiprocessors,
+                  estimated_clusters(architecture, multiprocessors))
+
+
+def estimated_clusters(compute_capability, multiprocessors):
+    """`Device.clusters` of a GPU on which nobody has measured it, rather too few than too many.
+
+    A cluster lives inside a GPC. Of those, an H100 or H200 with 132 multiprocessors has some of 16 and some of 18, and which ones
+    differs from chip to chip: clusters of 2 fit everywhere, of larger ones what is left over in the GPCs may cost one or
+    more. A part of a chip of at most 16 multiprocessors is taken for one GPC.
+    """
+    if compute_capability < 90:
+        return ()
+    lost = (0, 2, 1, 1) if multiprocessors > 16 else (0, 0, 0, 0)  # of 132: 66, 31, 15 and 7 remain
+    return tuple(multiprocessors // size - less for size, less in zip((2, 4, 8, 16), lost))
 
 
 def tiles(family, architecture):
