@@ -12,6 +12,9 @@ import os
 from .. import report
 
 FORMAT = "rnn_ops gpu 2"
+# How a part ends: wrong results or no end of its own; what there was time for; no time at all; not possible here.
+DONE, FAILED, CUT, NO_TIME, LEFT_OUT = "done", "failed", "cut off", "no time", "left out"
+COMPLETE = (DONE, FAILED, LEFT_OUT)
 PARTS, RESULTS, CELLS, LOGS = "parts", "results", "cells", "logs"
 
 
@@ -72,14 +75,13 @@ def assemble(folder, order):
     results = {name: folder.read(RESULTS, name) for name in order}
     cells = [folder.read(CELLS, name) for name in folder.names(CELLS)]
     rows = [row for cell in sorted(filter(_has_rows, cells), key=lambda cell: cell["number"]) for row in cell["rows"]]
-    rows += (results.get("jax") or {}).get("rows", [])
     return {
         "format": FORMAT, **device,
-        "complete": all(part is not None and part["status"] in ("done", "failed") for part in parts.values()),
+        "complete": all(part is not None and part["status"] in COMPLETE for part in parts.values()),
         "parts": {name: part for name, part in parts.items() if part},
         "checks": {name: found for name, found in results.items() if found and "families" in found},
         "rows": rows,
-        **{name: results.get(name) for name in ("microbench", "occupancy", "training", "sanitizer")}}
+        **{name: results.get(name) for name in ("jax", "microbench", "occupancy", "variants", "training", "sanitizer")}}
 
 
 def _has_rows(cell):

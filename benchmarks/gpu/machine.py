@@ -56,6 +56,7 @@ class Machine:
             "name": self.device.name,
             "compute_capability": self.device.compute_capability / 10,
             "multiprocessors": self.device.multiprocessors,
+            "clusters": self.device.clusters,
             "shared_memory_per_block": self.device.shared_memory,
             "shared_memory_per_multiprocessor": self._attributes["MaxSharedMemoryPerMultiprocessor"],
             "l2_cache": self.l2,

@@ -16,7 +16,8 @@ import time
 
 from . import parts as planning
 from . import sanitizer, tables, work
-from .folder import CELLS, PARTS, RESULTS, assemble
+from .cells import TUTORIAL
+from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
 from .parts import COMPILE, DEVICE
 
 _TRIES = 3       # of a divisible part that crashes; each goes on behind what has ended the last one
@@ -25,7 +26,6 @@ _REPORT = 5      # seconds that are kept for the report
 _ALIVE = 60      # seconds that the GPU has to answer in a new process
 _KILL = 20       # seconds that a killed process may take to go
 _SHOWN = 5       # failures of a part that are printed; all are in its results
-DONE, FAILED, CUT, LEFT_OUT = "done", "failed", "cut off", "left out"
 
 
 class Run:
@@ -67,7 +67,7 @@ class Run:
             left = self.left()
             seconds = planning.allotted(part, left)
             if seconds is None:
-                record = _record(LEFT_OUT, f"about {part.seconds} s, and {max(0, left):.0f} s were left")
+                record = _record(NO_TIME, f"about {part.seconds} s, and {max(0, left):.0f} s were left")
             else:
                 record = self._part(part, seconds)
             self.folder.write(PARTS, part.name, record)
@@ -232,7 +232,7 @@ def write_report(folder, order=None):
     with report.replacing(folder.at("report.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(tables.markdown(result))
     written = ["result.json", "report.md"]
-    if result["rows"]:
+    if any(row["T"] == TUTORIAL.T for row in result["rows"]):
         try:
             from . import picture
             picture.draw(result, folder.at("chart.png"))

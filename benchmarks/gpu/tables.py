@@ -70,12 +70,15 @@ def markdown(result):
         for mode in (FORWARD, BOTH):
             lines += _grid(rows, mode)
         lines += _tutorial(rows)
+        lines += _wall(rows + ((result["jax"] or {}).get("rows") or []))
         lines += _lengths(rows)
         lines += _lost(rows)
         lines += _choices(rows)
         lines += _estimates(rows)
     if training and "seconds" in training:
         lines += _training(training)
+    if result["variants"]:
+        lines += _variants(result["variants"]["rows"])
     if result["microbench"]:
         lines += microbench.markdown(result["microbench"]["rows"])
     if result["occupancy"]:
@@ -162,6 +165,8 @@ def _environment(result):
 
 def _grid(rows, mode):
     hidden, batches = axes(rows)
+    if not hidden:
+        return []
     torch = any(row["provider"] == TORCH and row["status"] == OK for row in rows)
     lines = [f"**{mode}, µs a step**" + (f" (in brackets how many times as long {TORCH} takes)" if torch else ""), "",
              _line(["H \\ B"] + batches), _line(["--:"] * (1 + len(batches)))]
@@ -206,6 +211,20 @@ def _tutorial(rows):
     return lines + ["", f"Floor, {FLOOR}.", ""]
 
 
+def _wall(rows):
+    """What a user's clock says: microseconds a call."""
+    timed = [row for row in rows if "wall" in row and (row["chosen"] or row["provider"] != OURS)]
+    if not timed:
+        return []
+    lines = ["**By the clock on the wall, µs a call** at the tutorial's shape: of many that are waited for together, of one that "
+             "is waited for", "", _line(["who", "input", "mode", "together", "alone", "on the GPU"]),
+             _line([":--"] * 3 + ["--:"] * 3)]
+    for row in timed:
+        lines.append(_line([_name(row), row["input"], row["mode"], digits(1e6 * row["wall"]), digits(1e6 * row["wall_waited"]),
+                            digits(1e6 * row["median"]) if "median" in row else ""]))
+    return lines + [""]
+
+
 def _lengths(rows):
     """How time grows with the number of steps: what a call costs besides them shows."""
     lengths = sorted({row["T"] for row in rows})
@@ -244,6 +263,8 @@ def _lost(rows):
 def _choices(rows):
     """The family that the chooser takes at each cell, and, where another is faster, that one and by how much."""
     hidden, batches = axes(rows)
+    if not hidden:
+        return []
     lines = ["**Chosen family**, and the fastest one where that is another (× its time that the chosen one takes; "
              "forward, both ways)", "", _line(["H \\ B"] + batches), _line(["--:"] * (1 + len(batches)))]
     for H in hidden:
@@ -266,6 +287,8 @@ def _choices(rows):
 def _estimates(rows):
     """What the chooser believes beside what is: its constants (variants.py) are to be fitted to this."""
     hidden, batches = axes(rows)
+    if not hidden:
+        return []
     lines = ["**Cycles a step, forward: predicted → measured**, the best variant of each family", "",
              _line(["H", "B", *FAMILIES]), _line(["--:"] * (2 + len(FAMILIES)))]
     for H in hidden:
@@ -276,6 +299,21 @@ def _estimates(rows):
                 best = min(timed, key=lambda row: row["median"], default=None)
                 cells.append(f"{best['predicted_cycles']:,.0f} → {best['cycles_per_step']:,.0f}" if best else "")
             lines.append(_line([H, B, *cells]))
+    return lines + [""]
+
+
+def _variants(rows):
+    """Every variant at the quick shapes, for the chooser's numbers."""
+    lines = ["**Every variant, cycles a step: predicted → measured, forward; measured of the backward's steps**", "",
+             _line(["B", "H", "variant", FORWARD, STEPS]), _line(["--:", "--:", ":--", "--:", "--:"])]
+    timed = {}
+    for row in rows:
+        if row["status"] == OK:
+            timed.setdefault((row["B"], row["H"], row["variant"]), {})[row["mode"]] = row
+    for (B, H, variant), its in timed.items():
+        if FORWARD in its and STEPS in its:
+            lines.append(_line([B, H, _escaped(variant), f"{its[FORWARD]['predicted_cycles']:,.0f} → "
+                                f"{its[FORWARD]['cycles_per_step']:,.0f}", f"{its[STEPS]['cycles_per_step']:,.0f}"]))
     return lines + [""]
 
 
