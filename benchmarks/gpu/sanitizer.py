@@ -7,6 +7,7 @@ import sys
 
 TOOLS = ("racecheck", "memcheck", "synccheck", "initcheck")
 SECONDS = 120  # for one tool
+_LEAST = 10    # seconds that are worth its start
 CLEAN = "clean"
 FOUND = 97     # exit status that says that the tool has found something
 PART = "sanitized"  # of the command: only what these tools are to see
@@ -35,9 +36,10 @@ def run(show, left, keep, arguments=()):
     command = [sys.executable, "-m", __package__, "--part", PART, *arguments]
     found = {}
     for tool in TOOLS:
-        seconds = min(SECONDS, left())
-        found[tool] = _run_tool([find(), "--tool", tool, "--error-exitcode", str(FOUND), *command], seconds) if seconds > 5 else (
-            "was not begun: the time was over")
+        if left() < _LEAST:
+            found[tool] = "was not begun: the time was over"
+        else:
+            found[tool] = _run_tool([find(), "--tool", tool, "--error-exitcode", str(FOUND), *command], min(SECONDS, left()))
         show(f"{tool}: {found[tool]}")
         keep(found)
     return found

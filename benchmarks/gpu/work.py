@@ -19,7 +19,7 @@ from . import checks, launches
 from .folder import CELLS, RESULTS
 from .parts import SIZES
 
-DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 1, 3, 4, 5  # exit statuses: 2 is argparse's
+DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an exception that nobody expected
 DEFAULT_MACHINE = f"{__package__}.work:gpu"
 _DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
