@@ -82,7 +82,7 @@ def _library(text, kernel, sanitize):
     name = hashlib.sha256(f"{text}{kernel}{sanitize}".encode()).hexdigest()[:24]
     source, output = (os.path.join(_folder(), name + ending) for ending in (".cc", ".so"))
     with open(source, "w", encoding="utf-8") as file:
-        file.writelines(f"#define {name} {value}\n" for name, value in kernel.macros)
+        file.writelines(f"#define {name} {value}\n" for name, value in (("NAME", kernel.name),) + kernel.macros)
         file.write(f'#include "device.h"\n{text}\nusing Kernel = Entry<&{kernel.name}>;\n'
                    'extern "C" void run(void** arguments) { Kernel::run(arguments); }\n'
                    'extern "C" const int* sizes() { return Kernel::SIZES; }\n'

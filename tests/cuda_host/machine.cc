@@ -73,7 +73,7 @@ struct Thread {
   const char* waits = "";  // for what, where
   Place place = {"", 0};
   float lane_value, lane_result;
-  int lane_mask;
+  int lane_mask, lane_from;
   unsigned lane_ballot;
   std::vector<Copy> copies;
   int batch = 0;
@@ -85,11 +85,28 @@ struct Meeting {
   Place place = {"", 0};
 };
 
+// An mbarrier (PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier").
+struct Mbarrier {
+  int64_t byte;  // in the block's shared memory
+  uint32_t phase = 0;
+  int arrivals = 1;   // that the phase still waits for
+  int64_t bytes = 0;  // the tx-count: expected less delivered, negative where deliveries come before they are expected
+  std::vector<Thread*> waiting;
+};
+
+// What store_async has sent and has not arrived.
+struct Delivery {
+  Block* block;
+  int64_t byte, barrier;
+  uint32_t values[4];
+};
+
 struct Domain {
   std::vector<Block*> blocks;
   Meeting meeting;
   unsigned* counter = nullptr;  // of a group barrier
   unsigned rounds = 0, arrivals = 0;  // arrivals: of blocks
+  std::vector<Delivery> deliveries;   // on their way
 };
 
 struct Block {
@@ -100,6 +117,7 @@ struct Block {
   std::vector<Meeting> warps;
   Meeting meeting;
   Domain* domain = nullptr;
+  std::vector<std::unique_ptr<Mbarrier>> mbarriers;
   uint32_t stores_end = 0;  // one more than the wide meetings of the last store into it from another block
 };
 
@@ -150,10 +168,13 @@ void finish_switch(void* asan, const void** stack = nullptr, size_t* size = null
 #endif
 }
 
+void deliver_some();
+
 // From this thread, which is waiting or has ended, to one that is ready, or to the scheduler where none is or all is lost.
 void switch_away() {
   Thread* from = current;
   void** asan = from->ended ? nullptr : &from->asan;
+  if (!run->failed) deliver_some();
   if (run->failed || run->ready.empty()) {
     current = nullptr;
     start_switch(asan, scheduler_stack, scheduler_stack_size);
@@ -321,6 +342,43 @@ void wide_barrier(const char* what, Place place) {
       }
   }
   switch_away();
+}
+
+// ---- deliveries
+
+Mbarrier* find_mbarrier(Block& block, int64_t byte) {
+  for (auto& barrier : block.mbarriers)
+    if (barrier->byte == byte) return barrier.get();
+  return nullptr;
+}
+
+void end_phase_if_complete(Mbarrier& barrier) {
+  if (barrier.arrivals || barrier.bytes) return;
+  barrier.phase++;
+  barrier.arrivals = 1;
+  for (Thread* thread : barrier.waiting) let_go(*thread);
+  barrier.waiting.clear();
+}
+
+// One that is on its way, whichever, arrives.
+void deliver(std::vector<Delivery>& deliveries) {
+  std::swap(deliveries[draw(static_cast<unsigned>(deliveries.size()))], deliveries.back());
+  const Delivery delivery = deliveries.back();
+  deliveries.pop_back();
+  Mbarrier* barrier = find_mbarrier(*delivery.block, delivery.barrier);
+  memcpy(delivery.block->shared + delivery.byte, delivery.values, sizeof delivery.values);
+#if !defined(__SANITIZE_ADDRESS__)
+  for (int i = 0; i < 4; i++) delivery.block->words[static_cast<size_t>(delivery.byte) / 4 + i] = Word{{1, 0, 0, 0}, {}, {}, {}, 0};
+#endif
+  barrier->bytes -= sizeof delivery.values;
+  end_phase_if_complete(*barrier);
+}
+
+// Some of those on their way arrive; where no thread can run, as many as it takes until one can.
+void deliver_some() {
+  auto& deliveries = run->domains.front().deliveries;
+  while (!deliveries.empty() && draw(4) == 0) deliver(deliveries);
+  while (!deliveries.empty() && run->ready.empty()) deliver(deliveries);
 }
 
 // The lanes of the warp bring a value each and get `result` computed for all.
@@ -495,6 +553,17 @@ unsigned ballot(bool predicate, Place place) {
   return self->lane_ballot;
 }
 
+float lane_value(float value, int lane, Place place) {
+  Thread* self = current;
+  self->lane_value = value;
+  self->lane_from = lane;
+  if (lane < 0 || lane >= WARP)
+    fail(0, 0, "lane_value of lane %d, needs one from 0 to 31, at %s:%d", lane, place.file, place.line);
+  warp_meeting("the warp", place,
+               [](Thread* lanes, int lane) { lanes[lane].lane_result = lanes[lanes[lane].lane_from].lane_value; });
+  return self->lane_result;
+}
+
 // A copy may read and write at any time between its start and the wait. Both ends are checked, the bytes move at the wait.
 static void use_copy(const Copy& copy, int32_t code, bool lands) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -555,6 +624,50 @@ void store_to_block(float* local, int rank, float value) {
   use(block.words[static_cast<size_t>(at) / 4], true, false, false, code);
 #endif
   memcpy(block.shared + at, &value, sizeof value);
+}
+
+Remote remote(const void* local, int rank) {
+  const int64_t byte = static_cast<const char*>(local) - current->block->shared;
+  return {rank, byte};
+}
+
+void store_to_block(Remote to, const void* values) {
+  float four[4];
+  memcpy(four, values, sizeof four);
+  for (int i = 0; i < 4; i++) store_to_block(reinterpret_cast<float*>(current->block->shared + to.byte) + i, to.rank, four[i]);
+}
+
+void mbarrier_init(uint64_t* barrier) {
+  Block& block = *current->block;
+  block.mbarriers.push_back(std::make_unique<Mbarrier>());
+  block.mbarriers.back()->byte = reinterpret_cast<char*>(barrier) - block.shared;
+}
+
+void mbarrier_init_fence() {}
+
+void mbarrier_expect(uint64_t* barrier, int bytes) {
+  Mbarrier& known = *find_mbarrier(*current->block, reinterpret_cast<char*>(barrier) - current->block->shared);
+  known.arrivals--;
+  known.bytes += bytes;
+  end_phase_if_complete(known);
+}
+
+void mbarrier_wait(uint64_t* barrier, int parity, Place place) {
+  Thread* self = current;
+  Mbarrier& known = *find_mbarrier(*self->block, reinterpret_cast<char*>(barrier) - self->block->shared);
+  while (static_cast<int>(known.phase & 1) == parity) {
+    self->waits = "an mbarrier";
+    self->place = place;
+    known.waiting.push_back(self);
+    switch_away();
+  }
+}
+
+void store_async(Remote to, Remote barrier, const void* values) {
+  Domain& domain = *current->block->domain;
+  Delivery delivery = {domain.blocks[to.rank], to.byte, barrier.byte, {}};
+  memcpy(delivery.values, values, sizeof delivery.values);
+  domain.deliveries.push_back(delivery);
 }
 
 }  // namespace machine

@@ -44,12 +44,27 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place pla
 // The value that lane (this one's number ^ mask) brings to the same place; the lanes whose predicate holds.
 float exchange_lanes(float value, int mask, Place place);
 unsigned ballot(bool predicate, Place place);
+float lane_value(float value, int lane, Place place);
 
 void copy_start(void* shared, const void* global, int bytes);
 void copy_close_batch();
 void copy_wait(int open);
 
 void store_to_block(float* local, int rank, float value);
+
+// A place in the shared memory of a block of the cluster.
+struct Remote {
+  int rank;
+  int64_t byte;
+};
+Remote remote(const void* local, int rank);
+void store_to_block(Remote to, const void* values);  // 16 bytes
+
+void mbarrier_init(uint64_t* barrier);
+void mbarrier_init_fence();
+void mbarrier_expect(uint64_t* barrier, int bytes);
+void mbarrier_wait(uint64_t* barrier, int parity, Place place);
+void store_async(Remote to, Remote barrier, const void* values);  // 16 bytes
 
 }  // namespace machine
 
