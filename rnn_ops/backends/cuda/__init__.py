@@ -2,10 +2,10 @@
 
 ``forward`` and ``backward`` check their arguments and launch; shapes and meaning are those of `rnn_ops.backends.cpu`. Arrays
 are CuPy's or anything in a GPU's memory with ``__cuda_array_interface__`` or ``__dlpack__``. Work goes to the stream that
-CuPy has current on the arrays' GPU. Kernels are compiled when they are first needed and kept in CuPy's cache on disk.
+CuPy has current on the arrays' GPU. Kernels are compiled when they are first needed and kept on disk.
 
 From here inwards: `launcher` what is launched in which order, `variants` which kernel serves which shape, `runtime` CuPy,
-`sources` the kernels' text, `libraries` CUDA libraries from pip.
+`sources` the kernels' text, `compiler` NVRTC, `libraries` CUDA libraries from pip.
 """
 import functools
 import importlib
@@ -118,14 +118,15 @@ def platform():
     """The module `runtime`; a RuntimeError where there is no GPU to run it on says why."""
     if importlib.util.find_spec("cupy") is None:
         raise RuntimeError(
-            "CuPy is not installed: install rnn_ops[cu112], or beside a CUDA 12 or 13 toolkit cupy-cuda12x or cupy-cuda13x")
-    libraries.load_for("cupy-cuda11x")
+            "CuPy is not installed: install rnn_ops[cu112] with MXNet, rnn_ops[cu13] without")
+    for distribution in libraries.CUPY:
+        libraries.load_for(distribution)
     try:
         runtime = importlib.import_module("rnn_ops.backends.cuda.runtime")
     except (ImportError, OSError) as error:
         raise RuntimeError(
-            f"CuPy is installed but cannot be imported ({error}): it needs the CUDA libraries that rnn_ops[cu112] brings, "
-            "or a CUDA toolkit of the version in its name") from error
+            f"CuPy is installed but cannot be imported ({error}): it needs the CUDA libraries that rnn_ops[cu112] or "
+            "rnn_ops[cu13] brings, or a CUDA toolkit of the version in its name") from error
     if runtime.count() == 0:
         raise RuntimeError("there is no GPU: see that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES does not hide it")
     return runtime

@@ -1,0 +1,297 @@
+"""rnn_ops/backends/cuda on the real CuPy with stand-ins below it (cuda_standin.py): run by test_cuda_standin.py, in a process
+that finds the stand-in driver.
+
+The launches are run by the machine of tests/cuda_host on the arrays' memory, the products by NumPy.
+"""
+import ctypes
+
+import numpy as np
+import pytest
+
+import cuda_standin
+
+DRIVER, RUNTIME = cuda_standin.install()
+
+import cupy  # noqa: E402
+from cuda_host import Host  # noqa: E402
+from cuda_host import driver as host_driver  # noqa: E402
+from recurrence_cases import check, random_case  # noqa: E402
+from rnn_ops.backends import cuda  # noqa: E402
+from rnn_ops.backends.cuda import compiler, sources, variants  # noqa: E402
+
+VERSION, _ = cuda_standin.cublas_names()
+SHAPES = {"resident": (3, 5, 7, 33), "cluster": (3, 3, 5, 257), "grid": (3, 2, 5, 1030), "stepwise": (3, 5, 4, 300)}
+
+
+class OnCuPy:
+    """`cuda` for NumPy arrays: copied to CuPy's and back."""
+
+    def forward(self, *arrays, **options):
+        self._call(cuda.forward, arrays, options)
+
+    def backward(self, *arrays, **options):
+        self._call(cuda.backward, arrays, options)
+
+    def _call(self, function, arrays, options):
+        copies = [cupy.asarray(value) for value in arrays]
+        named = {name: cupy.asarray(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
+        function(*copies, **named)
+        for value, copy in [*zip(arrays, copies), *((options[name], named[name]) for name in named)]:
+            if isinstance(value, np.ndarray):
+                value[...] = cupy.asnumpy(copy)
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """GPU 0, whose cuBLAS is NumPy."""
+    gpu = cuda.gpu(0)
+    cublas = ctypes.CDLL(f"libcublas.so.{VERSION}")
+    for name, role in cuda_standin.GEMM.items():
+        getattr(cublas, f"set_{name}")(ctypes.c_void_p(host_driver.functions()[role]))
+    return gpu
+
+
+@pytest.fixture
+def computed(gpu, monkeypatch):
+    """Inside, launches of our kernels compute. The list of all `Launch`es."""
+    host, asked, now, views = Host(gpu.device), [], [], []
+    launch, address = type(gpu).launch, type(gpu).address
+
+    def run(launched):
+        if not now:  # one of CuPy's own
+            return
+        wanted, = now
+        assert launched.function.name == wanted.kernel.name and launched.block[1:] == (1, 1)
+        assert launched.cooperative == wanted.cooperative
+        host.launch(wanted._replace(grid=launched.grid, block=launched.block[0], shared=launched.shared),
+                    [ctypes.create_string_buffer(value, len(value)) for value in launched.arguments])
+
+    def launch_and_say(self, wanted, values):
+        asked.append(wanted)
+        now[:] = [wanted]
+        try:
+            launch(self, wanted, values)
+        finally:
+            now.clear()
+
+    def address_of(self, array):  # which the machine must know
+        memory = (ctypes.c_char * array.nbytes).from_address(array.data.ptr)
+        views.append(np.frombuffer(memory, np.uint8))
+        host.address(views[-1])
+        return address(self, array)
+
+    monkeypatch.setattr(type(gpu), "launch", launch_and_say)
+    monkeypatch.setattr(type(gpu), "address", address_of)
+    monkeypatch.setattr(DRIVER, "run", run)
+    yield asked
+    errors = DRIVER.errors + host_driver.errors
+    DRIVER.errors.clear()
+    host_driver.errors.clear()
+    assert errors == []
+
+
+def test_it_finds_the_gpu():
+    assert cuda.why_not() is None and cuda.platform().count() == 1
+    assert cuda.devices() == [variants.Device("Stand-in H100", 90, 232448, 132, (66, 31, 15, 7))]
+    assert cuda.platform().versions() == {
+        11: f"CuPy {cupy.__version__} for CUDA 11.8, driver for CUDA 12.4",
+        13: f"CuPy {cupy.__version__} for CUDA 13.0, driver for CUDA 13.0"}[VERSION]
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("family", variants.FAMILIES)
+def test_values_and_gradients(computed, family, tokens):
+    check(OnCuPy(), SHAPES[family], "float32", tokens, variant=family)
+    assert {launch.kernel.family for launch in computed} <= {family, "sums"}
+    assert any(launch.kernel.family == family for launch in computed)
+
+
+def test_double_precision(computed):
+    check(OnCuPy(), (3, 5, 4, 33), "float64", False)
+
+
+# What an argument may be.
+
+def test_arrays_of_others_are_taken_as_they_are(gpu):
+    array = cupy.zeros((2, 3), "float32")
+
+    class Interface:
+        __cuda_array_interface__ = array.__cuda_array_interface__
+
+    class Dlpack:
+        __dlpack__ = array.__dlpack__
+        __dlpack_device__ = array.__dlpack_device__
+
+    for other in array, Interface(), Dlpack():
+        taken = cuda.platform().array("x", other)
+        assert type(taken) is cupy.ndarray and (taken.data.ptr, taken.shape) == (array.data.ptr, array.shape)
+        assert cuda.platform().index(taken) == 0
+    for other in np.zeros(3), [1.0], None:
+        with pytest.raises(TypeError, match=f"x: got {type(other).__name__}, needs an array in the memory of a GPU"):
+            cuda.platform().array("x", other)
+
+
+def test_what_is_refused_is_refused_before_anything_is_launched(computed):
+    arrays, doutputs, _ = random_case((3, 4, 5, 6), "float32", True)
+    copies = [*map(cupy.asarray, arrays), cupy.empty(doutputs.shape, "float32")]
+    DRIVER.launches.clear()
+    copies[3] = cupy.asarray(np.asfortranarray(arrays[3]), order="F")
+    with pytest.raises(ValueError, match="Whh: got a strided array, needs a C-contiguous one"):
+        cuda.forward(*copies)
+    copies[0], copies[3] = cupy.asarray(np.full((3, 4), 5, "int32")), cupy.asarray(arrays[3])
+    with pytest.raises(ValueError, match=r"inputs: got token 5 at \[0, 0\], needs 0 <= token < 5"):
+        cuda.forward(*copies)
+    assert DRIVER.launches == []
+
+
+# Memory, as the operators use it.
+
+def test_memory_of_others_is_seen_and_copied(gpu):
+    array = np.arange(6, dtype="float32").reshape(2, 3)
+    with gpu.current(), gpu.default_stream():
+        copy = gpu.to_device(array)
+        view = gpu.view(gpu.address(copy), (3, 2), np.dtype("float32"))
+        assert view.data.ptr == copy.data.ptr and view.shape == (3, 2)
+        assert np.array_equal(gpu.to_host(view), array.reshape(3, 2))
+        out = np.empty((2, 3), "float32")
+        assert gpu.to_host(copy, out) is out and np.array_equal(out, array)
+        assert not gpu.to_host(gpu.zeros((5,), "int32")).any()
+        gpu.synchronize()
+
+
+def test_no_memory_is_a_sentence(gpu):
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 1)
+    try:
+        with gpu.current(), pytest.raises(MemoryError, match=r"GPU 0 \(Stand-in H100\) has no memory for an array of \(1000, 1000\) "
+                                                             "float32 that the recurrence needs"):
+            gpu.empty((1000, 1000), "float32")
+    finally:
+        pool.set_limit(size=0)
+
+
+# What the driver is asked and what it answers.
+
+def test_a_graph_and_a_stream_of_ones_own(computed, gpu):
+    """Launches, products and memory go to the stream that is current."""
+    arrays, doutputs, dlast = random_case(SHAPES["grid"], "float32", False)
+    copies = [cupy.asarray(array) for array in arrays]
+    stream = cupy.cuda.Stream(non_blocking=True)
+    outputs = cupy.empty(doutputs.shape, "float32")
+    DRIVER.launches.clear()
+    host_driver.streams.clear()
+    with stream:
+        cuda.forward(*copies, outputs, variant="grid")
+    assert {launched.stream for launched in DRIVER.launches} | set(host_driver.streams) == {stream.ptr}
+
+
+def test_attributes_allow_what_is_launched(computed, gpu):
+    """More than 48 KiB of shared memory for those kernels that need it, clusters of 16 for the cluster family."""
+    found, _ = variants.candidates(gpu.device, "float32", 32, 256)
+    cluster = [variant for variant in found if variant.family == "cluster"]
+    resident = [variant for variant in found if variant.family == "resident"]
+    assert cluster and resident
+    for variant in cluster + resident:
+        launch = computed_launch(gpu, variant)
+        function = DRIVER.function(gpu.function(launch))
+        assert function.attributes.get(8, 48 << 10) >= launch.shared
+        assert function.attributes.get(14, 0) == (variant.family == "cluster")
+
+
+def computed_launch(gpu, variant):
+    """The `Launch` of a variant's forward pass."""
+    from rnn_ops.backends.cuda.launcher import Launch
+    return Launch(variant.kernel("Forward"), (variant.blocks, variant.groups, 1), variant.tile.threads, variant.shared,
+                  cluster=variant.blocks if variant.family == "cluster" else 1, cooperative=variant.family == "grid")
+
+
+def test_occupancy(gpu):
+    for family, clusters in ("cluster", True), ("resident", False):
+        variant = variants.choose(gpu.device, "float32", 32, 256, family)
+        blocks, active = gpu.occupancy(computed_launch(gpu, variant))
+        assert blocks >= 1 and active == (DRIVER.clusters[variant.blocks] if clusters else None)
+
+
+def test_what_the_driver_says_against_clusters_is_an_error(gpu, monkeypatch):
+    monkeypatch.setitem(DRIVER.fail_with, "cuOccupancyMaxActiveClusters", 912)
+    with pytest.raises(RuntimeError, match="cuOccupancyMaxActiveClusters failed with status 912"):
+        gpu.occupancy(computed_launch(gpu, variants.choose(gpu.device, "float32", 32, 256, "cluster")))
+
+
+def test_without_a_compiler_clusters_are_estimated_and_the_gpu_is_refused_in_a_sentence(gpu, monkeypatch):
+    def find(architecture, driver=None):
+        raise RuntimeError("compute capability 9.0: got NVRTC none, needs 12.1 or newer: pip install it")
+
+    monkeypatch.setattr(compiler, "find", find)
+    platform = cuda.platform()
+    platform.device.cache_clear()
+    try:
+        assert platform.device(0).clusters == variants.estimated_clusters(90, 132)
+        with pytest.raises(RuntimeError, match=r"GPU 0 \(Stand-in H100\): compute capability 9.0: got NVRTC none"):
+            platform.Runtime(0)
+    finally:
+        platform.device.cache_clear()
+
+
+def test_no_gpu_is_a_sentence(monkeypatch):
+    platform = cuda.platform()
+
+    def none():
+        raise platform.runtime.CUDARuntimeError(100)
+
+    monkeypatch.setattr(platform.runtime, "getDeviceCount", none)
+    assert "the NVIDIA driver finds no GPU that this CuPy can use (cudaErrorNoDevice" in cuda.why_not()
+    monkeypatch.setattr(platform.runtime, "getDeviceCount", lambda: 0)
+    assert "there is no GPU: see that nvidia-smi lists one" in cuda.why_not()
+    assert cuda.devices() == []
+
+
+@pytest.mark.parametrize("function", ["cuModuleLoad", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel",
+                                      "cuLaunchCooperativeKernel"])
+def test_what_the_driver_refuses_is_an_error_and_the_next_call_is_well(computed, gpu, monkeypatch, function):
+    family = "grid" if function == "cuLaunchCooperativeKernel" else "cluster"
+    cupy.clear_memo()  # of the modules that are loaded
+    monkeypatch.setattr(gpu, "_functions", {})
+    with monkeypatch.context() as failing:
+        failing.setitem(DRIVER.fail_with, function, 209)
+        with pytest.raises(RuntimeError, match="status 209"):
+            check(OnCuPy(), SHAPES[family], "float32", True, variant=family)
+    check(OnCuPy(), SHAPES[family], "float32", True, variant=family)
+
+
+# benchmarks/gpu on it.
+
+
+def test_the_benchmarks_machine(computed):
+    """Facts, arrays, events, graphs: what is called of CuPy exists and takes what it is given."""
+    from rnn_ops_benchmarks.gpu.machine import Machine
+    machine = Machine()
+    with machine.current():
+        facts = machine.describe()
+        assert (facts["name"], facts["compute_capability"], facts["l2_cache"]) == ("Stand-in H100", 9.0, 50 << 20)
+        array = np.arange(6, dtype="float32")
+        assert np.array_equal(machine.to_host(machine.to_device(array)), array)
+        called = []
+        seconds, _ = machine.time(called.append, 3, 1e-3, before=called.append)
+        assert called == [0, 1, 2, 0, 1, 2] and seconds == 1e-3
+        calls = []
+        machine.recorded(lambda: calls.append(RUNTIME.capturing is not None))()
+        assert calls == [False, True] and RUNTIME.graphs == 1
+        machine.free()
+
+
+def test_the_benchmarks_training(computed):
+    """An epoch, launch by launch and as a graph. Only our kernels compute; CuPy's own are compiled, loaded and launched."""
+    from rnn_ops_benchmarks.gpu.machine import Machine
+    from rnn_ops_benchmarks.gpu.training import Trainer, initial, train
+    random = np.random.default_rng(0)
+    inputs, labels = random.integers(7, size=(2, 2, 3, 4), dtype=np.int32)
+    machine = Machine()
+    with machine.current():
+        trainer = Trainer(machine, initial(7, 32), inputs, labels)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DRIVER, "run", None)
+            train(trainer, machine, trainer.epoch, 1)
+            machine.recorded(trainer.epoch)
+        assert trainer.arrays()["Why"].shape == (32, 7)
