@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import NamedTuple
 
-from benchmarks.gpu import sass, schedule
+from . import sass, schedule
 from rnn_ops.backends.cuda import compiler, variants
 
 

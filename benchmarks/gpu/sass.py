@@ -192,8 +192,8 @@ def _moved(one, offset):
 
 
 def _target(one):
-    """Where a branch goes, or None."""
-    if one.name in ("BRA", "CALL", "BSSY", "JMP"):
+    """The address that an instruction names as one to go to, or None."""
+    if one.name in ("BRA", "CALL", "BSSY", "JMP", "RET"):
         match = re.search(r"0x[0-9a-f]+$", one.operands)
         return int(match.group(), 16) if match else None
     return None

@@ -30,7 +30,7 @@ import functools
 import math
 from typing import NamedTuple
 
-from benchmarks.gpu import sass
+from . import sass
 
 # Cycles from issue to the dependent instruction's issue, where a scoreboard says so. [S]: published microbenchmarks of Volta to
 # Hopper, in the range they agree on; the rest is assumed.
@@ -190,7 +190,7 @@ class Walk:
             elif (kind == "integer" and not one.name.startswith("U")) or one.name in ("FSEL", "FSETP", "FMNMX"):
                 pipe, busy = _INTEGER, 32 // _LANES_INTEGER
             elif kind in ("LDS.32", "LDS.64", "LDS.128", "STS", "SHFL"):
-                pipe, busy = _SHARED, self.share * _wavefronts(one, self._weights, self.pairs)
+                pipe, busy = _SHARED, _wavefronts(one, self._weights, self.pairs)
             elif kind == "MUFU":
                 pipe, busy = _SPECIAL, 32 // _LANES_SPECIAL
             what = 0
@@ -222,18 +222,22 @@ class Walk:
 
     def predict(self):
         """The Prediction."""
-        run, alone = simulate(self), simulate(self, blocks=1, warps=1)
+        run, alone = simulate(self), self._alone()
         flight = FLIGHT[self.loop.exchange]
         ops = self.long * self.finishing + self.short * (self.warps - self.finishing)
-        pipes = [sum(op.busy for op in ops if op.pipe == pipe) for pipe in range(1, 5)]
+        pipes = [sum(op.busy for op in ops if op.pipe == pipe) * (self.share if pipe == _SHARED else 1) for pipe in range(1, 5)]
         busy = max(len(ops), *pipes)
         ffma = sum(op.busy for op in ops if op.source.name == "FFMA")
         return Prediction(self.loop.exchange, run.sent - run.start, flight, run.back - run.sent, busy / self.tiles,
-                          ffma / self.tiles, pipes[_SHARED - 1] / self.tiles, run.cycles, alone.sent - alone.start)
+                          ffma / self.tiles, pipes[_SHARED - 1] / self.tiles, max(run.cycles, self.blocks * busy),
+                          alone.sent - alone.start)
 
     def listing(self):
         """[Event, ...] of one warp that has the multiprocessor to itself, through one step, from the wait on."""
-        return simulate(self, blocks=1, warps=1).events
+        return self._alone().events
+
+    def _alone(self):
+        return simulate(self, blocks=1, warps=1, share=1)
 
 
 def _weight_reads(loop):
@@ -278,11 +282,13 @@ class _Block:
         self.backs, self.ends = {}, {}  # step → cycle of the last warp's arrival at its first wait, and of the wait's end
 
 
-def simulate(walk, blocks=None, warps=None):
-    """The `Run` of some blocks with some warps each on one scheduler; of all of them, if not given."""
+def simulate(walk, blocks=None, warps=None, share=None):
+    """The `Run` of some blocks with some warps each on one scheduler, of so many that share the multiprocessor; of all of them, if
+    not given."""
     steps = 4
     blocks = walk.blocks if blocks is None else blocks
     number = walk.warps if warps is None else warps
+    share = walk.share if share is None else share
     finishing = min(walk.finishing, number)
     flight = FLIGHT[walk.loop.exchange]
     groups = sum(op.what == _SEND for op in walk.long)
@@ -320,7 +326,10 @@ def simulate(walk, blocks=None, warps=None):
             pipes[op.pipe] = cycle + op.busy
         elif op.pipe:
             start = max(cycle, pipes[op.pipe])
-            pipes[op.pipe] = start + op.busy
+            # Of the schedulers' reads at one time, this one's is done last.
+            others = (share - 1) * op.busy if op.pipe == _SHARED else 0
+            pipes[op.pipe] = start + op.busy + others
+            start += others
         warp.ready = cycle + op.stall
         done = start + op.latency
         if op.source.name == "LDGSTS":
