@@ -241,7 +241,7 @@ def families(device, dtype, shape):
     """The best variant of each family that can serve a shape (T, B, I, H), best first: that is the chooser's."""
     found, _ = variants.candidates(device, dtype, shape[1], shape[3])
     best = {}
-    for variant in sorted(found, key=lambda variant: variant.cycles):
+    for variant in sorted(found, key=variants.total_cycles):
         best.setdefault(variant.family, variant)
     return list(best.values())
 

@@ -26,7 +26,9 @@ class Ours:
         self._machine, self._sets, self._variant = machine, sets, variant
         self._input = "one-hot" if one_hot else "tokens"
         self.about = {"provider": OURS, "family": variant.family, "variant": str(variant), "chosen": chosen,
-                      "input": self._input, "predicted_cycles": variant.cycles}
+                      "input": self._input}
+        if variant.exchange == "async":  # the older one is not predicted
+            self.about.update(predicted_cycles=variant.cycles, predicted_backward_cycles=variant.backward_cycles)
         self.calls = {FORWARD: (None, self._forward), STEPS: (None, self._steps), BACKWARD: (None, self._backward),
                       BOTH: (None, self._both)}
 

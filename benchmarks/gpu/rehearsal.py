@@ -15,7 +15,7 @@ import time
 import numpy as np
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import checks, launches, microbench, parts, tables, work
+from . import checks, launches, machine_code, microbench, parts, sass, tables, work
 from .cells import MODES, STEPS, TUTORIAL, cells, floor_cycles
 from .folder import FORMAT
 from .numpy_machine import NumPyMachine
@@ -114,7 +114,30 @@ def _microbench(architecture):
 
 
 def _machine_code(device):
-    raise LeftOut("no machine-code report yet")
+    """The gates of every tiled kernel's loop, and what is predicted at the tutorial's shape."""
+    try:
+        sass.nvdisasm()
+    except RuntimeError as error:
+        raise LeftOut(str(error)) from error
+    tiled = {variant for *_, variant in work.planned(device, parts.SIZES["full"]) if variant.tile}
+    kernels = list(dict.fromkeys(variant.kernel(direction) for variant in tiled for direction in ("Forward", "Backward")))
+    codes = {kernel: _code(path) for kernel, path in compiler.compile_all(kernels, device.architecture).items()}
+    found = [f"{kernel}: {sentence}" for kernel, (function,) in zip(kernels, sass.disassemble(list(codes.values())))
+             for sentence in sass.Loop(function).gates()]
+    if found:
+        raise ValueError(f"{len(found)} sentences: {'; '.join(found)}")
+    chosen = variants.choose(device, np.float32, TUTORIAL.B, TUTORIAL.H)
+    arguments = machine_code.arguments_of(chosen.tile, tiles=chosen.rows // chosen.tile.rows)
+    cycles = [round(machine_code.report(codes[chosen.kernel(direction)], **arguments).prediction.cycles)
+              for direction in ("Forward", "Backward")]
+    return f"{len(kernels)} loops; tutorial's shape, {chosen.family}: {cycles[0]:,} cycles a step forward, {cycles[1]:,} backward"
+
+
+def _code(path):
+    if isinstance(path, Exception):
+        raise path
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _tables():

@@ -304,7 +304,7 @@ def _estimates(rows):
 
 def _variants(rows):
     """Every variant at the quick shapes, for the chooser's numbers."""
-    lines = ["**Every variant, cycles a step: predicted → measured, forward; measured of the backward's steps**", "",
+    lines = ["**Every variant, cycles a step: predicted → measured**", "",
              _line(["B", "H", "variant", FORWARD, STEPS]), _line(["--:", "--:", ":--", "--:", "--:"])]
     timed = {}
     for row in rows:
@@ -312,8 +312,9 @@ def _variants(rows):
             timed.setdefault((row["B"], row["H"], row["variant"]), {})[row["mode"]] = row
     for (B, H, variant), its in timed.items():
         if FORWARD in its and STEPS in its:
-            lines.append(_line([B, H, _escaped(variant), f"{its[FORWARD]['predicted_cycles']:,.0f} → "
-                                f"{its[FORWARD]['cycles_per_step']:,.0f}", f"{its[STEPS]['cycles_per_step']:,.0f}"]))
+            lines.append(_line([B, H, _escaped(variant)] + [
+                f"{its[mode][predicted]:,.0f} → {its[mode]['cycles_per_step']:,.0f}" for mode, predicted in (
+                    (FORWARD, "predicted_cycles"), (STEPS, "predicted_backward_cycles"))]))
     return lines + [""]
 
 

@@ -31,16 +31,16 @@ _WAITED = 20          # calls that are waited for one by one
 
 
 def timed_variants(device, cell, all_variants=False, among=variants.FAMILIES):
-    """Our variants that are timed at a cell, in the order of their estimated cycles: the chosen one first.
+    """Our variants that are timed at a cell, in the order of their predicted cycles: the chosen one first.
 
     At the tutorial's shape it is all of them, and the older exchange of the cluster family too.
     """
     if all_variants or cell == TUTORIAL:
         found, _ = variants.candidates(device, np.float32, cell.B, cell.H)
-        found.sort(key=lambda variant: variant.cycles)
+        found.sort(key=variants.total_cycles)
     else:
         found = checks.families(device, np.float32, cell)
-    if cell == TUTORIAL and "exchange" in variants.Variant._fields:
+    if cell == TUTORIAL:
         found += [variant._replace(exchange="barrier") for variant in found if variant.family == "cluster"]
     return [variant for variant in found if variant.family in among]
 
