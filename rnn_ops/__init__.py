@@ -7,20 +7,18 @@ is the layer below, ``cpu`` on NumPy arrays, ``cuda`` on CuPy arrays, and works 
 """
 import importlib
 
+from rnn_ops import _mxnet_import
+
 __version__ = "0.1.0"
 __all__ = ["rnn_step", "rnn_sequence", "use", "gluon", "reference", "gradcheck", "backends"]
 
-_WITHOUT_MXNET = None  # why the operators cannot be had here; None where they can
-
-try:
-    from rnn_ops.operators import rnn_sequence, rnn_step, use
-except ImportError as error:
-    _WITHOUT_MXNET = str(error)
-
 
 def __getattr__(name):
-    if name in ("rnn_step", "rnn_sequence", "use"):
-        raise ImportError(_WITHOUT_MXNET)
+    if name in ("rnn_step", "rnn_sequence", "use"):  # an ImportError says why the operators cannot be had here
+        return getattr(importlib.import_module("rnn_ops.operators"), name)
     if name in ("gluon", "reference", "gradcheck", "backends"):
         return importlib.import_module(f"rnn_ops.{name}")
     raise AttributeError(f"module 'rnn_ops' has no attribute {name!r}")
+
+
+_mxnet_import.install()

@@ -1,0 +1,91 @@
+"""What `import rnn_ops` does and does not: no MXNet until it is asked for, and then as it has to be."""
+import os
+import subprocess
+import sys
+
+import numpy
+import pytest
+
+WITHOUT_MXNET = ["rnn_ops", "rnn_ops.backends", "rnn_ops.backends.cpu", "rnn_ops.backends.cuda", "rnn_ops.backends.cuda.compiler",
+                 "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.gpu", "rnn_ops_benchmarks.gpu.__main__",
+                 "rnn_ops_benchmarks.gpu.training", "rnn_ops_benchmarks.gpu.providers", "rnn_ops_benchmarks.gpu.timing",
+                 "rnn_ops_benchmarks.gpu.machine"]
+LENDS = "bool" not in vars(numpy)  # NumPy has to be changed for the import of MXNet
+
+
+def python(code, *arguments, folder=None, status=0):
+    """What a fresh Python prints."""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          universal_newlines=True, cwd=str(folder or os.path.dirname(os.path.abspath(__file__))))
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """A file with a graph that holds both operators."""
+    pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError)
+    path = tmp_path / "graph.json"
+    python("import sys\nfrom rnn_ops.operators import custom, native\nfrom rnn_ops._mxnet import mx\n"
+           "inputs = list(map(mx.sym.var, ('x', 'h', 'Wxh', 'Whh', 'bh')))\n"
+           "mx.sym.Group([native.rnn_step(*inputs), custom.rnn_step(*inputs)]).save(sys.argv[1])", path)
+    return path
+
+
+@pytest.mark.parametrize("module", WITHOUT_MXNET)
+def test_it_is_imported_without_mxnet(module):
+    if module.endswith("machine"):
+        pytest.importorskip("cupy")
+    code = (f"import importlib, sys\nimportlib.import_module({module!r})\n"
+            "print([name for name in sys.modules if name.split('.')[0] == 'mxnet'])")
+    assert python(code) == "[]\n"
+
+
+def test_it_does_not_even_import_numpy():
+    assert python("import rnn_ops, sys; print('numpy' in sys.modules)") == "False\n"
+
+
+def test_looking_for_a_gpu_imports_no_mxnet():
+    code = "import sys; from rnn_ops.backends import cuda; cuda.why_not(); cuda.devices(); print('mxnet' in sys.modules)"
+    assert python(code) == "False\n"
+
+
+@pytest.mark.parametrize("ask", ["from rnn_ops import rnn_sequence", "import rnn_ops; rnn_ops.rnn_step", "import rnn_ops; rnn_ops.use",
+                                 "from rnn_ops import gluon", "import rnn_ops.reference", "from rnn_ops._mxnet import mx",
+                                 "import rnn_ops, mxnet", "import rnn_ops; import mxnet.gluon", "import rnn_ops.operators",
+                                 "import rnn_ops\nimport mxnet as mx\nfrom rnn_ops import rnn_sequence"])
+def test_whoever_asks_gets_it_with_the_operators(graph, ask):
+    """NumPy and the import system are then as they were found."""
+    code = (f"import sys\nbefore = list(sys.meta_path)\n{ask}\nimport mxnet, numpy\n"
+            "print(mxnet.sym.load(sys.argv[1]).list_arguments())\n"
+            "print(before == sys.meta_path, 'bool' in vars(numpy), type(mxnet.__loader__).__name__,\n"
+            "      mxnet.__spec__.loader is mxnet.__loader__)")
+    assert python(code, graph) == f"['x', 'h', 'Wxh', 'Whh', 'bh']\nTrue {not LENDS} SourceFileLoader True\n"
+
+
+def test_where_mxnet_is_there_first_the_operators_come_at_once(graph):
+    lend = "numpy.bool = numpy.bool_; " if LENDS else ""
+    code = (f"import sys, numpy; {lend}import mxnet\nimport rnn_ops\n"
+            "print(mxnet.sym.load(sys.argv[1]).list_arguments())")
+    assert python(code, graph) == "['x', 'h', 'Wxh', 'Whh', 'bh']\n"
+
+
+def test_an_import_that_fails_leaves_numpy_alone_and_can_be_tried_again(tmp_path):
+    (tmp_path / "mxnet.py").write_text("import numpy, os\n"
+                                       "assert numpy.bool\n"
+                                       "if not os.path.exists('there'):\n    raise OSError('not yet')\n"
+                                       "__version__ = 'of this test'\n")
+    code = ("import sys; sys.path.insert(0, sys.argv[1])\nimport rnn_ops, numpy\nfor _ in range(2):\n"
+            "    try:\n        import mxnet\n    except OSError as error:\n        print(error, 'bool' in vars(numpy))\n"
+            "open('there', 'w').close()\nimport mxnet; print(mxnet.__version__, 'bool' in vars(numpy))")
+    lent = not LENDS
+    assert python(code, tmp_path, folder=tmp_path).startswith(f"not yet {lent}\nnot yet {lent}\nof this test {lent}\n")
+
+
+def test_without_mxnet_its_absence_is_told_as_always(tmp_path):
+    """A Python that finds everything but MXNet."""
+    code = ("import sys\nclass Without:\n    def find_spec(self, name, path=None, target=None):\n"
+            "        if name.split('.')[0] == 'mxnet':\n            raise ModuleNotFoundError(name)\n"
+            "sys.meta_path.insert(0, Without())\nimport rnn_ops\n"
+            "try:\n    import mxnet\nexcept ModuleNotFoundError as error:\n    print(error)")
+    assert python(code) == "mxnet\n"
