@@ -98,6 +98,7 @@ struct Async : Cluster<Tile> {
 #pragma unroll
     for (int i = 0; i < Base::SENDS; i++) store_async(wanted && this->sends(i), to[i], signal[i], four);
   }
+  __device__ void fetch(int, int, int) const {}
   __device__ void meet(int) const {}
 
  private:
@@ -120,6 +121,7 @@ struct Barrier : Cluster<Tile> {
     for (int i = 0; i < Base::SENDS; i++)
       if (wanted && this->sends(i)) store_to_block(this->state[i] + 4 * this->place(n, r), four);
   }
+  __device__ void fetch(int, int, int) const {}
   __device__ void meet(int) const { cluster_barrier(); }
 };
 

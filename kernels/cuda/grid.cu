@@ -35,14 +35,16 @@ struct Grid {
     }
     meet(0);
   }
-  __device__ const float* rows(int n, int r, int end) const {
+  // The place of the rows after next was read before the last partial sums were met for.
+  __device__ void fetch(int n, int r, int end) const {
     if (r == 0) copy(n, 0);
-    if (r + Tile::ROWS < end) {
-      copy(n, r + Tile::ROWS);
+    if (r + Tile::ROWS < end) copy(n, r + Tile::ROWS);
+  }
+  __device__ const float* rows(int n, int r, int end) const {
+    if (r + Tile::ROWS < end)
       copy_wait<1>();
-    } else {
+    else
       copy_wait<0>();
-    }
     block_barrier();
     return staged + r / Tile::ROWS % 2 * Tile::ROWS * Tile::K;
   }
@@ -56,11 +58,15 @@ struct Grid {
 
  private:
   __device__ void copy(int n, int r) const {
-    constexpr int SIZE = Tile::ROWS * Tile::K;
+    constexpr int SIZE = Tile::ROWS * Tile::K, AT_ONCE = 4 * Tile::THREADS;
     const float* from = states + (n & 1) * size + static_cast<long long>(r) * Tile::K;
     float* to = staged + r / Tile::ROWS % 2 * SIZE;
-    for (int i = threadIdx.x * 4; i < SIZE; i += Tile::THREADS * 4)
-      copy_start(reinterpret_cast<float4*>(to + i), reinterpret_cast<const float4*>(from + i));
+#pragma unroll
+    for (int i = 0; i < SIZE; i += AT_ONCE) {
+      const int k = i + 4 * threadIdx.x;
+      if (i + AT_ONCE <= SIZE || k < SIZE)
+        copy_start(reinterpret_cast<float4*>(to + k), reinterpret_cast<const float4*>(from + k));
+    }
     copy_close_batch();
   }
 };
@@ -71,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) NAME(PASS pass, i
   TILE tile;
   tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
   const long long group = static_cast<long long>(rows) * TILE::K;
-  Grid<TILE> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y,
+  Grid<TILE> exchange = {kept(states + blockIdx.y * group), gridDim.y * group, kept(counters + 32 * blockIdx.y),
                          weights + TILE::SHARED_WEIGHTS + TILE::PARTIALS};
   recurrence(pass, tile, exchange, blockIdx.y * rows, rows);
 }

@@ -15,8 +15,8 @@
 //   start(b, j)             s_0, which STARTS_STORED says whether to store
 //   column(j)               what is known of a column: where it begins in each array, its bias
 //   line(m, b)              of row b of step n, m = n·B; of step -1 for s_0
-//   index(line)             the token, a load
-//   term(column, index, line)    what the step adds to the sum, a load that needs the token
+//   token(when, line, token)       a load; nothing where not `when`
+//   term(when, column, token, line, term)    what the step adds to the sum, a load that needs the token
 //   addend(column, term)         the same, ready: whatever can be computed without the sum
 //   finish(sum, addend)          s_{n+1}
 //   store(column, line, value)   where s_{n+1} goes
@@ -33,8 +33,8 @@ __device__ inline Real* element(Real* column, Line line, int H) {
 
 enum Activation { TANH = 0, RELU = 1 };
 
-// Inputs: tokens (T, B) with table Wxh (V, H), or, where tokens is null, x·Wxh already in h, where each element is read before
-// its state is written over it. A token outside [0, V) makes NaN; nothing outside the table is read.
+// Inputs: tokens (T, B) with table Wxh (V, H), or, where tokens is null, x·Wxh already in h, a table with a row for each line,
+// where each element is read before its state is written over it. A token outside [0, V) makes NaN; nothing outside is read.
 template <class Real>
 struct Forward {
   const int* tokens;
@@ -46,7 +46,6 @@ struct Forward {
   int T, B, V, H;
   int activation;
 
-  using Index = int;
   using Term = Real;
   using Addend = Real;
   static constexpr bool COLUMNS_CONTIGUOUS = true;  // weight(k, j) and weight(k, j + 1) are neighbours
@@ -55,21 +54,28 @@ struct Forward {
   __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(k) * H + j; }
   __device__ Real start(int b, int j) const { return h0[static_cast<long long>(b) * H + j]; }
   struct Column {
-    const Real* Wxh;
+    const Real* table;
     Real* h;
     Real bias;
-    __device__ Column kept_in_registers() const { return {kept(Wxh), kept(h), bias}; }
+    __device__ Column kept_in_registers() const { return {kept(table), kept(h), bias}; }
   };
-  __device__ Column column(int j) const { return {Wxh + j, h + j, bh[j]}; }
+  __device__ Column column(int j) const { return {(tokens ? Wxh : h) + j, h + j, bh[j]}; }
   template <class Line>
   __device__ Line line(Line m, int b) const { return m + b; }
   template <class Line>
-  __device__ Index index(Line line) const { return tokens ? tokens[line] : 0; }
+  __device__ const int* token(Line line) const { return tokens ? tokens + line : tokens; }
+  struct Place {
+    bool known;
+    const Real* term;
+  };
   template <class Line>
-  __device__ Term term(const Column& column, Index token, Line line) const {
-    if (tokens && static_cast<unsigned>(token) >= static_cast<unsigned>(V))
-      return static_cast<Real>(nanf(""));  // 0 / 0 would be a division
-    return tokens ? *element(column.Wxh, token, H) : *element(column.h, line, H);
+  __device__ Place place(const Column& column, int token, Line line) const {
+    const bool known = !tokens || static_cast<unsigned>(token) < static_cast<unsigned>(V);
+    return {known, element(column.table, tokens ? token : line, H)};
+  }
+  __device__ void read(bool when, const Place& place, Term& term) const {
+    if (!place.known) term = static_cast<Real>(nanf(""));  // 0 / 0 would be a division
+    load_when(when && place.known, place.term, term);
   }
   __device__ Addend addend(const Column& column, Term term) const { return term + column.bias; }
   __device__ Real finish(Real sum, Addend addend) const {
@@ -94,7 +100,6 @@ struct Backward {
   int T, B, H;
   int activation;
 
-  struct Index {};
   struct Term {
     Real h, dh;
   };
@@ -108,7 +113,10 @@ struct Backward {
   __device__ Real start(int b, int j) const {
     const Real sum = dlast ? dlast[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
     const Column all = column(j);
-    return finish(sum, addend(all, term(all, {}, line(-static_cast<long long>(B), b))));
+    const long long last = line(-static_cast<long long>(B), b);
+    Term found = {0, 0};
+    read(true, place(all, 0, last), found);
+    return finish(sum, addend(all, found));
   }
   struct Column {
     const Real *h, *dh;
@@ -124,13 +132,19 @@ struct Backward {
   template <class Line>
   __device__ Line line(Line m, int b) const { return static_cast<Line>(T - 2) * B - m + b; }
   template <class Line>
-  __device__ Index index(Line) const { return {}; }
+  __device__ const int* token(Line) const { return nullptr; }
+  struct Place {
+    bool inside, given;
+    const Real *h, *dh;
+  };
   template <class Line>
-  __device__ Term term(const Column& column, Index, Line line) const {
-    Term found = {static_cast<Real>(activation == RELU), 0};  // f' = 1, for dh0
-    if (line >= 0) found.h = *element(column.h, line, H);
-    if (line >= 0 && column.dh) found.dh = *element(column.dh, line, H);
-    return found;
+  __device__ Place place(const Column& column, int, Line line) const {
+    return {line >= 0, line >= 0 && column.dh, element(column.h, line, H), element(column.dh, line, H)};
+  }
+  __device__ void read(bool when, const Place& place, Term& term) const {
+    if (!place.inside) term.h = activation == RELU, term.dh = 0;  // f' = 1, for dh0
+    load_when(when && place.inside, place.h, term.h);
+    load_when(when && place.given, place.dh, term.dh);
   }
   __device__ Addend addend(const Column&, Term term) const {
     if (activation == RELU) return {term.dh, static_cast<Real>(term.h > 0)};

@@ -23,9 +23,18 @@ __device__ inline Value* kept(Value* pointer) {
   return static_cast<Value*>(__cvta_global_to_generic(address));
 }
 
-// The compiler moves no access to memory across this place.
-__device__ inline void in_this_order() {
-  asm volatile("" ::: "memory");
+// value = *from (in global memory) where `when`: no branch, and nothing is waited for before the value is used.
+template <class Value>
+__device__ inline void load_when(bool when, const Value* from, Value& value) {
+  if (when) value = *from;
+}
+__device__ inline void load_when(bool when, const float* from, float& value) {
+  asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.f32 %0, [%1];\n\t}"
+               : "+f"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
+}
+__device__ inline void load_when(bool when, const int* from, int& value) {
+  asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.s32 %0, [%1];\n\t}"
+               : "+r"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
 }
 
 // a · b in one instruction.

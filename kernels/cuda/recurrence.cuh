@@ -6,6 +6,7 @@
 // they wait is the family's Exchange, which counts rows from the block's first, r = 0, ROWS, 2·ROWS ...:
 //   first_column()             this block's
 //   start(pass, ...)           all elements of state 0 are put, and all see them
+//   fetch(n, r, end)           state n has been met; rows(n, r, end) comes soon
 //   rows(n, r, end)            ROWS rows of state n from r on, (ROWS, K) in shared memory, once they are there
 //   put(n, r, tile, values, wanted)    the thread's elements of these rows of state n, as Tile numbers them; nobody will look for
 //                              the last state, which is not wanted
@@ -58,21 +59,33 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   }
   auto line = [&](const Position& at, int i) { return pass.line(at.m, at.r + row[i]); };
 
-  typename Pass::Index index[COUNT] = {};
+  int token[COUNT] = {};
   typename Pass::Term term[COUNT] = {};
   typename Pass::Addend addend[COUNT] = {};
-  Position of_index = {0, 0, 0}, of_term = {0, 0, 0}, at = {0, 0, 0};
-  auto read_index = [&] {
+  // What is read at the start of the next step: where the term of the tile after that is, and the token of the one after.
+  typename Pass::Place place[COUNT] = {};
+  const int* token_place[COUNT] = {};
+  bool read_term[COUNT] = {}, read_token[COUNT] = {};
+  Position of_token = {0, 0, 0}, of_term = {0, 0, 0}, at = {0, 0, 0};
+  auto find_token = [&] {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if (of_index.n < steps && of_index.r < below[i]) index[i] = pass.index(line(of_index, i));
-    of_index.advance(ROWS, end, B);
+    for (int i = 0; i < COUNT; i++) {
+      token_place[i] = pass.token(line(of_token, i));
+      read_token[i] = token_place[i] && of_token.n < steps && of_token.r < below[i];
+    }
+    of_token.advance(ROWS, end, B);
   };
-  auto read_term = [&] {
+  auto find_term = [&] {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if (of_term.n < steps && of_term.r < below[i]) term[i] = pass.term(column[i], index[i], line(of_term, i));
+    for (int i = 0; i < COUNT; i++) {
+      place[i] = pass.place(column[i], token[i], line(of_term, i));
+      read_term[i] = of_term.n < steps && of_term.r < below[i];
+    }
     of_term.advance(ROWS, end, B);
+  };
+  auto read = [&] {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) pass.read(read_term[i], place[i], term[i]), load_when(read_token[i], token_place[i], token[i]);
   };
   auto make_addend = [&] {
 #pragma unroll
@@ -83,9 +96,10 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
     for (int i = 0; i < COUNT; i++)
       if (at.r < below[i]) pass.store(column[i], line(at, i), values[i]);
   };
-  read_index(), read_term(), make_addend();
-  read_index(), read_term();
-  read_index();
+  find_token(), read();
+  find_term(), find_token(), read();
+  make_addend();
+  find_term(), find_token();
 
   if constexpr (Pass::STARTS_STORED)
     for (int r = 0; r < end; r += ROWS) {
@@ -96,24 +110,29 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
       store({-1, -B, r}, values);
     }
   exchange.start(pass, tile, first_row, left, end);
+  exchange.fetch(0, 0, end);
 
 #pragma unroll 1
   while (at.n < steps) {
     float values[COUNT];
-    tile.multiply(exchange.rows(at.n, at.r, end), values);
+    const float* state = exchange.rows(at.n, at.r, end);
+    read();
+    tile.multiply(state, values);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       values[i] = pass.finish(values[i], addend[i]);
       if (at.r >= below[i]) values[i] = 0;
     }
     exchange.put(at.n + 1, at.r, tile, values, at.n + 1 < steps);
-    store(at, values);
-    make_addend();
-    in_this_order();  // what was read is used before anything takes its place
-    read_term();
-    read_index();
-    const int n = at.n;
+    const Position done = at;
     at.advance(ROWS, end, B);
-    if (at.n > n && at.n < steps) exchange.meet(at.n);
+    if (at.n < steps) {
+      if (at.n > done.n) exchange.meet(at.n);
+      exchange.fetch(at.n, at.r, end);
+    }
+    store(done, values);
+    make_addend();
+    find_term();
+    find_token();
   }
 }

@@ -11,6 +11,13 @@ extern "C" __global__ void __launch_bounds__(256) NAME(PASS pass, int n, const R
   const int b = static_cast<int>(i / pass.H), j = static_cast<int>(i % pass.H);
   const auto column = pass.column(j);
   const long long line = pass.line(sums ? static_cast<long long>(n) * pass.B : -static_cast<long long>(pass.B), b);
-  pass.store(column, line, sums ? pass.finish(sums[i], pass.addend(column, pass.term(column, pass.index(line), line)))
-                                : pass.start(b, j));
+  if (sums) {
+    int token = 0;
+    PASS::Term term = {};
+    load_when(pass.token(line) != nullptr, pass.token(line), token);
+    pass.read(true, pass.place(column, token, line), term);
+    pass.store(column, line, pass.finish(sums[i], pass.addend(column, term)));
+  } else {
+    pass.store(column, line, pass.start(b, j));
+  }
 }

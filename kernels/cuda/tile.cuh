@@ -100,10 +100,13 @@ struct Tile {
       block_barrier();
 #pragma unroll
       for (int i = 0; i < COUNT; i++) {
-        product[i] = 0;
+        const float* from = partials + (row(i) < ROWS ? row(i) : 0) * COLUMNS + column(i);
+        float parts[K_WARPS];
 #pragma unroll
-        for (int w = 0; w < K_WARPS; w++)
-          if (owns(i)) product[i] += partials[(w * ROWS + row(i)) * COLUMNS + column(i)];
+        for (int w = 0; w < K_WARPS; w++) parts[w] = from[w * ROWS * COLUMNS];
+        product[i] = parts[0];
+#pragma unroll
+        for (int w = 1; w < K_WARPS; w++) product[i] += parts[w];
       }
     }
   }
