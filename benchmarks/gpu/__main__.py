@@ -1,5 +1,6 @@
 """``python -m benchmarks.gpu``: check every CUDA kernel, time them beside cuDNN, train → a folder of results."""
 import argparse
+import os
 import sys
 
 from . import parts, run, work
@@ -11,7 +12,10 @@ def main(argv=None):
     parser = _parser()
     options = parser.parse_args(argv)
     if options.part:
-        return work.main(options.part, Folder(options.out), options.machine, options.sizes, options.seconds, options.without)
+        status = work.main(options.part, Folder(options.out), options.machine, options.sizes, options.seconds, options.without)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # whatever libraries do when they are taken down is nobody's result
     if options.rehearse:
         from . import rehearsal
         return rehearsal.main(options.architecture)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from rnn_ops.backends.cuda import compiler
 
+from . import checks
+
 ROUNDS = 1024  # as in microbench.cu
 TIMES = 5      # each is run; the fewest cycles count, the most are told
 OPTIONS = ("--std=c++17", "-ftz=true")  # those of the kernels
@@ -61,9 +63,9 @@ def compiled(architecture, driver=None):
     return compiler.find(architecture, driver).compile(text(), OPTIONS, architecture)
 
 
-def measure(machine, cubin, show=None):
-    """Run all of them → a row for each. What fails says why; Lost where the machine answers no more."""
-    from . import checks
+def measure(machine, cubin, show):
+    """Run all of them → a row for each; ``show`` gets the rows so far. What fails says why; Lost where the machine answers no
+    more."""
     run, rows = machine.program(cubin), []
     for one in measurements(machine.device):
         row = {"kernel": one.kernel, "what": one.what, "threads": one.threads, "blocks": one.blocks}
@@ -76,14 +78,10 @@ def measure(machine, cubin, show=None):
                 row.update(cycles=low, most=high)
         except Exception as error:
             row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-            rows.append(row)
-            if show:
-                show(rows)
+            show(rows + [row])
             checks.see_alive(machine, one.kernel, error)
-            continue
         rows.append(row)
-        if show:
-            show(rows)
+        show(rows)
     return rows
 
 

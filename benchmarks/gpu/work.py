@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import hashlib
 import importlib
-import os
 import signal
 import sys
 import time
@@ -71,9 +70,7 @@ def main(part, folder, machine, sizes, seconds, without):
         return LEFT_OUT
     except checks.Lost as lost:
         print(f"The GPU answers no more: {lost}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(LOST)  # taking down what hangs in an orderly way would hang too
+        return LOST
 
 
 # --- the parts
@@ -280,8 +277,14 @@ def _variants(work):
 def _microbench(work):
     from . import microbench
     cubin = microbench.compiled(work.device.compute_capability, work.machine.cuda_driver).cubin
-    rows = microbench.measure(work.machine, cubin, lambda rows: work.keep({"rows": rows}))
-    return FOUND if any("reason" in row for row in rows) else DONE
+    found = {"rows": [], "failed": []}
+
+    def keep(rows):
+        found.update(rows=rows, failed=[f"{row['kernel']}: {row['reason']}" for row in rows if "reason" in row])
+        work.keep(found)
+
+    microbench.measure(work.machine, cubin, keep)
+    return FOUND if found["failed"] else DONE
 
 
 def _occupancy(work):
