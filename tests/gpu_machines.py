@@ -1,4 +1,4 @@
-"""Machines for the tests of benchmarks/gpu: NumPy's, with any one thing wrong. Processes that the tests start make them too."""
+"""Machines for the tests of benchmarks/gpu: any one thing wrong with NumPy's; processes that the tests start have them too."""
 import os
 import signal
 import time
@@ -51,7 +51,8 @@ class Defective(NumPyMachine):
         if self.defect == "other bits":
             outputs[0, 0, 0] += np.spacing(outputs[0, 0, 0]) * (self.launches % 2)
 
-    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation="tanh", variant=None, **gradients):
+    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation="tanh", variant=None,
+                 **gradients):
         if self.defect == "gone":
             return
         if self.defect == "dlast ignored":

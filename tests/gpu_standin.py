@@ -1,7 +1,7 @@
-"""The benchmark's own machine (benchmarks/gpu/machine.py) on the real CuPy, for processes: what cuda_standin.py gives for a GPU.
+"""The benchmark's own machine (benchmarks/gpu/machine.py) on the real CuPy and cuda_standin.py, for processes.
 
-Our kernels and cuBLAS's products are computed, by the machine of tests/cuda_host and by NumPy. CuPy's own kernels are compiled,
-loaded and launched, and compute nothing; so truths are NumPy's, as on a host where CuPy finds no headers of CUDA's.
+Our kernels and cuBLAS's products are computed, by the machine of tests/cuda_host and by NumPy. CuPy's own kernels compute
+nothing; so truths are NumPy's, as on a host where CuPy finds no headers of CUDA's.
 """
 import ctypes
 

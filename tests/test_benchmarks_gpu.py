@@ -1,7 +1,7 @@
 """The command for a GPU host, but for what only a GPU does: truth, bounds, what the checks find, floors, tables.
 
-A machine that computes in NumPy takes the GPU's place: right, it passes every check; with any one defect, it does not. The run
-itself, its processes and files, is tested in test_benchmarks_gpu_run.py.
+A machine that computes in NumPy takes the GPU's place: right, it passes every check; with any one defect, it does not. The
+run itself, its processes and files, is tested in test_benchmarks_gpu_run.py.
 """
 import json
 import math
@@ -260,7 +260,8 @@ def test_a_call_with_more_launches_than_the_queue_holds_is_a_graph(monkeypatch):
     machine.recorded = lambda call: recorded.append(call) or call
     rows = timing.measure(machine, Cell(16, 3, 5, 33), rounds=1, alone=True)
     launched = {(row["family"], row["mode"]): row["launched"] for row in rows}
-    assert launched["stepwise", FORWARD] == "one by one" and launched["stepwise", BOTH] == "in a graph"  # 32 launches, and 68
+    assert launched["stepwise", FORWARD] == "one by one"  # 32 launches
+    assert launched["stepwise", BOTH] == "in a graph"     # 68
     assert {how for (family, _), how in launched.items() if family != "stepwise"} == {"one by one"}
     assert len(recorded) == rows[0]["sets"] * 1
     stepwise = variants.choose(H100, np.float32, 3, 33, "stepwise")
@@ -362,7 +363,7 @@ def test_markdown():
     text = tables.markdown(made_up())
     forward = table_after(text, "**forward, µs a step**")
     assert forward[0] == ["H \\ B", "1", "8", "32", "64", "128"]
-    assert [line[0] for line in forward[2:]] == ["**64**", "**128**", "**256**", "**384**", "**512**", "**1024**", "**2048**"]
+    assert [line[0] for line in forward[2:]] == [f"**{H}**" for H in (64, 128, 256, 384, 512, 1024, 2048)]
     # 0.5 µs · 1.3 · 1.32, and 5 / 1.5 times that
     assert forward[4][3] == "0.858 (3.33×)"
     assert table_after(text, "**forward+backward, µs a step**")[4][3] == "2.57 (3.33×)"
@@ -435,7 +436,8 @@ def test_sanitizer(tmp_path, monkeypatch):
     tool.write_text(f"""#!{sys.executable}
 import sys, time
 tool, arguments = sys.argv[2], sys.argv[5:]
-assert sys.argv[3:5] == ["--error-exitcode", "97"] and arguments[1] == "-m" and arguments[3:5] == ["--part", "sanitized"], sys.argv
+assert sys.argv[3:5] == ["--error-exitcode", "97"], sys.argv
+assert arguments[1] == "-m" and arguments[3:5] == ["--part", "sanitized"], sys.argv
 if tool == "racecheck": print("Race reported between"); sys.exit(97)
 if tool == "synccheck": sys.exit(1)
 if tool == "initcheck": time.sleep(60)
@@ -472,7 +474,7 @@ def test_nothing_but_the_machine_needs_cupy_and_nothing_needs_mxnet():
     """On a host that has neither, the way to the sentence is free."""
     process = subprocess.run(
         [sys.executable, "-c", "import sys; sys.modules['mxnet'] = sys.modules['pooch'] = None\n"
-         "from rnn_ops_benchmarks.gpu import __main__, checks, folder, picture, rehearsal, sanitizer, tables, timing, training, work\n"
+         "from rnn_ops_benchmarks.gpu import __main__, checks, picture, rehearsal, sanitizer, tables, timing, training\n"
          "from timemachine import text; text._URL = 'http://127.0.0.1:9/{name}'; assert text.load('timemachine')\n"
          "assert 'cupy' not in sys.modules; sys.modules['cupy'] = None; sys.exit(__main__.main(['--part', 'device']))"],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

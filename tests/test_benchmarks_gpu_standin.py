@@ -1,4 +1,4 @@
-"""A run of benchmarks/gpu on the real CuPy: the command, its processes and its own machine, with a driver that is a stand-in.
+"""A run of benchmarks/gpu on the real CuPy: the command, its processes and its own machine, on a stand-in driver.
 
 What only hardware can tell is left out: how fast it is, and what CuPy's own kernels compute.
 """
@@ -43,8 +43,8 @@ def test_a_run(environment, tmp_path):
     assert "Stand-in H100" in process.stdout and result["gpu"]["clusters"] == [66, 31, 15, 7]
     ended = {name: its["status"] for name, its in result["parts"].items()}
     # Nothing writes the micro-benchmarks' cycles or the losses.
-    assert ended == {**dict.fromkeys(("device", "compile", "first-resident", "first-cluster", "first-grid", "first-stepwise",
-                                      "tutorial", "occupancy"), "done"), "microbench": "failed", "training": "failed"}, process.stdout
+    done = ("device", "compile", "first-resident", "first-cluster", "first-grid", "first-stepwise", "tutorial", "occupancy")
+    assert ended == {**dict.fromkeys(done, "done"), "microbench": "failed", "training": "failed"}, process.stdout
     for name, found in result["checks"].items():
         family = name.split("-")[1]
         assert found["failed"] == [] and found["families"][family]["right"] == found["count"] > 10

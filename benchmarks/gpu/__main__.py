@@ -12,7 +12,8 @@ def main(argv=None):
     parser = _parser()
     options = parser.parse_args(argv)
     if options.part:
-        status = work.main(options.part, Folder(options.out), options.machine, options.sizes, options.seconds, options.without)
+        status = work.main(options.part, Folder(options.out), options.machine, options.sizes, options.seconds,
+                           options.without)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # whatever libraries do when they are taken down is nobody's result
@@ -33,16 +34,19 @@ def main(argv=None):
 def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
-        description="On a GPU of compute capability 7.0 or more, with CuPy and without MXNet: check every CUDA kernel against "
-                    "float64, time them beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN), "
-                    "measure what nobody has published (st.async, barriers), do the tutorial's 2,000 epochs. In parts, "
-                    "the most important first, each in a process of its own with an end: what hangs or crashes costs its part.",
+        description="On a GPU of compute capability 7.0 or more, with CuPy and without MXNet: check every CUDA kernel "
+                    "against float64, time them beside one another, the floor and, where PyTorch is installed, "
+                    "torch.nn.RNN (cuDNN), measure what nobody has published (st.async, barriers), do the tutorial's 2,000 "
+                    "epochs. In parts, the most important first, each in a process of its own with an end: what hangs or "
+                    "crashes costs its part.",
         epilog="Says at the start what will be done and what is left out. Results are written to the folder the moment they "
                "are there, and another call with the same folder goes on where this one ends. Exit status: 0; 1 where "
                "something was wrong or a part did not end by itself; 2 where nothing could be begun; 130 when interrupted. "
-               "CUDA_VISIBLE_DEVICES picks the GPU, RNN_OPS_CACHE the folder of compiled kernels, RNN_OPS_DATA that of the book.")
+               "CUDA_VISIBLE_DEVICES picks the GPU, RNN_OPS_CACHE the folder of compiled kernels, RNN_OPS_DATA that of the "
+               "book.")
     parser.add_argument("--minutes", type=float, metavar="N", help="do what fits into so many (default: everything)")
-    parser.add_argument("--out", metavar="DIR", default="gpu-results", help="the folder of the results (default: gpu-results)")
+    parser.add_argument("--out", metavar="DIR", default="gpu-results",
+                        help="the folder of the results (default: gpu-results)")
     parser.add_argument("--only", nargs="+", metavar="PART", choices=parts.NAMES,
                         help=f"these parts alone, anew: {', '.join(parts.NAMES)}")
     parser.add_argument("--report", metavar="DIR", help="rebuild tables and chart from a folder; needs no GPU")

@@ -2,8 +2,6 @@
 import math
 from typing import NamedTuple
 
-from rnn_ops.backends.cuda import variants
-
 FORWARD, STEPS, BACKWARD, BOTH = MODES = ("forward", "backward, steps alone", "backward", "forward+backward")
 HIDDEN = (64, 128, 256, 384, 512, 1024, 2048)  # 384: beyond the last that cuDNN keeps on the chip
 BATCHES = (1, 8, 32, 64, 128)

@@ -1,7 +1,7 @@
 """What the run uses of CuPy, held against the CuPy that is installed: no GPU is needed for that, and none is asked.
 
-Names are read off the sources: every dotted name that begins with something imported from CuPy has to be there. What is called
-on objects, and functions that write where they are told, are listed.
+Names are read off the sources: every dotted name that begins with something imported from CuPy has to be there. What is
+called on objects, and functions that write where they are told, are listed.
 """
 import ast
 import importlib

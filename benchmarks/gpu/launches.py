@@ -3,7 +3,7 @@ import numpy as np
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.backends.cuda.recorder import LaunchItem, Recorder
 
-from .cells import BACKWARD, BOTH, FORWARD, STEPS
+from .cells import BACKWARD, BOTH, FORWARD
 
 _MOST_THREADS, _MOST_ALONG_X, _MOST_ALONG_YZ = 1024, 2 ** 31 - 1, 65535  # of a block; blocks of a grid
 

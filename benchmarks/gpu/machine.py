@@ -95,7 +95,8 @@ class Machine:
                 found = checks.evaluate(checks.Problem(*map(cupy.asarray, problem.arrays)))
                 worst = max(relative_error(self.to_host(found[name]), array) for name, array in exact.items())
             except Exception as error:  # mostly a compiler's, that CUDA's headers are not installed
-                return f"NumPy: CuPy's own kernels do not work here: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                return f"NumPy: CuPy's own kernels do not work here: {reason}"
             if not worst < _SAME:
                 return f"NumPy: CuPy differs from it in float64 by a relative {worst:.1e}"
         return None

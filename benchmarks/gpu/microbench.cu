@@ -1,8 +1,8 @@
-// What a step of the recurrence waits for, each thing alone. Cycles of the multiprocessor's clock, from a first ROUNDS to the last.
+// What a step of the recurrence waits for, each thing alone, in cycles of the multiprocessor's clock.
 //
 // Every kernel writes to out[0] the cycles of ROUNDS rounds in one block; -1 if it gave up waiting for another block. Rounds
-// depend on one another, so that what is measured is latency, but in `load_rate_*`, where loads overlap. `sink` takes what would
-// otherwise be left out as useless; scratch is global memory, zero before each launch.
+// depend on one another, so that what is measured is latency, but in `load_rate_*`, where loads overlap. `sink` takes what
+// would otherwise be left out as useless; scratch is global memory, zero before each launch.
 constexpr int ROUNDS = 1024;
 constexpr int MOST_TRIES = 1 << 18;  // of a wait; far more than any that ends
 
@@ -140,8 +140,8 @@ __device__ inline void store_async(unsigned place, unsigned barrier, unsigned va
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(place), "r"(value),
                  "r"(barrier) : "memory");
   else
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %1, %1, %1}, [%2];" ::"r"(place),
-                 "r"(value), "r"(barrier) : "memory");
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %1, %1, %1}, [%2];" ::
+                 "r"(place), "r"(value), "r"(barrier) : "memory");
 }
 
 // There and back between the first block of the cluster and the last. One warp a block; the first LANES lanes send.

@@ -13,6 +13,17 @@ ROUNDS = 1024  # as in microbench.cu
 TIMES = 5      # each is run; the fewest cycles count, the most are told
 OPTIONS = ("--std=c++17", "-ftz=true")  # those of the kernels
 CLUSTERS = (2, 4, 8, 16)
+# Name, what it is, threads a block, of how many a round consists.
+_OF_CLUSTER = (
+    ("send_4_one_lane", "st.async of 4 bytes by one lane → mbarrier wait, one way", 32, 2),
+    ("send_16_one_lane", "st.async of 16 bytes by one lane → mbarrier wait, one way", 32, 2),
+    ("send_4_warp", "st.async of 4 bytes by 32 lanes → mbarrier wait, one way", 32, 2),
+    ("send_16_warp", "st.async of 16 bytes by 32 lanes → mbarrier wait, one way", 32, 2),
+    ("exchange", "each sends 512 bytes to all and waits for all", 32, 1),
+    ("barrier", "barrier.cluster", 128, 1),
+    ("barrier_relaxed", "barrier.cluster, relaxed", 128, 1),
+    ("barrier_stores", "barrier.cluster after stores to global memory", 128, 1),
+    ("barrier_relaxed_stores", "barrier.cluster, relaxed, after stores to global memory", 128, 1))
 
 
 class Measurement(NamedTuple):
@@ -33,22 +44,15 @@ def measurements(device):
         Measurement("shared_load_128", "load of 16 bytes from shared memory, latency"),
         Measurement("shuffle", "shuffle, latency", threads=32),
         Measurement("tanh_chain", "tanhf, latency")]
-    for layout, where in (("eight_apart", "those of one address 8 lanes apart"), ("neighbours", "those of one address neighbours"),
-                          ("all_different", "32 addresses")):
-        found.append(Measurement(f"load_rate_{layout}", f"load of 16 bytes a lane, 8 warps, cycles a warp: {where}", threads=256,
-                                 of=8))
+    load = "load of 16 bytes a lane, 8 warps, cycles a warp: "
+    found += [
+        Measurement("load_rate_eight_apart", load + "8 addresses, the lanes of one 8 apart", threads=256, of=8),
+        Measurement("load_rate_neighbours", load + "8 addresses, the lanes of one neighbours", threads=256, of=8),
+        Measurement("load_rate_all_different", load + "32 addresses", threads=256, of=8)]
     found += [Measurement("block_barrier", f"__syncthreads of {warps} warps", threads=32 * warps) for warps in (4, 8, 12)]
     for blocks in CLUSTERS if device.compute_capability >= 90 else ():
-        for bytes_, lanes, name in ((4, "one lane", "send_4_one_lane"), (16, "one lane", "send_16_one_lane"),
-                                    (4, "32 lanes", "send_4_warp"), (16, "32 lanes", "send_16_warp")):
-            found.append(Measurement(f"{name}_{blocks}", f"cluster of {blocks}: st.async of {bytes_} bytes by {lanes} → mbarrier "
-                                     "wait, one way", blocks, 32, 2, blocks))
-        found.append(Measurement(f"exchange_{blocks}", f"cluster of {blocks}: all send 512 bytes to all and wait", blocks, 32, 1,
-                                 blocks))
-        for name, how in (("barrier", "barrier.cluster"), ("barrier_relaxed", "barrier.cluster, relaxed"),
-                          ("barrier_stores", "barrier.cluster after stores to global memory"),
-                          ("barrier_relaxed_stores", "barrier.cluster, relaxed, after stores to global memory")):
-            found.append(Measurement(f"{name}_{blocks}", f"cluster of {blocks}: {how}", blocks, 128, 1, blocks))
+        for name, what, threads, of in _OF_CLUSTER:
+            found.append(Measurement(f"{name}_{blocks}", f"cluster of {blocks}: {what}", blocks, threads, of, blocks))
     return found + [Measurement("grid_barrier", f"barrier of {blocks} blocks through L2", blocks, 256, cooperative=True)
                     for blocks in dict.fromkeys((2, 16, device.multiprocessors))]
 
@@ -64,8 +68,10 @@ def compiled(architecture, driver=None):
 
 
 def measure(machine, cubin, show):
-    """Run all of them → a row for each; ``show`` gets the rows so far. What fails says why; Lost where the machine answers no
-    more."""
+    """Run all of them → a row for each; ``show`` gets the rows so far.
+
+    What fails says why; Lost where the machine answers no more.
+    """
     run, rows = machine.program(cubin), []
     for one in measurements(machine.device):
         row = {"kernel": one.kernel, "what": one.what, "threads": one.threads, "blocks": one.blocks}

@@ -219,8 +219,8 @@ def summary(part, record, found):
     return [f"{head}{'  ' if facts else ''}{facts[:300]}"] + shown
 
 
-def write_report(folder, order=None):
-    """Rebuild result.json, report.md and, where matplotlib is, chart.png from what is in the folder → whether there is any."""
+def write_report(folder):
+    """Rebuild result.json, report.md and, where matplotlib is, chart.png from what is in the folder → whether there is."""
     device = folder.read(RESULTS, DEVICE)
     if device is None:
         print(f"{folder.path} has no results of a run", file=sys.stderr)

@@ -38,8 +38,8 @@ def headline(part, found):
         return f"{found['kernels']} kernels, in {found['folder']}"
     if part == "training" and "seconds" in found:
         notice = f"; NOT THE BOOK: {found['notice']}" if found["notice"] else ""
-        return (f"{found['epochs']:,} epochs of {found['text']} in {digits(found['seconds'])} s, loss {found['losses'][0]:.4f} "
-                f"→ {found['losses'][-1]:.4f}{notice}")
+        return (f"{found['epochs']:,} epochs of {found['text']} in {digits(found['seconds'])} s, loss "
+                f"{found['losses'][0]:.4f} → {found['losses'][-1]:.4f}{notice}")
     if "cells" in found and "of" in found:
         return f"{found['cells']} of {found['of']} cells{': ' if found['facts'] else ''}{found['facts']}"
     if "rows" in found:
@@ -113,8 +113,8 @@ def _occupancy(rows):
     """How many blocks and clusters run at once: the chooser's table (variants.py) is to be compared with it."""
     lines = ["**At once**, of each kernel", "", _line(["kernel", "threads", "shared memory", "blocks a multiprocessor",
                                                       "clusters"]), _line([":--"] + ["--:"] * 4)]
-    return lines + [_line([_escaped(row["kernel"]), row["threads"], f"{row['shared']:,}", row["blocks"], row["clusters"] or ""])
-                    for row in rows] + [""]
+    return lines + [_line([_escaped(row["kernel"]), row["threads"], f"{row['shared']:,}", row["blocks"],
+                           row["clusters"] or ""]) for row in rows] + [""]
 
 
 def _escaped(text):
@@ -216,12 +216,12 @@ def _wall(rows):
     timed = [row for row in rows if "wall" in row and (row["chosen"] or row["provider"] != OURS)]
     if not timed:
         return []
-    lines = ["**By the clock on the wall, µs a call** at the tutorial's shape: of many that are waited for together, of one that "
-             "is waited for", "", _line(["who", "input", "mode", "together", "alone", "on the GPU"]),
+    lines = ["**By the clock on the wall, µs a call** at the tutorial's shape: of many that are waited for together, of one "
+             "that is waited for", "", _line(["who", "input", "mode", "together", "alone", "on the GPU"]),
              _line([":--"] * 3 + ["--:"] * 3)]
     for row in timed:
-        lines.append(_line([_name(row), row["input"], row["mode"], digits(1e6 * row["wall"]), digits(1e6 * row["wall_waited"]),
-                            digits(1e6 * row["median"]) if "median" in row else ""]))
+        lines.append(_line([_name(row), row["input"], row["mode"], digits(1e6 * row["wall"]),
+                            digits(1e6 * row["wall_waited"]), digits(1e6 * row["median"]) if "median" in row else ""]))
     return lines + [""]
 
 

@@ -133,7 +133,8 @@ def _compile(work):
     results = compiler.compile_all(kernels, work.device.compute_capability, work.machine.cuda_driver)
     failed = [f"{kernel}: {' '.join(str(result).split())[:300]}" for kernel, result in results.items()
               if isinstance(result, Exception)]
-    work.keep({"kernels": len(kernels), "seconds": time.monotonic() - started, "folder": compiler.folder(), "failed": failed})
+    work.keep({"kernels": len(kernels), "seconds": time.monotonic() - started, "folder": compiler.folder(),
+               "failed": failed})
     return FOUND if failed else DONE
 
 
@@ -302,8 +303,9 @@ def _occupancy(work):
             found["failed"].append(f"{kernel}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             checks.see_alive(work.machine, str(kernel), error)
             continue
-        found["rows"].append({"kernel": str(kernel), "family": kernel.family, "threads": launch.block, "shared": launch.shared,
-                              "cluster": launch.cluster, "blocks": blocks, "clusters": clusters})
+        found["rows"].append({
+            "kernel": str(kernel), "family": kernel.family, "threads": launch.block, "shared": launch.shared,
+            "cluster": launch.cluster, "blocks": blocks, "clusters": clusters})
     work.keep(found)
     return FOUND if found["failed"] else DONE
 
