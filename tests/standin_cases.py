@@ -4,6 +4,7 @@ that finds the stand-in driver.
 The launches are run by the machine of tests/cuda_host on the arrays' memory, the products by NumPy.
 """
 import ctypes
+import importlib.util
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from cuda_host import Host  # noqa: E402
 from cuda_host import driver as host_driver  # noqa: E402
 from recurrence_cases import check, random_case  # noqa: E402
 from rnn_ops.backends import cuda  # noqa: E402
-from rnn_ops.backends.cuda import compiler, sources, variants  # noqa: E402
+from rnn_ops.backends.cuda import compiler, variants  # noqa: E402
+from rnn_ops.backends.cuda.launcher import Launch  # noqa: E402
 
 VERSION, _ = cuda_standin.cublas_names()
 SHAPES = {"resident": (3, 5, 7, 33), "cluster": (3, 3, 5, 257), "grid": (3, 2, 5, 1030), "stepwise": (3, 5, 4, 300)}
@@ -53,35 +55,33 @@ def gpu():
 
 @pytest.fixture
 def computed(gpu, monkeypatch):
-    """Inside, launches of our kernels compute. The list of all `Launch`es."""
-    host, asked, now, views = Host(gpu.device), [], [], []
-    launch, address = type(gpu).launch, type(gpu).address
+    """Inside, launches of our kernels compute. The list of all `Launch`es whose function was asked for."""
+    host, asked, launches, views = Host(gpu.device), [], {}, []
+    function, address = type(gpu).function, type(gpu).address
+
+    def function_of(self, launch):
+        found = function(self, launch)
+        asked.append(launch)
+        launches[DRIVER.function(found)] = launch
+        return found
 
     def run(launched):
-        if not now:  # one of CuPy's own
+        wanted = launches.get(launched.function)  # none where it is one of CuPy's own
+        if wanted is None:
             return
-        wanted, = now
         assert launched.function.name == wanted.kernel.name and launched.block[1:] == (1, 1)
         assert launched.cooperative == wanted.cooperative
         host.launch(wanted._replace(grid=launched.grid, block=launched.block[0], shared=launched.shared),
                     [ctypes.create_string_buffer(value, len(value)) for value in launched.arguments])
 
-    def launch_and_say(self, wanted, values):
-        asked.append(wanted)
-        now[:] = [wanted]
-        try:
-            launch(self, wanted, values)
-        finally:
-            now.clear()
-
     def address_of(self, array):  # which the machine must know
-        memory = (ctypes.c_char * array.nbytes).from_address(array.data.ptr)
-        views.append(np.frombuffer(memory, np.uint8))
+        views.append(np.frombuffer((ctypes.c_char * array.nbytes).from_address(array.data.ptr), np.uint8))
         host.address(views[-1])
         return address(self, array)
 
-    monkeypatch.setattr(type(gpu), "launch", launch_and_say)
+    monkeypatch.setattr(type(gpu), "function", function_of)
     monkeypatch.setattr(type(gpu), "address", address_of)
+    monkeypatch.setattr(type(gpu), "host", host, raising=False)
     monkeypatch.setattr(DRIVER, "run", run)
     yield asked
     errors = DRIVER.errors + host_driver.errors
@@ -201,7 +201,6 @@ def test_attributes_allow_what_is_launched(computed, gpu):
 
 def computed_launch(gpu, variant):
     """The `Launch` of a variant's forward pass."""
-    from rnn_ops.backends.cuda.launcher import Launch
     return Launch(variant.kernel("Forward"), (variant.blocks, variant.groups, 1), variant.tile.threads, variant.shared,
                   cluster=variant.blocks if variant.family == "cluster" else 1, cooperative=variant.family == "grid")
 
@@ -295,3 +294,62 @@ def test_the_benchmarks_training(computed):
             train(trainer, machine, trainer.epoch, 1)
             machine.recorded(trainer.epoch)
         assert trainer.arrays()["Why"].shape == (32, 7)
+
+
+# MXNet's operators on it, where MXNet is.
+
+if importlib.util.find_spec("mxnet"):
+    import rnn_ops
+    from rnn_ops._mxnet import mx
+    from test_native_gpu import STREAM, Native, library
+
+    @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+    def test_arrays_on_the_cpu_are_computed_on_the_gpu(computed, tokens):
+        """`use("cuda")`: arguments are copied there, results back."""
+        class Operators:
+            def forward(self, *arrays, activation="tanh"):
+                *given, outputs = arrays
+                self.given = [mx.nd.array(array, dtype=array.dtype) for array in given]
+                for array in self.given[int(tokens):]:
+                    array.attach_grad()
+                with mx.autograd.record():
+                    self.results = rnn_ops.rnn_sequence(*self.given, activation=activation)
+                outputs[...] = self.results[0].asnumpy()
+
+            def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation="tanh", **gradients):
+                mx.autograd.backward(list(self.results), [mx.nd.array(array) for array in (doutputs, dlast_state)])
+                for name, array in zip(("inputs", "state", "Wxh", "Whh", "bh"), self.given):
+                    if "d" + name in gradients:
+                        gradients["d" + name][...] = array.grad.asnumpy()
+
+        rnn_ops.use("cuda")
+        try:
+            check(Operators(), (3, 5, 7, 33), "float32", tokens)
+        finally:
+            rnn_ops.use("cpu")
+        assert {launch.kernel.family for launch in computed} <= {"resident", "cluster", "sums"} and computed
+
+    class OnDriver(Native):
+        """The native operator, on memory that the stand-in takes for a GPU's."""
+
+        def __init__(self, host, **options):
+            super().__init__(None, **options)
+            self._host = lambda: host
+
+        def _address(self, array, addresses):
+            return self._host().address(array)
+
+    @pytest.mark.parametrize("family", variants.FAMILIES)
+    def test_the_native_operator_launches_by_itself(computed, gpu, monkeypatch, family):
+        """What Python records is what the driver is called with, in MXNet's stream, and computes the same."""
+        choose = variants.choose
+        monkeypatch.setattr(variants, "choose", lambda device, dtype, B, H, _=None: choose(device, dtype, B, H, family))
+        library.rnn_ops_native_forget_programs()
+        DRIVER.launches.clear()
+        host_driver.streams.clear()
+        try:
+            check(OnDriver(gpu.host), SHAPES[family], "float32", False)
+        finally:
+            library.rnn_ops_native_forget_programs()
+        assert {launched.stream for launched in DRIVER.launches} | set(host_driver.streams) == {STREAM}
+        assert any(launch.kernel.family == family for launch in computed)

@@ -3,7 +3,7 @@ import re
 
 import pytest
 from rnn_ops.backends.cuda import compiler, variants
-from rnn_ops_benchmarks.gpu import machine_code, sass, schedule
+from rnn_ops_benchmarks.gpu import machine_code, predict, sass, schedule
 
 # A step of a cluster of 4 as small as it can be: a state of 128 floats through st.async, or a block alone with a block barrier.
 # The macros plant what the gates are for.
@@ -378,6 +378,26 @@ def test_the_barrier_is_slower_than_st_async():
     cubins = [compiler.compiled(variant_of("cluster", exchange).kernel("Forward"), 90).cubin for exchange in variants.EXCHANGES]
     new, old = (machine_code.report(cubin).prediction.cycles for cubin in cubins)
     assert old > new + schedule.MEMBAR
+
+
+# ---- what the choice goes by
+
+def test_every_kernel_that_can_be_chosen_is_predicted():
+    """Whoever changes the tiles runs ``python -m benchmarks.gpu.predict`` again."""
+    assert set(variants.predictions()) == set(map(str, predict.kernels()))
+
+
+def test_predictions():
+    kernels = {variant_of(family, "async").kernel("Forward"): variant_of(family, "async").tile for family in ("resident", "cluster")}
+    compiled = {kernel: compiler.compiled(kernel, 90) for kernel in kernels}
+    found = predict.predictions({(kernel, tile): compiled[kernel].cubin for kernel, tile in kernels.items()})
+    assert list(found) == [str(kernel) for kernel in kernels]
+    for kernel, one in zip(kernels, found.values()):
+        assert one.registers == compiler.resources(compiled[kernel].log, kernel.name).registers
+        report = machine_code.report(compiled[kernel].cubin, **machine_code.arguments_of(kernels[kernel])).prediction
+        flight = 0 if kernel.family == "resident" else report.flight
+        assert one.serial + max(flight, one.shadow) == pytest.approx(report.cycles, abs=1)
+        assert one.busy == round(report.busy)
 
 
 # ---- the command

@@ -21,6 +21,7 @@ The control code of an instruction, from the upper of its two 64-bit words (Volt
   bits 52-57  wait mask: counters that must be 0 before this instruction issues
 """
 import collections
+import functools
 import glob
 import os
 import re
@@ -50,10 +51,15 @@ class Instruction(NamedTuple):
     @property
     def name(self):
         """The opcode without its modifiers."""
-        return self.opcode.split(".", 1)[0]
+        return _name(self.opcode)
 
     def __str__(self):
         return f"{'@' + self.predicate + ' ' if self.predicate else ''}{self.opcode} {self.operands}".rstrip()
+
+
+@functools.lru_cache(maxsize=None)
+def _name(opcode):
+    return opcode.split(".", 1)[0]
 
 
 class Function(NamedTuple):
@@ -268,6 +274,7 @@ class _Settings(NamedTuple):
     in_shared: int
     tiles: int
     finishes: bool
+    ends_step: bool = True
 
 
 class Path(NamedTuple):
@@ -444,18 +451,14 @@ class Loop:
 
     def kinds_of_loops(self):
         """{header: "spin", "weights", "tiles" or "copies"} of the inner loops."""
-        found = {}
-        for loop in self._inner:
-            numbers = count(one for start in loop.blocks for one in self._graph.blocks[start])
-            if numbers.get("FFMA") and (numbers.get("BAR") or numbers.get("STAS") or numbers.get("SHFL")):
-                found[loop.header] = "tiles"
-            elif numbers.get("FFMA"):
-                found[loop.header] = "weights"
-            elif any(_polls(one) or _tests_phase(one) for start in loop.blocks for one in self._graph.blocks[start]):
-                found[loop.header] = "spin"
-            else:
-                found[loop.header] = "copies"
-        return found
+        return {loop.header: self._kind(self.body(loop.header)) for loop in self._inner}
+
+    @staticmethod
+    def _kind(body):
+        names = {one.name for one in body}
+        if "FFMA" in names:
+            return "tiles" if names & {"BAR", "STAS", "SHFL"} else "weights"
+        return "spin" if any(_polls(one) or _tests_phase(one) for one in body) else "copies"
 
     def path(self, in_shared=1, tiles=1, finishes=True):
         """The Path of a warp that finishes elements of the state, or of one that has only its part of the product.
@@ -465,16 +468,23 @@ class Loop:
         in_shared : int
             Passes of the loop over the weights in shared memory, where there is one.
         tiles : int
-            Passes of the loop over tiles of rows, where there is one.
+            Tiles of rows in a step: passes of the loop over them, where there is one; else steps and tiles share one loop, and
+            all but a step's last pass go round what ends a step.
         """
-        return self._find(_Settings(in_shared, tiles, finishes))
+        whole = self._find(_Settings(in_shared, tiles, finishes))
+        if tiles == 1 or "tiles" in self.kinds_of_loops().values():
+            return whole
+        before = whole
+        if self.exchange != "async":
+            before = self._find(whole.settings._replace(ends_step=False))
+        return whole._replace(instructions=before.instructions * (tiles - 1) + whole.instructions)
 
     def _find(self, settings):
         kinds = self.kinds_of_loops()
         passes = {"weights": max(settings.in_shared, 1), "tiles": settings.tiles, "spin": 1, "copies": 1}
         self._passes = {header: passes[what] for header, what in kinds.items()}
         self._spins = {header for header, what in kinds.items() if what == "spin"}
-        self._finishes = settings.finishes
+        self._settings = settings
         backs = [(block, self.loop.header) for block in self.loop.blocks if self.loop.header in self._graph.next[block]]
         best = self._best(self.loop, backs)
         if not best:
@@ -488,8 +498,11 @@ class Loop:
         numbers = collections.Counter(one.name for one in instructions)
         long = sum(max(one.stall, 1) + 20 * (one.wait > 0) for one in instructions)
         calls, waits = -numbers["CALL"], sum(map(self.waits, instructions))
-        if self._finishes:
-            return calls, sum(map(self.sends, instructions)), waits, numbers["FFMA"], long
+        sends = sum(map(self.sends, instructions))
+        if not self._settings.ends_step:
+            sends, waits = 0, -waits
+        if self._settings.finishes:
+            return calls, sends, waits, numbers["FFMA"], long
         return calls, 0, waits, numbers["FFMA"] * (numbers["FFMA"] >= 12), -long
 
     def _best(self, loop, goals):

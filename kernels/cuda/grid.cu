@@ -16,8 +16,7 @@
 
 template <class Tile>
 struct Grid {
-  float* states;  // of the group
-  long long size;  // of one state of all groups
+  float *even, *odd;  // the group's two states
   unsigned* counter;
   float* staged;
 
@@ -49,7 +48,7 @@ struct Grid {
     return staged + r / Tile::ROWS % 2 * Tile::ROWS * Tile::K;
   }
   __device__ void put(int n, int r, const Tile& tile, const float* values, bool) const {
-    float* state = states + (n & 1) * size + static_cast<long long>(r) * Tile::K + first_column();
+    float* state = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K + first_column();
 #pragma unroll
     for (int i = 0; i < Tile::COUNT; i++)
       if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
@@ -59,7 +58,7 @@ struct Grid {
  private:
   __device__ void copy(int n, int r) const {
     constexpr int SIZE = Tile::ROWS * Tile::K, AT_ONCE = 4 * Tile::THREADS;
-    const float* from = states + (n & 1) * size + static_cast<long long>(r) * Tile::K;
+    const float* from = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K;
     float* to = staged + r / Tile::ROWS % 2 * SIZE;
 #pragma unroll
     for (int i = 0; i < SIZE; i += AT_ONCE) {
@@ -76,8 +75,9 @@ extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) NAME(PASS pass, i
   float* weights = shared_memory();
   TILE tile;
   tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
-  const long long group = static_cast<long long>(rows) * TILE::K;
-  Grid<TILE> exchange = {kept(states + blockIdx.y * group), gridDim.y * group, kept(counters + 32 * blockIdx.y),
+  float* even = states + static_cast<long long>(blockIdx.y) * rows * TILE::K;
+  float* odd = even + static_cast<long long>(gridDim.y) * rows * TILE::K;
+  Grid<TILE> exchange = {kept(even), kept(odd), kept(counters + 32 * blockIdx.y),
                          weights + TILE::SHARED_WEIGHTS + TILE::PARTIALS};
   recurrence(pass, tile, exchange, blockIdx.y * rows, rows);
 }

@@ -19,16 +19,16 @@
 //   term(when, column, token, line, term)    what the step adds to the sum, a load that needs the token
 //   addend(column, term)         the same, ready: whatever can be computed without the sum
 //   finish(sum, addend)          s_{n+1}
-//   store(column, line, value)   where s_{n+1} goes
+//   store(when, column, line, value)    where s_{n+1} goes
 #pragma once
 
 #include "primitives.cuh"
 
-// The element of a line of a (lines, H) array in the column that begins at `column`.
+// Where the element of a line of a (lines, H) array is, in the column that begins at `column`. Nothing need be there.
 template <class Real, class Line>
 __device__ inline Real* element(Real* column, Line line, int H) {
   const long long bytes = wide_product(line, static_cast<int>(H * sizeof(Real)));
-  return const_cast<Real*>(reinterpret_cast<const Real*>(reinterpret_cast<const char*>(column) + bytes));
+  return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
 }
 
 enum Activation { TANH = 0, RELU = 1 };
@@ -84,7 +84,9 @@ struct Forward {
     return activation == TANH ? bounded : positive;
   }
   template <class Line>
-  __device__ void store(const Column& column, Line line, Real value) const { *element(column.h, line, H) = value; }
+  __device__ void store(bool when, const Column& column, Line line, Real value) const {
+    store_when(when, element(column.h, line, H), value);
+  }
 };
 
 // dh: the gradient that arrives at every state, dlast: the one at the last state besides; either may be null.
@@ -126,7 +128,7 @@ struct Backward {
   };
   __device__ Column column(int j) const {
     // Those of dh0 are the lines below 0.
-    return {h + j, dh ? dh + j : dh, da + j, dh0 + static_cast<long long>(B) * H + j, dh0 ? -B : 0};
+    return {h + j, dh ? dh + j : dh, da + j, element(dh0, static_cast<long long>(B), H) + j, dh0 ? -B : 0};
   }
   // Of da_{T-2-n}, and below 0 for dh0.
   template <class Line>
@@ -156,7 +158,7 @@ struct Backward {
     return activation == RELU && addend.derivative == 0 ? 0 : gradient;  // also where the gradient is not finite
   }
   template <class Line>
-  __device__ void store(const Column& column, Line line, Real value) const {
-    if (line >= column.lowest) *element(line < 0 ? column.dh0 : column.da, line, H) = value;
+  __device__ void store(bool when, const Column& column, Line line, Real value) const {
+    store_when(when && line >= column.lowest, element(line < 0 ? column.dh0 : column.da, line, H), value);
   }
 };

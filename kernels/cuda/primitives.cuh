@@ -15,12 +15,10 @@ __device__ inline int kept(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
-// Of a pointer to global memory.
 template <class Value>
 __device__ inline Value* kept(Value* pointer) {
-  unsigned long long address = __cvta_generic_to_global(pointer);
-  asm volatile("" : "+l"(address));
-  return static_cast<Value*>(__cvta_global_to_generic(address));
+  asm volatile("" : "+l"(pointer));
+  return pointer;
 }
 
 // value = *from (in global memory) where `when`: no branch, and nothing is waited for before the value is used.
@@ -35,6 +33,18 @@ __device__ inline void load_when(bool when, const float* from, float& value) {
 __device__ inline void load_when(bool when, const int* from, int& value) {
   asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.s32 %0, [%1];\n\t}"
                : "+r"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
+}
+
+// *to = value (in global memory) where `when`: no branch.
+template <class Value>
+__device__ inline void store_when(bool when, Value* to, Value value) {
+  if (when) *to = value;
+}
+__device__ inline void store_when(bool when, float* to, float value) {
+  asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when st.global.f32 [%0], %1;\n\t}" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "f"(value), "r"(static_cast<unsigned>(when))
+               : "memory");
 }
 
 // a · b in one instruction.

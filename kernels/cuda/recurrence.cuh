@@ -94,7 +94,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   auto store = [&](const Position& at, const float* values) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (at.r < below[i]) pass.store(column[i], line(at, i), values[i]);
+      pass.store(at.r < below[i], column[i], line(at, i), values[i]);
   };
   find_token(), read();
   find_term(), find_token(), read();

@@ -16,8 +16,8 @@ extern "C" __global__ void __launch_bounds__(256) NAME(PASS pass, int n, const R
     PASS::Term term = {};
     load_when(pass.token(line) != nullptr, pass.token(line), token);
     pass.read(true, pass.place(column, token, line), term);
-    pass.store(column, line, pass.finish(sums[i], pass.addend(column, term)));
+    pass.store(true, column, line, pass.finish(sums[i], pass.addend(column, term)));
   } else {
-    pass.store(column, line, pass.start(b, j));
+    pass.store(true, column, line, pass.start(b, j));
   }
 }

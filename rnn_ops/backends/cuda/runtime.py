@@ -215,7 +215,8 @@ class Runtime:
             blas = ctypes.CDLL(f"libcublas.so.{version}")  # ... and this is that one
         except (ImportError, OSError) as error:
             package = "nvidia-cublas" + f"-cu{version}" * (version < 13)
-            raise RuntimeError(f"cuBLAS cannot be loaded ({error}): pip install {package}") from error
+            reason = " ".join(str(error).split())
+            raise RuntimeError(f"cuBLAS cannot be loaded ({reason}): pip install {package}") from error
         found = {
             "launch": driver.cuLaunchKernel, "launch_cooperative": driver.cuLaunchCooperativeKernel,
             "fill": driver.cuMemsetD8Async, "copy": driver.cuMemcpyDtoDAsync_v2,

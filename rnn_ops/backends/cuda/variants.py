@@ -58,7 +58,7 @@ class Device(NamedTuple):
     compute_capability: int
     shared_memory: int
     multiprocessors: int
-    clusters: tuple = ()
+    clusters: tuple = ()  # of 2, 4, 8 and 16 blocks that run at once, one block a multiprocessor; () where nobody knows
 
     @property
     def architecture(self):
@@ -160,7 +160,7 @@ def estimated_clusters(compute_capability, multiprocessors):
     if compute_capability < 90:
         return ()
     lost = (0, 2, 1, 1) if multiprocessors > 16 else (0, 0, 0, 0)  # of 132: 66, 31, 15 and 7 remain
-    return tuple(multiprocessors // size - less for size, less in zip((2, 4, 8, 16), lost))
+    return tuple(multiprocessors // size - less for size, less in zip(CLUSTER_SIZES, lost))
 
 
 def tiles(family, architecture):
@@ -256,7 +256,7 @@ def _tiles(family, architecture, H=None):
                 k_warps = _k_warps(k, columns)
                 if k_warps:
                     # A tile of 4 rows costs hardly more than one of 2.
-                    yield from ((_with_shared(Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
+                    yield from ((_with_shared(family, Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
 
 
 def _tile(family, k, columns, rows):
@@ -268,7 +268,7 @@ def _tile(family, k, columns, rows):
             continue  # there a lane finishes one element
         threads, weights = columns * k_lanes // 4, 4 * k // k_lanes
         if k % (4 * k_lanes) == 0 and columns % (128 // k_lanes) == 0 and weights <= 256 and threads <= 512:
-            found.append(_with_shared(Tile(k, columns, k_lanes, 1, rows, 0)))
+            found.append(_with_shared(family, Tile(k, columns, k_lanes, 1, rows, 0)))
     return min(found, key=lambda tile: (tile.shared_weights, tile.threads < 128, tile.k_lanes), default=None)
 
 
@@ -281,11 +281,14 @@ def _k_warps(k, columns):
     return None
 
 
-def _with_shared(tile):
+def _with_shared(family, tile):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
-    compiling (tests/test_cuda_compile.py): what does not spill."""
+    compiling (tests/test_cuda_compile.py): what does not spill, on any architecture that has the family."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
-    besides = {1: (47, 47), 2: (47, 66), 4: (80, 120)}[tile.rows][tile.k_lanes == 4]
+    if family == "cluster":
+        besides = {1: 47, 2: 48, 4: 80}[tile.rows]
+    else:
+        besides = {1: 57, 2: 66, 4: 96 if tile.k_lanes > 4 else 130}[tile.rows]
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
 
 
@@ -295,7 +298,8 @@ def _variants(family, device, tile, blocks, B, H):
         blocks = -(-H // tile.columns)
     at_once = device.multiprocessors // blocks  # groups, one block a multiprocessor
     if family == "cluster":
-        at_once = min(at_once, device.clusters[CLUSTER_SIZES.index(blocks)] if device.clusters else 0)
+        clusters = device.clusters or estimated_clusters(device.compute_capability, device.multiprocessors)
+        at_once = min(at_once, clusters[CLUSTER_SIZES.index(blocks)])
     if at_once < 1:
         return
     tried = set()
