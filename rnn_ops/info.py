@@ -6,9 +6,9 @@ import numpy
 
 import rnn_ops
 from rnn_ops.backends import cpu, cuda
-from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda import compiler, variants
 
-_SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA")
+_SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA", "RNN_OPS_CACHE")
 
 
 def collect(batch_size=32, hidden_size=256):
@@ -27,13 +27,19 @@ def collect(batch_size=32, hidden_size=256):
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads",
     }
+    found = ", ".join(map(str, compiler.found())) or "none"
+    facts["CUDA compilers"] = f"{found}; machine code is kept in {compiler.folder()}"
     reason = cuda.why_not()
     if reason:
         facts["GPU kernels"] = f"none: {reason}"
     else:
-        facts["GPU kernels"] = f"compiled on first use by {cuda.platform().versions()}"
+        facts["GPU kernels"] = f"compiled on first use, run by {cuda.platform().versions()}"
         for number, device in enumerate(cuda.devices()):
             facts[f"GPU {number}"] = _device(device)
+            if device.clusters:
+                facts[f"GPU {number}, clusters"] = ", ".join(
+                    f"{count} of {size}" for count, size in zip(device.clusters, (2, 4, 8, 16))) + " blocks at once"
+            facts[f"GPU {number}, compiler"] = _compiler(number)
             facts[f"GPU {number}, B={batch_size}, H={hidden_size}"] = choice(device, batch_size, hidden_size)
         facts["arrays in mx.cpu()"] = ("computed on by the CPU; after rnn_ops.use('cuda') by GPU 0: each call copies tokens, "
                                        "parameters, results and gradients, the states for the backward pass stay there")
@@ -80,6 +86,14 @@ def _device(device):
     without_mxnet = "; newer than MXNet 1.9.1, whose arrays have to stay in mx.cpu()" if capability >= (9, 0) else ""
     return (f"{device.name}, compute capability {capability[0]}.{capability[1]}, {device.multiprocessors} multiprocessors, "
             f"{device.shared_memory // 1024} KiB of shared memory a block{without_mxnet}")
+
+
+def _compiler(number):
+    """What compiles for a GPU, or why nothing does."""
+    try:
+        return str(cuda.platform().nvrtc(number))
+    except RuntimeError as error:
+        return f"none: {error}"
 
 
 def _cpu_name():

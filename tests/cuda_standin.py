@@ -228,6 +228,7 @@ class Runtime:
     def malloc(self, size):
         memory = ctypes.create_string_buffer(size + 512)
         address = -(-ctypes.addressof(memory) // 512) * 512
+        ctypes.memset(address, 0xff, size)  # what is read before it is written shows
         self.memory[address] = memory
         return address
 

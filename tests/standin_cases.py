@@ -17,12 +17,19 @@ import cupy  # noqa: E402
 from cuda_host import Host  # noqa: E402
 from cuda_host import driver as host_driver  # noqa: E402
 from recurrence_cases import check, random_case  # noqa: E402
+from rnn_ops import info  # noqa: E402
 from rnn_ops.backends import cuda  # noqa: E402
 from rnn_ops.backends.cuda import compiler, variants  # noqa: E402
 from rnn_ops.backends.cuda.launcher import Launch  # noqa: E402
 
 VERSION, _ = cuda_standin.cublas_names()
+NONE_FOUND = "compute capability 9.0: got NVRTC none, needs 12.1 or newer: pip install it"
 SHAPES = {"resident": (3, 5, 7, 33), "cluster": (3, 3, 5, 257), "grid": (3, 2, 5, 1030), "stepwise": (3, 5, 4, 300)}
+
+
+def none_found(architecture, driver=None):
+    """In the place of `compiler.find`."""
+    raise RuntimeError(NONE_FOUND)
 
 
 class OnCuPy:
@@ -219,16 +226,14 @@ def test_what_the_driver_says_against_clusters_is_an_error(gpu, monkeypatch):
 
 
 def test_without_a_compiler_clusters_are_estimated_and_the_gpu_is_refused_in_a_sentence(gpu, monkeypatch):
-    def find(architecture, driver=None):
-        raise RuntimeError("compute capability 9.0: got NVRTC none, needs 12.1 or newer: pip install it")
-
-    monkeypatch.setattr(compiler, "find", find)
+    monkeypatch.setattr(compiler, "find", none_found)
     platform = cuda.platform()
     platform.device.cache_clear()
     try:
         assert platform.device(0).clusters == variants.estimated_clusters(90, 132)
-        with pytest.raises(RuntimeError, match=r"GPU 0 \(Stand-in H100\): compute capability 9.0: got NVRTC none"):
+        with pytest.raises(RuntimeError) as raised:
             platform.Runtime(0)
+        assert str(raised.value) == "GPU 0 (Stand-in H100): " + NONE_FOUND
     finally:
         platform.device.cache_clear()
 
@@ -257,6 +262,17 @@ def test_what_the_driver_refuses_is_an_error_and_the_next_call_is_well(computed,
         with pytest.raises(RuntimeError, match="status 209"):
             check(OnCuPy(), SHAPES[family], "float32", True, variant=family)
     check(OnCuPy(), SHAPES[family], "float32", True, variant=family)
+
+
+def test_info_says_what_compiles_and_how_many_clusters_run(monkeypatch):
+    facts = info.collect()
+    assert facts["GPU kernels"] == f"compiled on first use, run by {cuda.platform().versions()}"
+    assert facts["GPU 0"].startswith("Stand-in H100, compute capability 9.0, 132 multiprocessors, 227 KiB")
+    assert facts["GPU 0, clusters"] == "66 of 2, 31 of 4, 15 of 8, 7 of 16 blocks at once"
+    assert facts["GPU 0, compiler"] == str(compiler.find(90, RUNTIME.driver_version))
+    assert facts["GPU 0, compiler"] in facts["CUDA compilers"] and compiler.folder() in facts["CUDA compilers"]
+    monkeypatch.setattr(compiler, "find", none_found)
+    assert info.collect()["GPU 0, compiler"] == "none: GPU 0 (Stand-in H100): " + NONE_FOUND
 
 
 # benchmarks/gpu on it.

@@ -35,7 +35,7 @@ class Version:
 def here(monkeypatch):
     """A function that puts NVRTCs of these versions in the place of those that are here."""
     def put(*versions):
-        monkeypatch.setattr(compiler, "_found", lambda: [v if isinstance(v, Version) else Version(*v) for v in versions])
+        monkeypatch.setattr(compiler, "found", lambda: [v if isinstance(v, Version) else Version(*v) for v in versions])
         compiler.find.cache_clear()
     yield put
     compiler.find.cache_clear()
@@ -79,7 +79,7 @@ def test_where_there_is_none_a_sentence_says_what_to_install(here, versions, arc
 
 def test_what_is_installed_is_found():
     """The extra `test` brings 11.8 and 13.0; where only a newer CuPy's is, that one."""
-    found = {nvrtc.version: nvrtc for nvrtc in compiler._found()}
+    found = {nvrtc.version: nvrtc for nvrtc in compiler.found()}
     assert (13, 0) in found and 90 in found[13, 0].architectures and 70 not in found[13, 0].architectures
     if glob.glob(os.path.join(os.path.dirname(os.path.dirname(found[13, 0].path)), "..", "cuda_nvrtc", "lib", "*.so.11.2")):
         assert (11, 8) in found and 70 in found[11, 8].architectures
@@ -89,17 +89,17 @@ def test_several_versions_compile_in_one_process_whatever_is_loaded_for_all():
     """One is in front of the others for every library that looks for its functions, as `libraries.load_for` leaves it."""
     code = ("import ctypes, sys; sys.path[:] = eval(sys.argv[1])\n"
             "from rnn_ops.backends.cuda import compiler\n"
-            "ctypes.CDLL(compiler._found()[0].path, mode=ctypes.RTLD_GLOBAL)\n"
-            "for nvrtc in compiler._found():\n"
+            "ctypes.CDLL(compiler.found()[0].path, mode=ctypes.RTLD_GLOBAL)\n"
+            "for nvrtc in compiler.found():\n"
             "    print(nvrtc, nvrtc.compile(sys.argv[2], ['-DMAJOR=%d' % nvrtc.version[0]], 80).log.count('Used '))")
     text = KERNEL + "\n#if __CUDACC_VER_MAJOR__ != MAJOR\n#error another version\n#endif\n"
     ran = subprocess.run([sys.executable, "-c", code, repr(sys.path), text], stdout=subprocess.PIPE, check=True, text=True)
-    assert ran.stdout.splitlines() == [f"{nvrtc} 1" for nvrtc in compiler._found()]
+    assert ran.stdout.splitlines() == [f"{nvrtc} 1" for nvrtc in compiler.found()]
 
 
-@pytest.mark.parametrize("number", range(len(compiler._found())))
+@pytest.mark.parametrize("number", range(len(compiler.found())))
 def test_each_that_is_here_compiles(number):
-    nvrtc = compiler._found()[number]
+    nvrtc = compiler.found()[number]
     cubin, log = nvrtc.compile(KERNEL, ["--std=c++17"], 80)
     assert cubin[:5] == b"\x7fELF\x02" and b"kernel" in cubin and compiler.resources(log, "kernel").registers > 0
     assert cubin != nvrtc.compile(KERNEL, ["--std=c++17"], 90).cubin
@@ -134,13 +134,13 @@ def test_figures_are_those_of_the_kernel():
     assert small[1:] == (0, 0, 0, 0) and small.registers < large.registers
 
 
-@pytest.mark.parametrize("number", range(len(compiler._found())))
+@pytest.mark.parametrize("number", range(len(compiler.found())))
 @pytest.mark.parametrize("text", [KERNEL, "nonsense"])
 def test_python_still_knows_its_encoding_after_a_compilation(text, number):
     """NVRTC itself would have left this thread with ASCII."""
     before = locale.getpreferredencoding()
     with contextlib.suppress(compiler.CompileError):
-        compiler._found()[number].compile(text, [], 80)
+        compiler.found()[number].compile(text, [], 80)
     assert locale.getpreferredencoding() == before
     assert before.lower() == "utf-8"  # else this test could not fail
 
@@ -175,15 +175,15 @@ def test_all_that_a_cubin_depends_on_is_in_its_name(monkeypatch):
     text = sources.text
     monkeypatch.setattr(sources, "text", lambda family: text(family) + "// a new version\n")
     names.append(name())
-    found = compiler._found()
+    found = compiler.found()
     compiler.find.cache_clear()
-    monkeypatch.setattr(compiler, "_found", lambda: found[-1:])
+    monkeypatch.setattr(compiler, "found", lambda: found[-1:])
     names += [name()] * (len(found) > 1)
     compiler.find.cache_clear()
     assert len(set(names)) == len(names) and set(names) == set(os.listdir(compiler.folder()))
 
 
-@pytest.mark.parametrize("nvrtc", compiler._found(), ids=str)
+@pytest.mark.parametrize("nvrtc", compiler.found(), ids=str)
 def test_a_part_of_a_file_is_never_taken_for_one(kept, nvrtc):
     whole = nvrtc.compile(KERNEL, [], 80).cubin
     path = kept.parent / "file"

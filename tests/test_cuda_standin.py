@@ -141,7 +141,7 @@ def test_parameters_are_read_from_machine_code():
     """Of a kernel with some of every size, one of them a structure with padding."""
     from rnn_ops.backends.cuda import compiler
     text = "struct Odd { char a; double b; int c; };\nextern \"C\" __global__ void kernel(int* a, Odd b, char c, long long d) {}"
-    for nvrtc in compiler._found():
+    for nvrtc in compiler.found():
         sections = cuda_standin.elf_sections(nvrtc.compile(text, [], 80).cubin)
         assert cuda_standin.parameters(sections[".nv.info.kernel"]) == [8, 24, 1, 8]
 

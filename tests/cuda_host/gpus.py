@@ -23,6 +23,9 @@ class Platform:
     def device(self, index):
         return self._devices[index]
 
+    def nvrtc(self, index):
+        return "the C++ compiler"
+
     def Runtime(self, index):
         host = self.hosts[index] = Host(self._devices[index])
         host.index = index

@@ -52,7 +52,7 @@ class Nvrtc:
 
     def __init__(self, path):
         self.path = path
-        self._library = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
+        self._library = ctypes.CDLL(path)
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
         self.version = major.value, minor.value
@@ -116,15 +116,15 @@ def find(architecture, driver=None):
     held_back = driver is not None and (driver // 1000 + 1, 0) < before  # by the driver
     if held_back:
         before = driver // 1000 + 1, 0
-    found = _found()
-    in_range = [nvrtc for nvrtc in found if oldest <= nvrtc.version < before]
+    here = found()
+    in_range = [nvrtc for nvrtc in here if oldest <= nvrtc.version < before]
     fitting = [nvrtc for nvrtc in in_range if architecture in nvrtc.architectures]
     if fitting:
         return fitting[0]
     if in_range:  # an architecture that is newer than those versions
         oldest = in_range[-1].version[0], in_range[-1].version[1] + 1
     known = f"for CUDA {driver // 1000}.{driver % 1000 // 10}" if held_back else ""
-    got = " and ".join(f"{nvrtc.version[0]}.{nvrtc.version[1]}" for nvrtc in found) or "none"
+    got = " and ".join(f"{nvrtc.version[0]}.{nvrtc.version[1]}" for nvrtc in here) or "none"
     needs = f"compute capability {architecture / 10}: got NVRTC {got}, needs {oldest[0]}.{oldest[1]} or newer"
     if oldest >= before:
         raise RuntimeError(f"{needs} and a driver for CUDA {oldest[0]} or newer, got one {known}: update the driver")
@@ -144,7 +144,7 @@ def _versions(architecture):
 
 
 @functools.lru_cache(maxsize=None)
-def _found():
+def found():
     """Every NVRTC here, the oldest first: in pip's wheels, on the loader's path, in a CUDA toolkit."""
     toolkit = os.environ.get("CUDA_PATH") or os.environ.get("CUDA_HOME") or "/usr/local/cuda"
     paths = [path for folder in libraries.nvidia_folders() for soname in _SONAMES
@@ -267,7 +267,7 @@ def _own_folder():
 
 
 def _is_whole(path):
-    """Whether a file is there and is a 64-bit ELF file from the first to the last byte of all that its headers speak of."""
+    """Whether a file is there and is a 64-bit ELF file up to the end of its headers, which NVRTC writes behind all else."""
     try:
         with open(path, "rb") as file:
             content = file.read()
@@ -275,17 +275,9 @@ def _is_whole(path):
         return False
     if content[:5] != b"\x7fELF\x02" or len(content) < 64:
         return False
-    begins, sections = struct.unpack_from("<QQ", content, 32)  # of the program headers, of the section headers
+    begins = struct.unpack_from("<QQ", content, 32)  # of the program headers, of the section headers
     sizes = struct.unpack_from("<HHHH", content, 54)  # of a program header, their count; of a section header, their count
-    end = max(begins + sizes[0] * sizes[1], sections + sizes[2] * sizes[3])
-    if end > len(content) or sizes[2:] != (64, sizes[3]) or not sizes[3]:
-        return False
-    for number in range(sizes[3]):
-        header = sections + number * sizes[2]
-        kind, offset, size = struct.unpack_from("<4xI16xQQ", content, header)
-        if kind != 8:  # SHT_NOBITS has a size and no bytes
-            end = max(end, offset + size)
-    return end <= len(content)
+    return sizes[3] > 0 and len(content) >= max(begins[0] + sizes[0] * sizes[1], begins[1] + sizes[2] * sizes[3])
 
 
 @contextlib.contextmanager

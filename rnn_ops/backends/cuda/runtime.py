@@ -68,6 +68,15 @@ def index(array):
     return array.device.id
 
 
+def nvrtc(index):
+    """The `compiler.Nvrtc` that compiles for a GPU. A RuntimeError, which names the GPU, says what to install."""
+    gpu = device(index)
+    try:
+        return compiler.find(gpu.compute_capability, runtime.driverGetVersion())
+    except RuntimeError as error:
+        raise RuntimeError(f"GPU {index} ({gpu.name}): {error}") from None
+
+
 @functools.lru_cache(maxsize=None)
 def device(index):
     """The `variants.Device` of a GPU."""
@@ -112,10 +121,7 @@ class Runtime:
     def __init__(self, index):
         self.index = index
         self.device = device(index)
-        try:
-            compiler.find(self.device.compute_capability, runtime.driverGetVersion())
-        except RuntimeError as error:
-            raise RuntimeError(f"GPU {index} ({self.device.name}): {error}") from None
+        nvrtc(index)  # rather now than at the first launch
         self._blas = Blas(self.functions())
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
 
