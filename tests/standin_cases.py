@@ -99,7 +99,7 @@ def computed(gpu, monkeypatch):
 
 def test_it_finds_the_gpu():
     assert cuda.why_not() is None and cuda.platform().count() == 1
-    assert cuda.devices() == [variants.Device("Stand-in H100", 90, 232448, 132, (66, 31, 15, 7))]
+    assert cuda.devices() == [variants.Device("Stand-in H100", 90, 232448, 132, (66, 32, 16, 7))]
     assert cuda.platform().versions() == {
         11: f"CuPy {cupy.__version__} for CUDA 11.8, driver for CUDA 12.4",
         13: f"CuPy {cupy.__version__} for CUDA 13.0, driver for CUDA 13.0"}[VERSION]
@@ -221,6 +221,10 @@ def test_occupancy(gpu):
 
 def test_what_the_driver_says_against_clusters_is_an_error(gpu, monkeypatch):
     monkeypatch.setitem(DRIVER.fail_with, "cuOccupancyMaxActiveClusters", 912)
+    platform = cuda.platform()
+    platform.device.cache_clear()
+    assert platform.device(0).clusters == variants.estimated_clusters(90, 132)  # of which nothing more depends
+    platform.device.cache_clear()
     with pytest.raises(RuntimeError, match="cuOccupancyMaxActiveClusters failed with status 912"):
         gpu.occupancy(computed_launch(gpu, variants.choose(gpu.device, "float32", 32, 256, "cluster")))
 
@@ -268,7 +272,7 @@ def test_info_says_what_compiles_and_how_many_clusters_run(monkeypatch):
     facts = info.collect()
     assert facts["GPU kernels"] == f"compiled on first use, run by {cuda.platform().versions()}"
     assert facts["GPU 0"].startswith("Stand-in H100, compute capability 9.0, 132 multiprocessors, 227 KiB")
-    assert facts["GPU 0, clusters"] == "66 of 2, 31 of 4, 15 of 8, 7 of 16 blocks at once"
+    assert facts["GPU 0, clusters"] == "66 of 2, 32 of 4, 16 of 8, 7 of 16 blocks at once"
     assert facts["GPU 0, compiler"] == str(compiler.find(90, RUNTIME.driver_version))
     assert facts["GPU 0, compiler"] in facts["CUDA compilers"] and compiler.folder() in facts["CUDA compilers"]
     monkeypatch.setattr(compiler, "find", none_found)
@@ -317,33 +321,46 @@ def test_the_benchmarks_training(computed):
 if importlib.util.find_spec("mxnet"):
     import rnn_ops
     from rnn_ops._mxnet import mx
+    from rnn_ops.operators import custom, places
     from test_native_gpu import STREAM, Native, library
+
+    class Operators:
+        """`rnn_ops.rnn_sequence` and MXNet's autograd as a backend."""
+
+        def forward(self, *arrays, activation="tanh"):
+            *given, outputs = arrays
+            self.given = [mx.nd.array(array, dtype=array.dtype) for array in given]
+            for array in self.given[given[0].dtype == np.int32:]:
+                array.attach_grad()
+            with mx.autograd.record():
+                self.results = rnn_ops.rnn_sequence(*self.given, activation=activation)
+            outputs[...] = self.results[0].asnumpy()
+            assert np.array_equal(self.results[1].asnumpy(), outputs[-1])
+
+        def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation="tanh", **gradients):
+            mx.autograd.backward(list(self.results), [mx.nd.array(array) for array in (doutputs, dlast_state)])
+            for name, array in zip(("inputs", "state", "Wxh", "Whh", "bh"), self.given):
+                if "d" + name in gradients:
+                    gradients["d" + name][...] = array.grad.asnumpy()
 
     @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
     def test_arrays_on_the_cpu_are_computed_on_the_gpu(computed, tokens):
         """`use("cuda")`: arguments are copied there, results back."""
-        class Operators:
-            def forward(self, *arrays, activation="tanh"):
-                *given, outputs = arrays
-                self.given = [mx.nd.array(array, dtype=array.dtype) for array in given]
-                for array in self.given[int(tokens):]:
-                    array.attach_grad()
-                with mx.autograd.record():
-                    self.results = rnn_ops.rnn_sequence(*self.given, activation=activation)
-                outputs[...] = self.results[0].asnumpy()
-
-            def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation="tanh", **gradients):
-                mx.autograd.backward(list(self.results), [mx.nd.array(array) for array in (doutputs, dlast_state)])
-                for name, array in zip(("inputs", "state", "Wxh", "Whh", "bh"), self.given):
-                    if "d" + name in gradients:
-                        gradients["d" + name][...] = array.grad.asnumpy()
-
         rnn_ops.use("cuda")
         try:
             check(Operators(), (3, 5, 7, 33), "float32", tokens)
         finally:
             rnn_ops.use("cpu")
         assert {launch.kernel.family for launch in computed} <= {"resident", "cluster", "sums"} and computed
+
+    @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+    def test_arrays_on_the_gpu_are_computed_in_place(computed, gpu, monkeypatch, tokens):
+        """Those are really MXNet's on the CPU, which the stand-in takes for a GPU's. In the legacy default stream."""
+        monkeypatch.setenv("RNN_OPS_OPERATOR", "custom")
+        monkeypatch.setattr(custom, "place_for", lambda context: places.Gpu(gpu))
+        DRIVER.launches.clear()
+        check(Operators(), (3, 5, 7, 33), "float32", tokens)
+        assert computed and {launched.stream for launched in DRIVER.launches} == {0}
 
     class OnDriver(Native):
         """The native operator, on memory that the stand-in takes for a GPU's."""

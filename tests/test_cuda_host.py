@@ -168,7 +168,7 @@ def test_blocks_that_may_not_have_started_or_may_have_ended():
 @pytest.mark.parametrize("message, old, new", [
     ("16 bytes at an address that is no multiple", "remote(s,", "remote(s + 1,"),
     ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
-    ("stores at byte 256 of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 1)")])
+    (r"stores at byte \d+ of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 16)")])
 def test_where_other_blocks_can_be_written(message, old, new):
     text = CLUSTER.format("cluster_barrier();", "cluster_barrier();").replace(old, new)
     refused(message, text, np.zeros((8, 64), "float32"), **OF_FOUR)
@@ -313,7 +313,7 @@ TO_ITSELF = """if (rank == 0 && t == 0) {
   mbarrier_wait(barrier, 0);
 }"""
 
-# Lane 0 of block 1 waits for both phases, and answers the first; the others wait for the second one alone.
+# Lane 0 of block 1 waits for both phases, and answers the first; then the others wait for the second one alone.
 LEFT_OUT = """
   if (rank == 0 && t == 0) {
     store_async(true, remote(s + 8, 1), remote(barrier, 1), {});
@@ -326,7 +326,9 @@ LEFT_OUT = """
     mbarrier_wait(barrier, 0);
     mbarrier_expect(barrier, 16);
     store_async(true, remote(s + 8, 0), remote(barrier, 0), {});
+    mbarrier_wait(barrier, 1);
   }
+  ballot(true);
   if (rank == 1) {
     mbarrier_wait(barrier, 1);
     a[t] = s[9].x;
@@ -365,10 +367,10 @@ MISUSES = {
     "the sender writes": (UNORDERED_WRITE, TO_ITSELF),
     "the sender reads": (TOO_EARLY, TO_ITSELF.replace("floats[0] = 1", "a[0] = floats[0]")),
     "the receiver writes": (UNORDERED_WRITE, "if (rank == 1 && t == 0) floats[32] = 1;\n" + EXPECT + SEND + RECEIVE),
-    "the receiver copies": (f"what a copy of .* is on its way to|{UNORDERED_WRITE}", EXPECT + SEND +
-                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n" + RECEIVE +
-                            "copy_wait<0>();"),
-    "a phase left out": (TOO_EARLY, LEFT_OUT),  # even where both have ended when it is waited for
+    "the receiver copies": ("delivery .* overwrites what a copy of .* is on its way to",
+                            "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n"
+                            "cluster_barrier();\n" + EXPECT + SEND + RECEIVE + "copy_wait<0>();"),
+    "a phase left out": ("has brought, and has not waited for phase 1", LEFT_OUT),  # although it has ended, as it happens
     "one lane waits": (TOO_EARLY, EXPECT + SEND + "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0);\n"
                        "lane_value(0, 0);\n if (rank == 1) a[t] = s[8].x;"),  # a shuffle orders no memory
     # What the sender wrote before is not released by its send.
@@ -416,6 +418,18 @@ def test_an_answer_overwrites_what_has_been_used(meet):
         else:
             refused("overwrites what thread .* (reads|writes), nothing orders them|has not waited for phase|"
                     "overwrites what a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
+
+
+def test_a_lane_does_not_know_what_others_have_read():
+    """Lane 0 reads last, mostly: before, it sends something to itself and waits for it."""
+    use = """
+    if (t == 0) {
+      mbarrier_expect(barrier + 1, 16);
+      store_async(true, remote(s + 33, 0), remote(barrier + 1, 0), {});
+      mbarrier_wait(barrier + 1, 0);
+    }
+    value = s[5].w;"""
+    refused(f"{UNORDERED}|has not waited", answered(use), np.zeros(32, "float32"), seeds=20, **dict(OF_ONE_WARP, shared=544))
 
 
 def test_deliveries_come_late_and_in_any_order():

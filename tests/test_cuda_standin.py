@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("cupy")
+pytest.importorskip("cupy", exc_type=ImportError)
 import cuda_standin  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))

@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-cupy = pytest.importorskip("cupy")
+cupy = pytest.importorskip("cupy", exc_type=ImportError)
 
 PACKAGES = "rnn_ops.backends.cuda", "rnn_ops_benchmarks.gpu"
 INSTANCES = {  # what functions return, by their names

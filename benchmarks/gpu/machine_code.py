@@ -1,32 +1,29 @@
-"""A report on a kernel's machine code: what its loop over the steps is made of, what is wrong with it, how long a step takes.
+"""A report on a kernel's machine code: what its loop over the steps consists of, what is wrong with it, how long it takes.
 
     python -m benchmarks.gpu.machine_code --family cluster --shape 32,256
-    python -m benchmarks.gpu.machine_code --family cluster --shape 32,256 --only "forward<Forward<float>, Tile<256, 64" --listing
+    python -m benchmarks.gpu.machine_code --family cluster --only "Forward<float>, Tile<256, 64, 8, 1, 1" --listing
     python -m benchmarks.gpu.machine_code --cubin FILE --tiles 2
 
-No GPU is needed; nvdisasm (PyPI: nvidia-cuda-nvdisasm) and, but for --cubin, NVRTC are. The disassembly and the executed path are
-sass.py's, the cycles schedule.py's; both say what they assume.
+No GPU is needed; nvdisasm (PyPI: nvidia-cuda-nvdisasm) is, and but for --cubin NVRTC. sass.py disassembles, paths.py finds
+the executed path, schedule.py counts its cycles; each says what it assumes.
 """
 import argparse
 import sys
 from typing import NamedTuple
 
-from . import sass, schedule
 from rnn_ops.backends.cuda import compiler, variants
+
+from . import paths, sass, schedule
 
 
 class Report(NamedTuple):
-    """What there is to say of one kernel.
-
-    loop, path: {kind: number} of all instructions of the loop over the steps, and of those that one step executes; idle: of those
-    that a warp executes that finishes no element; gates: what is wrong; prediction: see schedule.Prediction.
-    """
+    """What there is to say of one kernel. The numbers are {kind: number}."""
     name: str
-    exchange: str
-    loop: dict
-    path: dict
-    idle: dict
-    gates: list
+    exchange: str  # one of paths.EXCHANGES
+    loop: dict     # of all instructions of the loop over the steps
+    path: dict     # of those that one step executes
+    idle: dict     # of those for a warp that finishes no elements
+    gates: list    # what is wrong, as sentences
     prediction: schedule.Prediction
 
 
@@ -37,7 +34,7 @@ def report(cubin, most_besides_ffma=None, **arguments):
     ----------
     cubin : bytes
     most_besides_ffma : int, optional
-        See `sass.Loop.gates`.
+        See `paths.Loop.gates`.
     arguments
         threads, in_shared, tiles, finishing, blocks, pairs: see `schedule.Walk`; `arguments_of` knows them for a tile.
     """
@@ -55,7 +52,7 @@ def walks(cubins, arguments):
     for functions, keywords in zip(sass.disassemble(cubins), arguments):
         if len(functions) != 1:
             raise ValueError(f"cubin: got {len(functions)} kernels, needs one")
-        found.append(schedule.Walk(sass.Loop(functions[0]), **keywords))
+        found.append(schedule.Walk(paths.Loop(functions[0]), **keywords))
     return found
 
 
@@ -76,14 +73,14 @@ def arguments_of(tile, tiles=1, blocks=1):
 
 def table(rows):
     """[(label, Report), ...] as text, a row a kernel."""
-    heads = ("kernel", "exchange", "path", "FFMA", "LDS", "SHFL", "MUFU", "serial", "flight", "shadow", "busy", "shared", "cycles")
-    lines = [heads]
+    lines = [("kernel", "exchange", "path", "FFMA", "LDS", "SHFL", "MUFU",
+              "serial", "flight", "shadow", "busy", "shared", "cycles")]
     for label, one in rows:
-        p = one.prediction
         reads = sum(number for kind, number in one.path.items() if kind.startswith("LDS"))
-        lines.append((label, one.exchange, sum(one.path.values()), one.path.get("FFMA", 0), reads, one.path.get("SHFL", 0),
-                      one.path.get("MUFU", 0), round(p.serial), p.flight, round(p.shadow), round(p.busy), round(p.shared), round(p.cycles)))
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(heads))]
+        numbers = [one.path.get(kind, 0) for kind in ("SHFL", "MUFU")]
+        cycles = [round(getattr(one.prediction, name)) for name in lines[0][7:]]
+        lines.append((label, one.exchange, sum(one.path.values()), one.path.get("FFMA", 0), reads, *numbers, *cycles))
+    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(str(cell).ljust(width) if i < 2 else str(cell).rjust(width)
                                for i, (cell, width) in enumerate(zip(line, widths))) for line in lines)
 
@@ -94,14 +91,14 @@ def listing(walk):
     lines = []
     for event in events:
         waited = f"+{event.waited} {event.why}" if event.waited else ""
-        lines.append(f"{event.cycle - events[0].cycle:6d}  {waited:18s} {'send ' if event.send else '     '}"
+        lines.append(f"{event.cycle - events[0].cycle:6d}  {waited:18s} {'send ' if event.sends else '     '}"
                      f"{event.instruction.address:6x}  {event.instruction}")
     return "\n".join(lines)
 
 
 def kernels_for(family, B, H, architecture, multiprocessors, exchange="async"):
-    """[(`sources.Kernel`, keywords of `report`), ...]: both directions of each tile of a family that can serve a shape, whichever
-    would be chosen, with as many tiles of rows a block as it would have with one block a multiprocessor."""
+    """[(`sources.Kernel`, keywords of `report`), ...]: both directions of each tile of a family that can serve a shape,
+    whichever would be chosen, with the tiles of rows that a block has with one block a multiprocessor."""
     found = []
     every = variants.tiles(family, architecture)
     least = {}  # by the number of blocks, the smallest K that is enough
@@ -138,29 +135,28 @@ def main(arguments=None):
     given = {name: getattr(options, name) for name in ("threads", "in_shared", "tiles", "finishing", "blocks")
              if getattr(options, name) is not None}
     if options.cubin:
-        labels, paths, keywords = [options.cubin], [options.cubin], [given]
+        files, keywords = {options.cubin: options.cubin}, [given]
     else:
         B, H = map(int, options.shape.split(","))
-        found = [(kernel, arguments) for kernel, arguments in kernels_for(
-            options.family, B, H, options.architecture, options.multiprocessors, options.exchange) if options.only in str(kernel)]
-        compiled = compiler.compile_all([kernel for kernel, _ in found], options.architecture)
-        found = [(kernel, arguments) for kernel, arguments in found if not isinstance(compiled[kernel], Exception)]
-        labels, paths = [str(kernel) for kernel, _ in found], [compiled[kernel] for kernel, _ in found]
-        keywords = [dict(arguments, **given) for _, arguments in found]
+        found = kernels_for(options.family, B, H, options.architecture, options.multiprocessors, options.exchange)
+        found = {kernel: arguments for kernel, arguments in found if options.only in str(kernel)}
+        files = compiler.compile_all(found, options.architecture)
+        keywords = [dict(arguments, **given) for arguments in found.values()]
     cubins = []
-    for path in paths:
+    for path in files.values():
+        if isinstance(path, compiler.CompileError):
+            raise path
         with open(path, "rb") as file:
             cubins.append(file.read())
     rows, wrong = [], []
-    for label, one in zip(labels, walks(cubins, keywords)):
-        found = _report(one)
-        rows.append((label, found))
-        wrong += found.gates
+    for kernel, walk in zip(files, walks(cubins, keywords)):
+        found = _report(walk)
+        rows.append((str(kernel), found))
+        wrong += [f"{kernel}: {sentence}" for sentence in found.gates]
         if options.listing:
-            _show(label, one, found)
+            _show(str(kernel), walk, found)
     print(table(rows))
-    for sentence in wrong:
-        print(sentence)
+    print("\n".join(wrong), end="\n" * bool(wrong))
     return 1 if wrong else 0
 
 

@@ -1,9 +1,9 @@
-"""Writes rnn_ops/backends/cuda/predictions.json, which `variants.choose` goes by: how long each kernel's step takes on sm_90.
+"""Writes rnn_ops/backends/cuda/predictions.json, which `variants.choose` goes by: how long a step of each kernel takes.
 
     python -m benchmarks.gpu.predict
 
-Every kernel of the resident, cluster and grid families is compiled (a minute or two) and its machine code simulated (schedule.py). To
-be run again when a kernel or the compiler changes. Needs nvdisasm and NVRTC, but no GPU.
+Every kernel of the resident, cluster and grid families is compiled for sm_90 (a minute or two), and its machine code
+simulated (schedule.py). To be run again when a kernel, the tiles or the compiler change. Needs nvdisasm and NVRTC, no GPU.
 """
 import json
 import os
@@ -11,7 +11,7 @@ import sys
 
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import machine_code, sass, schedule
+from . import machine_code, paths, sass, schedule
 
 ARCHITECTURE = 90
 
@@ -28,28 +28,31 @@ def predictions(cubins):
     found = {}
     for (kernel, tile), functions in zip(cubins, sass.disassemble(list(cubins.values()))):
         function, = functions
-        one = schedule.Walk(sass.Loop(function), **machine_code.arguments_of(tile)).predict()
-        serial = one.cycles if one.exchange == "block barrier" else one.serial  # the barrier included: nothing flies
-        found[str(kernel)] = variants.Prediction(round(serial), round(one.shadow), round(one.busy), function.registers)
+        loop = paths.Loop(function)
+        one, two, four = (schedule.Walk(loop, **machine_code.arguments_of(tile, tiles)).predict() for tiles in (1, 2, 4))
+        found[str(kernel)] = variants.Prediction(round(one.cycles), round(two.cycles), round((four.cycles - two.cycles) / 2),
+                                                 round(one.busy), function.registers)
     return found
 
 
 def main():
     """The command; 1 if a kernel does not compile."""
     tiles = kernels()
-    paths = compiler.compile_all(tiles, ARCHITECTURE, progress=lambda done, total: print(f"\r{done} of {total} compiled", end=""))
-    print()
-    failed = [f"{kernel}: {path}" for kernel, path in paths.items() if isinstance(path, compiler.CompileError)]
+    files = compiler.compile_all(tiles, ARCHITECTURE)
+    failed = [f"{kernel}: {file}" for kernel, file in files.items() if isinstance(file, compiler.CompileError)]
     if failed:
         print("\n".join(failed))
         return 1
     cubins = {}
-    for kernel, path in paths.items():
+    for kernel, path in files.items():
         with open(path, "rb") as file:
             cubins[kernel, tiles[kernel]] = file.read()
-    with open(os.path.join(os.path.dirname(variants.__file__), "predictions.json"), "w", encoding="utf-8") as file:
-        lines = ",\n".join(f"{json.dumps(kernel)}: {json.dumps(numbers)}" for kernel, numbers in predictions(cubins).items())
-        file.write(f'{{"compiler": {json.dumps(str(compiler.find(ARCHITECTURE)))},\n"kernels": {{\n{lines}\n}}}}\n')
+    lines = [f"{json.dumps(kernel)}: {json.dumps(numbers)}" for kernel, numbers in predictions(cubins).items()]
+    path = os.path.join(os.path.dirname(variants.__file__), "predictions.json")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f'{{"compiler": {json.dumps(str(compiler.find(ARCHITECTURE)))},\n"kernels": {{\n')
+        file.write(",\n".join(lines) + "\n}}\n")
+    print(f"{len(lines)} kernels: {path}")
     return 0
 
 

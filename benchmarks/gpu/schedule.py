@@ -1,72 +1,73 @@
-"""How many cycles a step takes, from a kernel's machine code: warps walked through the path of one step, cycle by cycle.
+"""How many cycles a step takes, from a kernel's machine code: warps walked through the path of one step, issue by issue.
 
-The model (`simulate`) is one of a multiprocessor's four schedulers with its share of the warps of one or more blocks; the other
-three do the same at the same time. A cycle issues one instruction of one warp. A warp's next instruction may issue
+The model (`simulate`) is one of a multiprocessor's four schedulers with its share of the warps of one or more blocks; the
+other three do the same at the same time. A cycle issues one instruction of one warp: of those that can, the last one's, else
+the first's. A warp's next instruction may issue
   - `stall` cycles after the last one, as the control code says;
-  - when the scoreboards in its wait mask are free: a result comes its opcode's latency (LATENCIES) after the issue, an operand
-    has been read READ cycles after it;
-  - when its pipe takes the next one: multiply-adds and integer instructions keep theirs for 32 / lanes cycles;
-  - after a block barrier, when all warps of the block have come to it;
-  - after a memory barrier, MEMBAR cycles later.
-Shared memory returns 128 bytes a cycle for all four schedulers, one register of a warp: a 16-byte read of a whole warp keeps it for
-4 cycles, or 2 where each pair of lanes n and n ^ 1, or n and n ^ 2, reads the same address (an NVIDIA engineer in
-forums.developer.nvidia.com/t/77228, for compute capability 7.x; assumed for later ones). Special functions take 8 cycles a warp.
-Instructions that find these busy do not wait for them; their results come later.
+  - when the scoreboards in its wait mask are free: a result is there LATENCIES after the issue, an operand has been read
+    READ cycles after it;
+  - when its pipe takes it: 32 threads keep multiply-adds and integer units for 32 / lanes cycles;
+  - after a block barrier BAR cycles after the block's last warp has come; after a memory barrier, MEMBAR cycles later.
+Shared memory returns one register of a warp, 128 bytes, in a cycle, for all schedulers: a 16-byte read keeps it for 4
+cycles, or for 2 where lanes n and n ^ 1, or n and n ^ 2, read the same address (an NVIDIA engineer in
+forums.developer.nvidia.com/t/77228, of compute capability 7.x; assumed for later ones). Special functions take 8 cycles a
+warp. An instruction that finds these busy issues all the same, and its result comes later.
 
-States: what a block has sent is there FLIGHT cycles after the last warp that finishes elements has issued the last instruction that
-sends. All blocks are alike and start at once, so a block's own sending says when the others' parts come. The block's wait for state n
-is over when that time has come, LATENCIES of the wait's instruction later.
+All blocks are alike and in step, so a block's own sending says when the others' parts come: FLIGHT cycles after the last of
+its warps has issued the last instruction that sends.
 
-`Prediction` cuts a step at the moment the state is there and at the last sending:
-  serial   from the wait's end to the last sending of the last warp, all warps of a block together
-  flight   of the exchange
-  shadow   from the last sending to the wait of the last warp: hidden where it is shorter than the flight
-  busy     of a step and tile of rows, at the least: instructions that one scheduler issues, or cycles of its busiest pipe
-and `cycles` is a step's time in the simulation, in its steady state; about max(serial + max(flight, shadow), blocks · tiles · busy).
+A step, in steady state, is cut where the state is there and at the last sending:
+  serial   from there to the sending: the wait's end, the product, the tree, the function
+  shadow   from the sending until the last warp is back at the wait
+  cycles   serial + the longer of flight and shadow, and no less than the scheduler is busy
+For blocks with several tiles of rows, and for several blocks a multiprocessor, the simulation has them all.
 
-Left out: misses of the instruction cache, conflicts of register banks, lanes of one warp that go different ways, clocks.
+Left out: the instruction cache, banks of registers and of shared memory, lanes of a warp that go different ways, calls.
 """
-import functools
 import math
+import re
 from typing import NamedTuple
 
 from . import sass
 
-# Cycles from issue to the dependent instruction's issue, where a scoreboard says so. [S]: published microbenchmarks of Volta to
-# Hopper, in the range they agree on; the rest is assumed.
+# Cycles from an instruction's issue to that of the one which waits for its result. Published: microbenchmarks of Volta to
+# Hopper, with the range that they agree on. The rest is assumed.
 LATENCIES = {
-    "LDS.32": 29, "LDS.64": 31, "LDS.128": 33,   # [S] 29-33
-    "SHFL": 24,        # [S] 23-25
-    "MUFU": 20,        # [S] 18-23, its 8 cycles of issue included
-    "S2R": 25, "LDC": 30, "FCHK": 20, "ATOMS": 60,
-    "LDG": 280,        # [S] from L2: 260-300
-    "LDL": 35,         # a hit in L1
-    "RED": 300, "SYNCS": 20, "STAS": 20,
-    "other": 20,
+    "LDS.32": 29, "LDS.64": 31, "LDS.128": 33,  # published: 28-33
+    "SHFL": 24,    # published: 23-25
+    "MUFU": 20,    # published: 18-23
+    "LDG": 280,    # from L2; published: 260-300
+    "LDL": 35,     # assumed, from L1
+    "LDC": 30,     # assumed
+    "S2R": 25,     # assumed
+    "FCHK": 20,    # assumed
+    "RED": 300,    # assumed, of those that return a value
+    "SYNCS": 20,   # assumed: a try to wait, of which the state is there
+    "other": 20,   # assumed
 }
-BAR = 25       # from the last warp's arrival to the next instruction; [S] 20-30
-MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assumed, 300-700
-READ = 15      # until a memory instruction's operands have been read
+READ = 15      # until an instruction has read its operands; assumed
+BAR = 25       # from the last warp's arrival to the next instruction; published: 20-30
+MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assumed, between 300 and 700
 FLIGHT = {
-    "async": 200,            # st.async to its mbarrier, seen by the waiting warp; [S] DSMEM load 180-200
-    "cluster barrier": 200,  # arrival to wait
-    "grid": 700,             # a reduction in L2, and a reader's poll that just missed it and its next one
+    "async": 200,            # assumed: st.async to its mbarrier (a load from another block: published, 180-200)
+    "cluster barrier": 200,  # assumed: from the last arrival to the end of the wait
+    "grid": 430,             # assumed: a reduction's way to L2, and what remains of a poll that just missed it
     "block barrier": BAR,
 }
-SHARED_BYTES = 128  # a cycle
-_LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler
+_LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler (CUDA C++ Programming Guide, arithmetic instructions)
+_STEPS = 4  # that are simulated; from the second on they are alike
 
 
 class Prediction(NamedTuple):
-    """See the top of this file. Cycles, or instructions."""
-    exchange: str
+    """Cycles of a step; see the top of this file."""
+    exchange: str   # one of paths.EXCHANGES
     serial: float
     flight: int
     shadow: float
-    busy: float
-    ffma: float     # cycles of one scheduler for multiply-adds, a step and tile of rows
-    shared: float   # cycles of shared memory, a step and tile of rows
-    cycles: float   # a step, in steady state
+    busy: float     # a tile of rows: instructions of one scheduler, or cycles of its busiest pipe
+    ffma: float     # a tile of rows: of the multiply-adds' pipe, for those alone
+    shared: float   # a tile of rows: of shared memory
+    cycles: float
     alone: float    # serial of one warp that has the multiprocessor to itself
 
 
@@ -88,34 +89,18 @@ _SEND, _WAIT, _BAR, _MEMBAR, _COMMIT, _COPIES = 1, 2, 3, 4, 5, 6
 
 
 class Event(NamedTuple):
-    """An issued instruction: step, cycle, cycles that it waited beyond the stall count before it, for what; whether it sends."""
+    """An instruction's issue."""
     step: int
     cycle: int
     instruction: sass.Instruction
-    waited: int
-    why: str
-    send: bool
+    waited: int  # cycles beyond the stall count of the one before
+    why: str     # for what
+    sends: bool  # the last of a step that does
 
 
-def _latency(one):
-    kind = sass.kind(one)
-    return LATENCIES.get(kind, LATENCIES.get(one.name, LATENCIES["other"]))
-
-
-@functools.lru_cache(maxsize=None)
 def _lanes(architecture):
     """Lanes of one scheduler for multiply-adds (CUDA C++ Programming Guide, arithmetic instructions)."""
     return 16 if architecture in (70, 72, 75, 80) else 32
-
-
-def _wavefronts(one, weights, pairs):
-    """Cycles of shared memory for one warp's instruction."""
-    if one.name == "SHFL":
-        return 1
-    cycles = sass.width(one) // 4
-    if pairs and cycles == 4 and one.address not in weights:
-        return 2
-    return cycles
 
 
 class Walk:
@@ -123,28 +108,28 @@ class Walk:
 
     Parameters
     ----------
-    loop : sass.Loop
+    loop : paths.Loop
     threads : int, optional
         Of a block, if not what the launch bounds say.
     in_shared, tiles : int
-        See `sass.Loop.path`.
+        See `paths.Loop.path`.
     finishing : int, optional
         Warps of the block that finish elements of the state; all of them if not given.
     blocks : int
         Of one multiprocessor.
     pairs : bool
-        Whether each pair of neighbouring lanes reads the same 16 bytes of the state.
+        Whether neighbouring lanes read the same 16 bytes of the state.
     """
 
     def __init__(self, loop, threads=None, in_shared=1, tiles=1, finishing=None, blocks=1, pairs=True):
         self.loop, self.blocks, self.tiles = loop, blocks, tiles
-        self.architecture = loop.function.architecture
-        warps = max(1, (threads or loop.function.threads) // 32)
+        threads = threads or loop.function.threads
+        warps = max(1, threads // 32)
         self.warps = math.ceil(warps / 4)  # of a block, on the busiest scheduler
         self.finishing = self.warps if finishing is None else max(1, math.ceil(finishing / 4))
         self.share = min(4, warps)         # schedulers that use shared memory
-        self._weights = _weight_reads(loop)
-        self.pairs = pairs
+        # 16-byte reads that are not the same for neighbouring lanes; None: all of them.
+        self._single = _weight_reads(loop, threads) if pairs else None
         self.path = loop.path(in_shared, tiles)
         long, short = self.path.instructions, loop.path(in_shared, tiles, finishes=False).instructions
         self.long_path, self.short_path = self._turned(long), self._turned(short)
@@ -174,62 +159,53 @@ class Walk:
         return number
 
     def _ops(self, instructions):
-        ops, last_send = [], None
-        loop = self.loop
-        lanes = _lanes(self.architecture)
-        fixed = loop.exchange == "block barrier"
+        """The path as `_Op`s; of the instructions that send, the last one before each wait is _SEND."""
+        loop, ops, sending = self.loop, [], None
         for i, one in enumerate(instructions):
-            kind = sass.kind(one)
-            pipe, busy = 0, 0
-            if one.predicate == "!PT":
-                pass
-            elif kind in ("FFMA", "float") and one.name not in ("FSEL", "FSETP", "FMNMX"):
-                pipe, busy = _FLOAT, 32 // lanes
-            elif one.name.startswith("IMAD"):
-                pipe, busy = _FLOAT, 2
-            elif (kind == "integer" and not one.name.startswith("U")) or one.name in ("FSEL", "FSETP", "FMNMX"):
-                pipe, busy = _INTEGER, 32 // _LANES_INTEGER
-            elif kind in ("LDS.32", "LDS.64", "LDS.128", "STS", "SHFL"):
-                pipe, busy = _SHARED, _wavefronts(one, self._weights, self.pairs)
-            elif kind == "MUFU":
-                pipe, busy = _SPECIAL, 32 // _LANES_SPECIAL
-            what = 0
-            if not fixed and loop.waits(one):
-                what = _WAIT
-            elif one.name == "BAR":
-                what = _BAR
-            elif one.name == "MEMBAR" and ("GPU" in one.opcode or "SYS" in one.opcode):
-                what = _MEMBAR
-            elif one.name == "LDGDEPBAR":
-                what = _COMMIT
-            elif one.name == "DEPBAR":
-                what = _COPIES
-            ops.append(_Op(max(one.stall, 1), tuple(b for b in range(6) if one.wait >> b & 1),
-                           one.write, one.read, _latency(one), pipe, busy, what, one))
-        # Of the instructions that send, the last one before each wait.
-        if not fixed:
-            last_send = None
-            for i, one in enumerate(instructions):
-                if loop.sends(one):
-                    last_send = i
-                elif loop.waits(one):
-                    if last_send is not None:
-                        ops[last_send] = ops[last_send]._replace(what=_SEND)
-                    last_send = None
-            if last_send is not None:
-                ops[last_send] = ops[last_send]._replace(what=_SEND)
+            waits = loop.waits(one) and loop.exchange != "block barrier"
+            if loop.sends(one) and loop.exchange != "block barrier":
+                sending = i
+            elif waits and sending is not None:
+                ops[sending] = ops[sending]._replace(what=_SEND)
+                sending = None
+            pipe, busy = self._pipe(one)
+            latency = LATENCIES.get(sass.kind(one), LATENCIES["other"])
+            ops.append(_Op(max(one.stall, 1), tuple(b for b in range(6) if one.wait >> b & 1), one.write, one.read, latency,
+                           pipe, busy, _WAIT if waits else _what(one), one))
+        if sending is not None:
+            ops[sending] = ops[sending]._replace(what=_SEND)
         return ops
+
+    def _pipe(self, one):
+        """The pipe that a warp's instruction needs, and for how many cycles."""
+        kind = sass.kind(one)
+        if kind == "MUFU":
+            return _SPECIAL, 32 // _LANES_SPECIAL
+        if kind == "SHFL":
+            return _SHARED, 1
+        if kind.startswith("LDS") or kind == "STS":
+            cycles = sass.width(one) // 4
+            pairs = kind == "LDS.128" and self._single is not None and one.address not in self._single
+            return _SHARED, cycles // 2 if pairs else cycles
+        if one.name.startswith("IMAD"):
+            return _FLOAT, 2
+        if one.name in ("FSEL", "FSETP", "FMNMX") or (kind == "integer" and not one.name.startswith("U")):
+            return _INTEGER, 32 // _LANES_INTEGER
+        if kind in ("FFMA", "float"):
+            return _FLOAT, 32 // _lanes(self.loop.function.architecture)
+        return 0, 0
 
     def predict(self):
         """The Prediction."""
         run, alone = simulate(self), self._alone()
         flight = FLIGHT[self.loop.exchange]
         ops = self.long * self.finishing + self.short * (self.warps - self.finishing)
-        pipes = [sum(op.busy for op in ops if op.pipe == pipe) * (self.share if pipe == _SHARED else 1) for pipe in range(1, 5)]
-        busy = max(len(ops), *pipes)
+        pipes = [sum(op.busy for op in ops if op.pipe == pipe) for pipe in (_FLOAT, _INTEGER, _SPECIAL)]
+        shared = self.share * sum(op.busy for op in ops if op.pipe == _SHARED)
+        busy = max(len(ops), shared, *pipes)
         ffma = sum(op.busy for op in ops if op.source.name == "FFMA")
         return Prediction(self.loop.exchange, run.sent - run.start, flight, run.back - run.sent, busy / self.tiles,
-                          ffma / self.tiles, pipes[_SHARED - 1] / self.tiles, max(run.cycles, self.blocks * busy),
+                          ffma / self.tiles, shared / self.tiles, max(run.cycles, self.blocks * busy),
                           alone.sent - alone.start)
 
     def listing(self):
@@ -240,29 +216,31 @@ class Walk:
         return simulate(self, blocks=1, warps=1, share=1)
 
 
-def _weight_reads(loop):
-    """Addresses of the reads of weights in shared memory: in the loop over them, those with one base and several offsets, 16 bytes
-    a thread apart."""
-    headers = [header for header, what in loop.kinds_of_loops().items() if what == "weights"]
-    found = set()
-    for header in headers:
-        by_base = {}
-        for one in loop.body(header):
-            if sass.kind(one) == "LDS.128":
-                by_base.setdefault(one.operands.split("[")[1].split("+")[0].rstrip("]"), []).append(one.address)
-        if by_base:
-            found |= set(max(by_base.values(), key=len))
-    return found
+def _what(one):
+    """What an instruction does to its warp, besides taking its time."""
+    if one.name == "MEMBAR":
+        return _MEMBAR if "GPU" in one.opcode or "SYS" in one.opcode else 0
+    return {"BAR": _BAR, "LDGDEPBAR": _COMMIT, "DEPBAR": _COPIES}.get(one.name, 0)
+
+
+def _weight_reads(loop, threads):
+    """Addresses of the 16-byte reads of weights in shared memory: of one base, at distances of 16 bytes a thread."""
+    places = {}  # base → {address of the instruction: offset}
+    for one in loop.instructions:
+        if sass.kind(one) == "LDS.128":
+            base, offset = re.search(r"\[(.*?)\+?(-?0x[0-9a-f]+)?\]", one.operands).groups()
+            places.setdefault(base, {})[one.address] = int(offset or "0", 16)
+    return {address for offsets in places.values() for address in offsets
+            if len({offset % (16 * threads) for offset in offsets.values()}) == 1 < len(set(offsets.values()))}
 
 
 class Run(NamedTuple):
-    """One step of the first block in steady state: when its state was there, when its last warp had sent, when that warp was back at
-    the wait; cycles from its state to the next one; and, of one warp, the Events."""
-    start: int
-    sent: int
-    back: int
-    cycles: float
-    events: list
+    """The last whole step of a simulation's first block."""
+    start: int     # its state was there
+    sent: int      # its last warp had sent
+    back: int      # and was at the wait
+    cycles: float  # from one step's start to the next one's
+    events: list   # of its first warp
 
 
 class _Warp:
@@ -277,15 +255,13 @@ class _Warp:
 
 class _Block:
     def __init__(self):
-        self.sent = {}     # number of the sending → [warps that have sent, last cycle, warps that wait for it]
+        self.sent = {}      # number of the sending → [warps that have sent, last cycle, warps that wait for it]
         self.barriers = {}  # number of the barrier → warps that have come
-        self.backs, self.ends = {}, {}  # step → cycle of the last warp's arrival at its first wait, and of the wait's end
+        self.backs = {}     # step → when its last warp was at its first wait
 
 
 def simulate(walk, blocks=None, warps=None, share=None):
-    """The `Run` of some blocks with some warps each on one scheduler, of so many that share the multiprocessor; of all of them, if
-    not given."""
-    steps = 4
+    """The `Run` of so many blocks with so many warps each on one of so many schedulers, or of all that the Walk has."""
     blocks = walk.blocks if blocks is None else blocks
     number = walk.warps if warps is None else warps
     share = walk.share if share is None else share
@@ -293,7 +269,8 @@ def simulate(walk, blocks=None, warps=None, share=None):
     flight = FLIGHT[walk.loop.exchange]
     groups = sum(op.what == _SEND for op in walk.long)
     places = [_Block() for _ in range(blocks)]
-    live = [_Warp(place, walk.long if w < finishing else walk.short, w < finishing) for place in places for w in range(number)]
+    live = [_Warp(place, walk.long if w < finishing else walk.short, w < finishing)
+            for place in places for w in range(number)]
     watched = live[0]
     pipes = [0] * 5
     events = []
@@ -307,7 +284,7 @@ def simulate(walk, blocks=None, warps=None, share=None):
                 if best is None or key < best[0]:
                     best = key, warp, why
         if best is None:
-            raise RuntimeError(f"{walk.loop.function.name}: the warps wait for one another: their paths do not fit together")
+            raise RuntimeError(f"{walk.loop.function.name}: the warps wait for one another, so their paths are wrong")
         (cycle, _), warp, why = best
         op, place = warp.ops[warp.i], warp.block
         if warp.i == 0:
@@ -365,11 +342,11 @@ def simulate(walk, blocks=None, warps=None, share=None):
         if op.read != sass.NONE:
             warp.boards[op.read] = max(warp.boards[op.read], start + READ)
         warp.i += 1
-        if warp.step == steps:
+        if warp.step == _STEPS:
             live.remove(warp)
         elif warp.i == len(warp.ops):
             warp.i, warp.step = 0, warp.step + 1
-    return _run(walk, places[0], groups, steps, flight, [event for event in events if event.step == steps - 1])
+    return _run(walk, places[0], groups, [event for event in events if event.step == _STEPS - 1])
 
 
 def _allowed(warp, pipes):
@@ -389,14 +366,12 @@ def _allowed(warp, pipes):
     return time, why
 
 
-def _run(walk, place, groups, steps, flight, events):
-    """The last whole step of a block. Its state is there a flight after the last sending before, if no warp comes later."""
+def _run(walk, place, groups, events):
+    """The Run. A state is there a flight after the last step's sending, unless a warp comes later."""
+    flight, backs = FLIGHT[walk.loop.exchange], [place.backs[step] for step in range(_STEPS + 1)]
     if walk.loop.exchange == "block barrier":
-        starts = [place.backs[step] + BAR for step in range(steps + 1)]
-        sent = back = place.backs[steps]
+        starts, sent = [back + flight for back in backs], backs[-1]
     else:
-        sent = [place.sent[step * groups + groups - 1][1] for step in range(steps)]
-        first = [place.sent[(step - 1) * groups][1] + flight if step else 0 for step in range(steps + 1)]
-        starts = [max(place.backs[step], first[step]) for step in range(steps + 1)]
-        sent, back = sent[steps - 1], place.backs[steps]
-    return Run(starts[steps - 1], sent, back, (starts[steps] - starts[1]) / (steps - 1), events)
+        sent = place.sent[_STEPS * groups - 1][1]
+        starts = [max(back, place.sent[(step - 1) * groups][1] + flight if step else 0) for step, back in enumerate(backs)]
+    return Run(starts[-2], sent, backs[-1], (starts[-1] - starts[1]) / (_STEPS - 1), events)

@@ -77,14 +77,19 @@ struct Tile {
   // of the block call it, with a barrier between two calls.
   __device__ void multiply(const float* state, float (&product)[COUNT]) const {
     float sums[SUMS] = {};
+    // Each chunk from shared memory is on its way while some from registers are multiplied.
+    constexpr int GROUPS = IN_SHARED > 0 ? IN_SHARED : 1, OF_GROUP = (IN_REGISTERS + GROUPS - 1) / GROUPS;
 #pragma unroll
-    for (int i = 0; i < IN_REGISTERS; i++) multiply_chunk(state + k(i), in_registers[i], sums);
-#pragma unroll 1  // unrolled, the reads of several chunks would need more registers than there are
-    for (int i = 0; i < IN_SHARED; i++) {
-      float4 weights[4];
+    for (int g = 0; g < GROUPS; g++) {
+      float4 weights[4] = {};
+      if (IN_SHARED > 0)
 #pragma unroll
-      for (int c = 0; c < 4; c++) weights[c] = in_shared[(i * 4 + c) * THREADS];
-      multiply_chunk(state + k(IN_REGISTERS + i), weights, sums);
+        for (int c = 0; c < 4; c++) weights[c] = in_shared[(g * 4 + c) * THREADS];
+#pragma unroll
+      for (int i = 0; i < OF_GROUP; i++)
+        if (g * OF_GROUP + i < IN_REGISTERS)
+          multiply_chunk(state + k(g * OF_GROUP + i), in_registers[g * OF_GROUP + i], sums);
+      if (IN_SHARED > 0) multiply_chunk(state + k(IN_REGISTERS + g), weights, sums);
     }
     reduce<SUMS, 16>(sums);
     if constexpr (K_WARPS == 1) {

@@ -124,8 +124,9 @@ def platform():
     try:
         runtime = importlib.import_module("rnn_ops.backends.cuda.runtime")
     except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise RuntimeError(
-            f"CuPy is installed but cannot be imported ({error}): it needs the CUDA libraries that rnn_ops[cu112] or "
+            f"CuPy is installed but cannot be imported ({reason}): it needs the CUDA libraries that rnn_ops[cu112] or "
             "rnn_ops[cu13] brings, or a CUDA toolkit of the version in its name") from error
     if runtime.count() == 0:
         raise RuntimeError("there is no GPU: see that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES does not hide it")

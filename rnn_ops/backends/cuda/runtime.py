@@ -89,18 +89,18 @@ def device(index):
 
 
 def _clusters(index, device):
-    """`Device.clusters`, measured; where nothing can be compiled to measure it with, estimated."""
+    """`Device.clusters`, measured; where that cannot be done, estimated: what is chosen by it would run all the same."""
     if device.compute_capability < 90:
         return ()
     try:
         path = compiler.cubin_of_text(_PROBE, (), device.compute_capability, runtime.driverGetVersion())
-    except RuntimeError:  # for which `Runtime` has a sentence
+        with cupy.cuda.Device(index):
+            probe = cupy.RawModule(path=path).get_function("probe").kernel
+            driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
+            driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
+            return tuple(_active_clusters(probe.ptr, size, 32, device.shared_memory) for size in (2, 4, 8, 16))
+    except RuntimeError:  # no compiler, or a driver that refuses
         return variants.estimated_clusters(device.compute_capability, device.multiprocessors)
-    with cupy.cuda.Device(index):
-        probe = cupy.RawModule(path=path).get_function("probe").kernel
-        driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
-        driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
-        return tuple(_active_clusters(probe.ptr, size, 32, device.shared_memory) for size in (2, 4, 8, 16))
 
 
 def _active_clusters(function, size, threads, shared):

@@ -3,10 +3,9 @@
 A `Variant` is a kernel with everything that is decided before it runs. `candidates` lists all that could serve a shape, or
 says why a family cannot; `choose` takes the one with the fewest predicted cycles a step, forward and backward together.
 
-A prediction has three parts. The first is read off the kernel's machine code (predictions.json, made by ``python -m
-benchmarks.gpu.predict``): from the arrival of a state to the last store of the next one, what follows until the next arrival
-can be waited for, and how long one tile of rows keeps the multiprocessor busy. The second is the flight, from that store until
-the state is there. The third is how many blocks run at once, from the device's limits (`_concurrent`).
+A prediction has two parts. One is read off the kernel's machine code (predictions.json, written by ``python -m
+benchmarks.gpu.predict``): the cycles of a step with one, two and more tiles of rows a block, which has a multiprocessor to itself,
+and how long one tile keeps the multiprocessor busy. The other is how many blocks run at once, from the device's limits.
 
 The families are explained at the top of kernels/cuda/{resident,cluster,grid,stepwise}.cu, the tile in tile.cuh.
 """
@@ -38,9 +37,6 @@ _RESERVED = 1024  # bytes of shared memory that a block takes besides its own, f
 _LARGEST_RESIDENT, _LARGEST_CLUSTER, _LARGEST_GRID = 256, 1024, 2048  # hidden units
 _GRID_K = (256, 512, 768, 1024, 1536, 2048)
 
-# Cycles from the last store of a state until it is seen. Assumed, not measured: for a cluster st.async and its mbarrier, for a
-# grid the way through L2 there and back. A block barrier's are part of the machine code.
-_FLIGHT = {"resident": 0, "cluster": 200, "grid": 1200}
 _STEPWISE = 12000  # two launches
 
 _MOST_BESIDE = 2  # blocks on a multiprocessor that are worth a candidate
@@ -101,10 +97,11 @@ class Tile(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Of one pass of one tile of rows, in cycles of sm_90, and the kernel's registers a thread."""
-    serial: float  # from a state's arrival to the last store of the next one
-    shadow: float  # from there until the next arrival can be waited for
-    busy: float    # of the multiprocessor
+    """Of a kernel, in cycles of sm_90, and its registers a thread."""
+    step: float  # with one tile of rows
+    two: float   # with two
+    tile: float  # what each more adds
+    busy: float  # of the multiprocessor, for a tile
     registers: int
 
 
@@ -241,13 +238,13 @@ def _tiles(family, architecture, H=None):
     """(tile, blocks that share rows or None) of a family, for one H or for every H."""
     if family == "resident":
         for k in [_up(H, 32)] if H else range(32, _LARGEST_RESIDENT + 1, 32):
-            yield from ((_tile(family, k, k, rows), 1) for rows in (1, 2, 4))
+            yield from ((_tile(family, k, k, rows, architecture), 1) for rows in (1, 2, 4))
     elif family == "cluster" and architecture >= 90:
         for blocks in CLUSTER_SIZES:
             step = 128 if blocks < 16 else 256
             for k in [_up(H, step)] if H else range(step, _LARGEST_CLUSTER + 1, step):
                 for rows in (1, 2, 4):
-                    tile = _tile(family, k, k // blocks, rows)
+                    tile = _tile(family, k, k // blocks, rows, architecture)
                     if tile and 4 * tile.shared_weights < _SHARED[architecture]:
                         yield tile, blocks
     elif family == "grid":
@@ -256,10 +253,10 @@ def _tiles(family, architecture, H=None):
                 k_warps = _k_warps(k, columns)
                 if k_warps:
                     # A tile of 4 rows costs hardly more than one of 2.
-                    yield from ((_with_shared(family, Tile(k, columns, 8, k_warps, rows, 0)), None) for rows in (1, 4))
+                    yield from ((_with_shared(Tile(k, columns, 8, k_warps, rows, 0), architecture), None) for rows in (1, 4))
 
 
-def _tile(family, k, columns, rows):
+def _tile(family, k, columns, rows, architecture):
     """Of warps that have all of k: the tile with the fewest weights in shared memory, then with a warp for each scheduler, then
     with the fewest lanes along k, which add up in a tree; None if there is none."""
     found = []
@@ -268,7 +265,7 @@ def _tile(family, k, columns, rows):
             continue  # there a lane finishes one element
         threads, weights = columns * k_lanes // 4, 4 * k // k_lanes
         if k % (4 * k_lanes) == 0 and columns % (128 // k_lanes) == 0 and weights <= 256 and threads <= 512:
-            found.append(_with_shared(family, Tile(k, columns, k_lanes, 1, rows, 0)))
+            found.append(_with_shared(Tile(k, columns, k_lanes, 1, rows, 0), architecture))
     return min(found, key=lambda tile: (tile.shared_weights, tile.threads < 128, tile.k_lanes), default=None)
 
 
@@ -281,14 +278,13 @@ def _k_warps(k, columns):
     return None
 
 
-def _with_shared(family, tile):
+def _with_shared(tile, architecture):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
-    compiling (tests/test_cuda_compile.py): what does not spill, on any architecture that has the family."""
+    compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 on those before."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
-    if family == "cluster":
-        besides = {1: 47, 2: 48, 4: 80}[tile.rows]
-    else:
-        besides = {1: 57, 2: 66, 4: 96 if tile.k_lanes > 4 else 130}[tile.rows]
+    few = tile.k_lanes == 4
+    besides = ({1: 57, 2: 80 if few else 63, 4: 120 if few else 80} if architecture >= 90 else
+               {1: 80, 2: 80, 4: 140 if few else 98})[tile.rows]
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
 
 
@@ -332,16 +328,14 @@ def _beside(device, variant):
 
 
 def _cycles(device, variant, at_once, beside, direction):
-    """Predicted cycles a step. A block's rows go through its warps one tile after the other, and what one sends flies while the
-    next is computed; blocks on one multiprocessor share what it computes in a cycle."""
+    """Predicted cycles a step. Blocks on one multiprocessor wait at different times, and share what it computes in a cycle."""
     tiles = variant.rows // variant.tile.rows
-    serial, shadow, busy, _ = predictions()[str(variant.kernel(direction))]
-    slower = 128 / device.lanes  # than sm_90
-    serial += (slower - 1) * busy
+    step, two, tile, busy, _ = predictions()[str(variant.kernel(direction))]
+    slower = 128 / device.lanes  # than sm_90, in multiply-adds a cycle
+    alone = step if tiles == 1 else two + (tiles - 2) * tile
     turns = -(-variant.groups // (at_once * beside))
     together = -(-variant.groups // at_once) if turns == 1 else beside
-    return turns * max(serial + max(_FLIGHT[variant.family], shadow), tiles * (serial + shadow),
-                       together * tiles * slower * busy)
+    return turns * max(alone + (slower - 1) * tiles * busy, together * tiles * slower * busy)
 
 
 @functools.lru_cache(maxsize=None)
