@@ -18,7 +18,7 @@ from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops_benchmarks import numpy_loop
 from rnn_ops_benchmarks.gpu import __main__ as command
-from rnn_ops_benchmarks.gpu import cells, checks, launches, picture, sanitizer, tables, timing, work
+from rnn_ops_benchmarks.gpu import cells, checks, launches, picture, sanitizer, tables, timing, training, work
 from rnn_ops_benchmarks.gpu.cells import BACKWARD, BOTH, FORWARD, MODES, STEPS, TUTORIAL, Cell
 from rnn_ops_benchmarks.gpu.providers import OURS, TORCH
 from rnn_ops_benchmarks.gpu.rehearsal import made_up
@@ -50,6 +50,31 @@ def test_truth_agrees_with_central_differences(tokens, left_out):
             below = objective()
             array[index] = kept
             assert found["d" + name][index] == pytest.approx((above - below) / (2 * step), abs=1e-8), (name, index)
+
+
+def test_truths_are_computed_by_the_module_that_the_arrays_are_of(monkeypatch):
+    """CuPy's on a GPU: NumPy's functions do not take its arrays with others, and would not stay on the device."""
+    class Other(types.ModuleType):
+        called = set()
+
+        def __getattr__(self, name):
+            self.called.add(name)
+            return getattr(np, name)
+
+    class Array(np.ndarray):
+        __module__ = "otherpy.core"
+
+    monkeypatch.setitem(sys.modules, "otherpy", Other("otherpy"))
+    for tokens in (True, False):
+        problem = checks.draw(4, 3, 5, 6, np.float64, tokens)
+        theirs = checks.evaluate(checks.Problem(*(array.view(Array) for array in problem.arrays)))
+        for name, array in checks.evaluate(problem).items():
+            assert np.array_equal(theirs[name], array)
+    checks.evaluate(checks.Problem(*(array.view(Array) for array in problem.arrays[:5]), None, None, "relu"))
+    weights = {name: array.view(Array) for name, array in training.initial(5, 6, np.float64).items()}
+    tokens = checks.draw(4, 3, 5, 6).inputs.view(Array)
+    numpy_loop.language_model_gradients(tokens, tokens, np.zeros((3, 6)).view(Array), **weights)
+    assert Other.called == {"tanh", "maximum", "empty_like", "zeros_like", "arange", "exp", "log"}
 
 
 def test_bounds_by_hand():

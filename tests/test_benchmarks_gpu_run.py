@@ -227,8 +227,13 @@ def test_a_part_whose_time_is_over_keeps_what_it_has(results):
 def test_no_time_is_no_failure(results):
     its = run.Run(results, 0.1, "gpu_machines:right", "small")
     assert its.parts([EVERY["tutorial"]]) == 0
-    assert results.read(PARTS, "tutorial")["status"] == NO_TIME
-    results.write(RESULTS, "device", dict(NumPyMachine().describe(), gpu={}))
+    record = results.read(PARTS, "tutorial")
+    assert record["status"] == NO_TIME and record["reason"].startswith("about 40 s, and ")
+    results.write(RESULTS, "device", {"gpu": NumPyMachine().describe()})
+    for name in EVERY:
+        results.write(PARTS, name, dict(record, status=DONE))
+    assert folder.assemble(results, list(EVERY))["complete"]
+    results.write(PARTS, "tutorial", record)
     assert not folder.assemble(results, list(EVERY))["complete"]
 
 
@@ -317,6 +322,7 @@ def test_launches_out_of_bounds_are_found():
     for change, word in [
             (dict(block=2048), "threads a block"), (dict(shared=232449), "shared memory"), (dict(grid=(0, 1, 1)), "grid"),
             (dict(grid=(1, 70000, 1)), "grid"), (dict(cluster=3), "cluster"),
+            (dict(cluster=2, grid=(3, 1, 1)), "cluster"),
             (dict(grid=(133, 1, 1), cooperative=True), "cooperative grid")]:
         found = launches.faults(H100, [item._replace(launch=item.launch._replace(**change))])
         assert len(found) == 1 and f": {word}: got " in found[0]

@@ -56,7 +56,7 @@ def parts(architecture):
     return [
         Part(DEVICE, "devices and versions", 10, 120),
         Part(COMPILE, "every kernel, in processes; nothing where they are on disk", 15, 240)] + [
-        Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 60, family=family)
+        Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 40, family=family)
         for family in families] + [
         Part("tutorial", "all variants at the tutorial's shape, timed beside cuDNN", 40, 120),
         Part("microbench", "st.async, barriers, shared memory, in cycles", 10, 60),
