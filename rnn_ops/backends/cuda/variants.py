@@ -335,11 +335,12 @@ def _cycles(device, variant, at_once, beside, direction):
     tiles = variant.rows // variant.tile.rows
     step, two, tile, busy, _ = predictions()[str(variant.kernel(direction))]
     slower = 128 / device.lanes  # than sm_90, in multiply-adds a cycle
-    alone = step if tiles == 1 else two + (tiles - 2) * tile
+    multiply_adds = variant.tile.k * variant.tile.columns * variant.tile.rows / 128
+    alone = (step if tiles == 1 else two + (tiles - 2) * tile) + (slower - 1) * tiles * multiply_adds
+    busy = tiles * max(busy, slower * multiply_adds)
     turns = -(-variant.groups // (at_once * beside))
     together = -(-variant.groups // at_once) if turns == 1 else beside
-    busy *= tiles * slower
-    return turns * max(alone + (1 - 1 / slower) * busy + (together - 1) * _DELAY * busy, together * busy)
+    return turns * max(alone + (together - 1) * _DELAY * busy, together * busy)
 
 
 @functools.lru_cache(maxsize=None)
