@@ -1,25 +1,33 @@
 """The recurrence in plain NumPy: one product a step forward, one a step backward, the weights' gradients at the end.
 
 In float64 it is the truth that every provider is verified against; in float32 it is a provider itself. Shapes as in
-``rnn_ops.reference``: inputs are floats (T, B, I) or int32 tokens (T, B).
+``rnn_ops.reference``: inputs are floats (T, B, I) or int32 tokens (T, B). CuPy arrays, on a GPU, are computed with likewise.
 """
+import sys
+
 import numpy as np
+
+
+def namespace(array):
+    """The module whose functions take the array: NumPy, or CuPy."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def forward(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """The hidden state after every step, (T, B, H). activation: "tanh" or "relu"."""
+    xp = namespace(state)
     outputs = (Wxh[inputs] if inputs.ndim == 2 else inputs @ Wxh) + bh  # what of each step waits for no other
     for t in range(len(outputs)):
         a = outputs[t] + state @ Whh
-        outputs[t] = state = np.tanh(a) if activation == "tanh" else np.maximum(a, 0)
+        outputs[t] = state = xp.tanh(a) if activation == "tanh" else xp.maximum(a, 0)
     return outputs
 
 
 def backward(inputs, state, Wxh, Whh, outputs, doutputs, activation="tanh"):
     """Gradients {"dstate", "dWxh", "dWhh", "dbh"} and, for dense inputs, "dinputs"."""
-    H = Whh.shape[0]
-    da = np.empty_like(outputs)  # gradient of what goes into tanh or relu
-    dh = np.zeros_like(state)
+    H, xp = Whh.shape[0], namespace(state)
+    da = xp.empty_like(outputs)  # gradient of what goes into tanh or relu
+    dh = xp.zeros_like(state)
     for t in reversed(range(len(outputs))):
         da[t] = (doutputs[t] + dh) * (1 - outputs[t] ** 2 if activation == "tanh" else outputs[t] > 0)
         dh = da[t] @ Whh.T
@@ -40,7 +48,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, activation="tanh"):
 
 def one_hot(tokens, V, dtype=np.float32):
     """Rows (..., V) with a one at each token."""
-    return (tokens[..., None] == np.arange(V)).astype(dtype)
+    return (tokens[..., None] == namespace(tokens).arange(V)).astype(dtype)
 
 
 def language_model_gradients(tokens, labels, state, Wxh, Whh, bh, Why, by):
@@ -48,13 +56,14 @@ def language_model_gradients(tokens, labels, state, Wxh, Whh, bh, Why, by):
 
     tokens and labels: int32 (T, B) → (loss, {"Wxh": …, "Whh": …, "bh": …, "Why": …, "by": …}).
     """
+    xp = namespace(state)
     outputs = forward(tokens, state, Wxh, Whh, bh)
     logits = outputs @ Why + by
     logits -= logits.max(axis=-1, keepdims=True)
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    log_probabilities = logits - xp.log(xp.exp(logits).sum(axis=-1, keepdims=True))
     targets = one_hot(labels, len(by), by.dtype)
     loss = -(targets * log_probabilities).sum() / labels.size
-    dlogits = (np.exp(log_probabilities) - targets) / labels.size
+    dlogits = (xp.exp(log_probabilities) - targets) / labels.size
     recurrence = backward(tokens, state, Wxh, Whh, outputs, dlogits @ Why.T)
     gradients = {name: recurrence["d" + name] for name in ("Wxh", "Whh", "bh")}
     gradients["Why"] = outputs.reshape(-1, len(Why)).T @ dlogits.reshape(-1, len(by))

@@ -56,7 +56,7 @@ _FINDER = _Finder()
 
 def install():
     """From now on; where MXNet has been imported already, the operators are registered at once."""
-    if "mxnet" in sys.modules:
+    if sys.modules.get("mxnet"):  # None: whoever put it there wants no MXNet
         importlib.import_module("rnn_ops._mxnet")
     elif _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)

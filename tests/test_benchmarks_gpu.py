@@ -1,120 +1,30 @@
 """The command for a GPU host, but for what only a GPU does: truth, bounds, what the checks find, floors, tables.
 
-A machine that computes in NumPy takes the GPU's place: right, it passes every check; with any one defect, it does not.
+A machine that computes in NumPy takes the GPU's place: right, it passes every check; with any one defect, it does not. The
+run itself, its processes and files, is tested in test_benchmarks_gpu_run.py.
 """
 import json
 import math
 import subprocess
 import sys
-import time
 import types
 
 import numpy as np
 import pytest
 from cuda_host import Host
+from gpu_machines import H100
+from gpu_machines import Defective as NumPyMachine
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
-from rnn_ops_benchmarks import environment, numpy_loop, report
+from rnn_ops_benchmarks import numpy_loop
 from rnn_ops_benchmarks.gpu import __main__ as command
-from rnn_ops_benchmarks.gpu import cells, checks, picture, sanitizer, tables, timing, training
+from rnn_ops_benchmarks.gpu import cells, checks, launches, picture, sanitizer, tables, timing, training, work
 from rnn_ops_benchmarks.gpu.cells import BACKWARD, BOTH, FORWARD, MODES, STEPS, TUTORIAL, Cell
 from rnn_ops_benchmarks.gpu.providers import OURS, TORCH
+from rnn_ops_benchmarks.gpu.rehearsal import made_up
 
-H100 = variants.known_device(90, 132)
 FEW = dict(shapes=((1, 1, 1, 1), (3, 4, 5, 7)), variant_shapes=((2, 3, 5, 33),), option_shapes=((4, 3, 5, 6),),
            bits_shapes=((3, 2, 5, 4), (2, 3, 5, 6)), most_runs=50, sweep=2 ** 12)
-
-
-class NumPyMachine:
-    """What checks.py and timing.py need of a GPU. ``defect`` names what is wrong with it."""
-
-    def __init__(self, device=H100, defect=None):
-        self.device, self.launcher, self.defect = device, self, defect
-        self.clock, self.l2 = 1e9, 1000
-        self.launches = 0
-
-    def to_device(self, array):
-        if self.defect == "gone" and self.launches:
-            raise RuntimeError("an illegal memory access")
-        return array.copy()
-
-    to_host = to_device
-
-    def empty(self, shape):
-        return np.empty(shape, np.float32)
-
-    def wait(self):
-        pass
-
-    def measure_clock(self):
-        return self.clock
-
-    def time(self, call, count, delay, before=None):
-        if before:
-            for i in range(count):
-                before(i)
-        started = time.perf_counter()
-        for i in range(count):
-            call(i)
-        return time.perf_counter() - started + 1e-6, True
-
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
-        self.launches += 1
-        if self.defect == "stepwise raises" and getattr(variant, "family", None) == "stepwise":
-            raise RuntimeError("invalid configuration")
-        if self.defect == "hangs":
-            raise TimeoutError("a kernel hangs")
-        if self.defect == "gone":
-            return
-        wrong = np.zeros(inputs.shape, bool)
-        if inputs.ndim == 2:
-            wrong = (inputs < 0) | (inputs >= len(Wxh))
-            inputs = np.where(wrong, 0, inputs)
-        table = Wxh.copy()
-        outputs[:] = numpy_loop.forward(inputs, state, table, Whh, bh, activation=activation)
-        if self.defect != "wrong tokens taken for 0":
-            for t, b in np.argwhere(wrong):
-                outputs[t:, b] = np.nan
-                if self.defect == "a wrong token spoils its neighbour":
-                    outputs[t:, (b + 1) % len(state)] = np.nan
-        if self.defect == "tanh off by 8 ulp":
-            outputs *= 1 - 8 * np.finfo(outputs.dtype).eps
-        if self.defect == "last element left out":
-            outputs[-1, -1, -1] = np.nan
-        if self.defect == "one too many":
-            outputs.base[-1] = 0
-        if self.defect == "changes its input":
-            state[0, 0] += 1
-        if self.defect == "other bits":
-            outputs[0, 0, 0] += np.spacing(outputs[0, 0, 0]) * (self.launches % 2)
-
-    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast, activation="tanh", variant=None,
-                 **gradients):
-        if self.defect == "gone":
-            return
-        total = np.zeros_like(outputs) if doutputs is None else doutputs.copy()
-        if dlast is not None and self.defect != "dlast ignored":
-            total[-1] += dlast
-        if doutputs is None and self.defect == "doutputs needed":
-            total += 1
-        if inputs.ndim == 2:
-            inputs = np.where((inputs < 0) | (inputs >= len(Wxh)), 0, inputs)
-        if self.defect == "tanh's derivative for relu":
-            activation = "tanh"
-        found = numpy_loop.backward(inputs, state, Wxh, Whh, outputs, total, activation=activation)
-        if self.defect == "dWhh of T = 1 only":
-            found["dWhh"] -= outputs[:-1].reshape(-1, len(Whh)).T @ np.ones_like(outputs[1:]).reshape(-1, len(Whh))
-        if self.defect == "without dstate all is other" and gradients.get("dstate") is None:
-            found["dbh"] = found["dbh"] * 2
-        if self.defect == "slightly off":
-            found["dbh"] *= 1 + 1e-4 if found["dbh"].dtype == np.float32 else 1 + 1e-8
-        unseen = np.setdiff1d(np.arange(len(Wxh)), inputs) if self.defect == "unseen tokens left out" else []
-        for name, array in gradients.items():
-            if array is not None:
-                kept = array[unseen] if name == "dWxh" and len(unseen) else None
-                array[:] = found[name]
-                if kept is not None:
-                    array[unseen] = kept
 
 
 # --- what is right ----------------------------------------------------------------------------------------------------
@@ -140,6 +50,31 @@ def test_truth_agrees_with_central_differences(tokens, left_out):
             below = objective()
             array[index] = kept
             assert found["d" + name][index] == pytest.approx((above - below) / (2 * step), abs=1e-8), (name, index)
+
+
+def test_truths_are_computed_by_the_module_that_the_arrays_are_of(monkeypatch):
+    """CuPy's on a GPU: NumPy's functions do not take its arrays with others, and would not stay on the device."""
+    class Other(types.ModuleType):
+        called = set()
+
+        def __getattr__(self, name):
+            self.called.add(name)
+            return getattr(np, name)
+
+    class Array(np.ndarray):
+        __module__ = "otherpy.core"
+
+    monkeypatch.setitem(sys.modules, "otherpy", Other("otherpy"))
+    for tokens in (True, False):
+        problem = checks.draw(4, 3, 5, 6, np.float64, tokens)
+        theirs = checks.evaluate(checks.Problem(*(array.view(Array) for array in problem.arrays)))
+        for name, array in checks.evaluate(problem).items():
+            assert np.array_equal(theirs[name], array)
+    checks.evaluate(checks.Problem(*(array.view(Array) for array in problem.arrays[:5]), None, None, "relu"))
+    weights = {name: array.view(Array) for name, array in training.initial(5, 6, np.float64).items()}
+    tokens = checks.draw(4, 3, 5, 6).inputs.view(Array)
+    numpy_loop.language_model_gradients(tokens, tokens, np.zeros((3, 6)).view(Array), **weights)
+    assert Other.called == {"tanh", "maximum", "empty_like", "zeros_like", "arange", "exp", "log"}
 
 
 def test_bounds_by_hand():
@@ -268,8 +203,17 @@ def test_the_plan_covers_what_it_says():
         f"64×32×77×256 {what}" for what in ("tokens float32, 1,000 times", "tokens float32, 1,000 times, relu",
                                             "dense float32, 1,000 times")]
     assert {variant.family for variant in repeated[1].variants} == set(variants.FAMILIES)
-    quick = checks.plan(H100, **checks.QUICK)
-    assert len(quick) < len(tasks) / 2
+    assert len({task.name for task in tasks}) == len(tasks)  # by which a run goes on where it was cut off
+    repeats = checks.plan(H100, **checks.REPEATS)
+    assert [task.name for task in repeats] == [task.name for task in repeated]
+    others = checks.plan(H100, **checks.ALL_BUT_REPEATS)
+    assert {task.name for task in tasks} - {task.name for task in others} == {task.name for task in repeated}
+    first = checks.plan(H100, **checks.FIRST)
+    assert {variant.family for task in first for variant in task.variants} == set(variants.FAMILIES)
+    assert all(task.shape in checks.FIRST["shapes"] for task in first) and first[0].shape == (64, 32, 77, 256)
+    for family in variants.FAMILIES:
+        alone = checks.plan(H100, **checks.FIRST, among=(family,))
+        assert len(alone) >= 4 and {variant.family for task in alone for variant in task.variants} == {family}
     for _, B, _, H in checks.SHAPES:
         assert checks.families(H100, np.float32, (3, B, 5, H))[0] == variants.choose(H100, np.float32, B, H)
     tiny = checks.plan(H100, **checks.TINY)
@@ -278,16 +222,6 @@ def test_the_plan_covers_what_it_says():
 
 def test_not_a_number_is_no_pass():
     assert not checks.Result("", "grid", "dWhh", math.nan, 1.0).passed
-
-
-def test_summary_names_failures_and_what_was_nearest():
-    results = [checks.Result("3×4×5×7 tokens float32, grid", "grid", "dWhh", 1e-6, 4e-6),
-               checks.Result("1×1×1×1 tokens float32, grid", "grid", "dbh", 6e-6, 4e-6),
-               checks.Result("3×4×5×7 tokens float32, grid", "grid", "cells changed", 3, 0)]
-    assert command.summary(results).splitlines() == [
-        "FAILED  1×1×1×1 tokens float32, grid: dbh: 6.00e-06 > 4.00e-06",
-        "FAILED  3×4×5×7 tokens float32, grid: cells changed: 3",
-        "grid: 1 of 3 right; nearest to its bound, at 1.5e+02 %: 1×1×1×1 tokens float32, grid: dbh"]
 
 
 # --- floors and timing ------------------------------------------------------------------------------------------------
@@ -306,7 +240,7 @@ def test_floors_by_hand():
 
 def test_cells_begin_with_the_tutorial_and_name_each_once():
     every = cells.cells()
-    assert every[0] == TUTORIAL and len(every) == len(set(every)) == 40
+    assert every[0] == TUTORIAL and len(every) == len(set(every)) == 39
     assert every[-4:] == [(T, 32, 77, 256) for T in (1, 16, 256, 1024)]
     assert set(cells.cells(quick=True)) < set(every)
 
@@ -336,6 +270,42 @@ def test_all_variants_are_timed_where_asked_for():
     every, _ = variants.candidates(H100, np.float32, 3, 33)
     rows = timing.measure(NumPyMachine(), cell, rounds=1, seconds=60, all_variants=True)
     assert {row["variant"] for row in rows if row["provider"] == OURS} == {str(variant) for variant in every}
+
+
+def test_a_family_can_be_left_out_and_peers_too():
+    cell = Cell(2, 3, 5, 33)
+    rows = timing.measure(NumPyMachine(), cell, rounds=1, among=("grid", "stepwise"), alone=True)
+    assert {row["family"] for row in rows} == {"grid", "stepwise"} and {row["provider"] for row in rows} == {OURS}
+
+
+def test_a_call_with_more_launches_than_the_queue_holds_is_a_graph(monkeypatch):
+    """1,024 fit into the queue; the host would wait with the others, and the events would measure it."""
+    monkeypatch.setattr(timing, "MOST_QUEUED", 40)
+    machine, recorded = NumPyMachine(), []
+    machine.recorded = lambda call: recorded.append(call) or call
+    rows = timing.measure(machine, Cell(16, 3, 5, 33), rounds=1, alone=True)
+    launched = {(row["family"], row["mode"]): row["launched"] for row in rows}
+    assert launched["stepwise", FORWARD] == "one by one"  # 32 launches
+    assert launched["stepwise", BOTH] == "in a graph"     # 68
+    assert {how for (family, _), how in launched.items() if family != "stepwise"} == {"one by one"}
+    assert len(recorded) == rows[0]["sets"] * 1
+    stepwise = variants.choose(H100, np.float32, 3, 33, "stepwise")
+    assert len(launches.record(H100, (16, 3, 5, 33), variant=stepwise, mode=FORWARD)) == 32
+    turns = [row for row in rows if row["family"] == "stepwise" and row["mode"] == FORWARD]
+    assert turns[0]["calls_a_turn"] == 1  # two would not fit
+
+
+def test_at_the_tutorials_shape_all_variants_and_the_wall(monkeypatch):
+    cell = Cell(3, 2, 5, 33)
+    monkeypatch.setattr(timing, "TUTORIAL", cell)
+    rows = timing.measure(NumPyMachine(), cell, rounds=1, among=("resident", "stepwise"))
+    found, _ = variants.candidates(H100, np.float32, 2, 33)
+    assert {row["variant"] for row in rows if row["provider"] == OURS} == {
+        str(variant) for variant in found if variant.family in ("resident", "stepwise")}
+    assert all(row["wall"] > 0 and row["wall_waited"] > 0 for row in rows if row["provider"] == OURS)
+    table = "\n".join(tables._wall(rows))
+    assert table.count("**resident") == 2 * 4  # tokens and one-hot, every mode
+    assert not any("wall" in row for row in timing.measure(NumPyMachine(), Cell(2, 2, 5, 33), rounds=1))
 
 
 def test_a_wrong_provider_is_not_timed():
@@ -408,49 +378,6 @@ def test_flashrnn_is_asked_for_where_it_can_be_imported(monkeypatch):
 
 # --- tables, picture, files -------------------------------------------------------------------------------------------
 
-def row(B, H, mode, seconds, provider=OURS, family="cluster", variant=None, chosen=False, input="tokens", **more):
-    cell = TUTORIAL._replace(B=B, H=H, T=more.pop("T", TUTORIAL.T))
-    variant = variant or f"{family}: Tile<{H}>"
-    return {**cell._asdict(), "provider": provider, "family": family, "variant": variant, "chosen": chosen,
-            "input": input, "sets": 8, "set_bytes": 10 ** 6, "mode": mode, "status": "ok", "error": 1e-7,
-            "best": 0.9 * seconds, "p25": 0.95 * seconds, "median": seconds, "p75": 1.1 * seconds, "turns": 25,
-            "calls_a_turn": 4, "us_per_step": 1e6 * seconds / cell.T, "clock": 1e9,
-            "cycles_per_step": 1e9 * seconds / cell.T,
-            "floor_cycles": cells.floor_cycles(H100, cell, mode),
-            **({"predicted_cycles": 608.0} if provider == OURS else {}), **more}
-
-
-def synthetic(torch=True):
-    """Times by formulas: ours 64 steps of 0.5 µs · (0.3 + H / 256)(1 + B / 100), thrice that both ways; cuDNN more."""
-    rows = []
-    for cell in cells.cells():
-        seconds = cell.T * 5e-7 * (0.3 + cell.H / 256) * (1 + cell.B / 100)
-        for mode, factor in zip(MODES, (1, 1.2, 2, 3)):
-            chosen = "resident" if cell.H < 256 else "cluster" if cell.H <= 1024 else "grid"
-            for family, slower in (("resident", 1.3), ("cluster", 1.1), ("grid", 2), ("stepwise", 9)):
-                slower = 1 if family == chosen else slower
-                if family == "resident" and cell.H == 128 and cell.B == 64:
-                    slower = 1.4  # the chooser is wrong here
-                if (family, cell.H <= 256) != ("resident", False) and (family, cell.H <= 1024) != ("cluster", False):
-                    rows.append(row(cell.B, cell.H, mode, factor * slower * seconds, family=family,
-                                    chosen=family == chosen, T=cell.T))
-            rows.append(row(cell.B, cell.H, mode, 1.1 * factor * seconds, family=chosen, chosen=True, input="one-hot",
-                            T=cell.T))
-            if torch and mode != STEPS:
-                rows.append(row(cell.B, cell.H, mode, factor * 5 * seconds / (1 + min(cell.H, 1024) / 512), TORCH, "cuDNN",
-                                "torch 2.5.1, cuDNN 90100", input="one-hot", T=cell.T))
-        if not torch:
-            rows.append(dict(cell._asdict(), provider=TORCH, family="cuDNN", variant="", chosen=False, input="one-hot",
-                             mode=None, status="not installed", reason="No module named 'torch'"))
-    gpu = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": 9.0, "multiprocessors": 132, "memory": 85 * 10 ** 9,
-           "shared_memory_per_block": 232448, "shared_memory_per_multiprocessor": 233472, "l2_cache": 52428800,
-           "clock_khz": 1980000, "measured_clock_khz": 1950000, "memory_clock_khz": 2619000, "driver": "550.54.15",
-           "cuda_driver": "12.4", "cuda_runtime": "11.8", "cupy": "13.6.0"}
-    return {"format": command.FORMAT, "date": "2026-01-02T03:04:05", "complete": True, "lost": None, "gpu": gpu,
-            "environment": environment.describe(), "rnn_ops": "0.1.0", "quick": False, "all_variants": False,
-            "method": {}, "checks": None, "sanitizer": None, "rows": rows, "training": None}
-
-
 def table_after(text, title):
     lines = text.split(title, 1)[1].splitlines()[2:]
     end = next(i for i, line in enumerate(lines) if not line.startswith("|"))
@@ -458,10 +385,10 @@ def table_after(text, title):
 
 
 def test_markdown():
-    text = tables.markdown(synthetic())
+    text = tables.markdown(made_up())
     forward = table_after(text, "**forward, µs a step**")
-    assert forward[0] == ["H \\ B", "1", "8", "32", "64", "128", "256"]
-    assert [line[0] for line in forward[2:]] == ["**64**", "**128**", "**256**", "**512**", "**1024**", "**2048**"]
+    assert forward[0] == ["H \\ B", "1", "8", "32", "64", "128"]
+    assert [line[0] for line in forward[2:]] == [f"**{H}**" for H in (64, 128, 256, 384, 512, 1024, 2048)]
     # 0.5 µs · 1.3 · 1.32, and 5 / 1.5 times that
     assert forward[4][3] == "0.858 (3.33×)"
     assert table_after(text, "**forward+backward, µs a step**")[4][3] == "2.57 (3.33×)"
@@ -475,27 +402,27 @@ def test_markdown():
     assert tutorial[TORCH][0] == "one-hot" and tutorial[TORCH][5] == "" and tutorial[TORCH][-1] == "3.33"
     choices = table_after(text, "(× its time that the chosen one takes; forward, both ways)")
     assert choices[3][4] == "resident; cluster 1.27×, cluster 1.27×"
-    assert choices[4][3] == "cluster" and choices[7][1] == "grid"
+    assert choices[4][3] == "cluster" and choices[8][1] == "grid"
     lengths = text.split("| T | forward | forward+backward |\n| --: | --: | --: |\n", 1)[1]
     assert lengths.startswith("| 1 | 0.858 (3.33×) | 2.57 (3.33×) |\n| 16 | 13.7")
     estimates = table_after(text, "the best variant of each family")
-    assert estimates[0] == ["H", "B", "resident", "cluster", "grid", "stepwise"] and len(estimates) == 2 + 36
-    assert estimates[2 + 2 * 6 + 2] == ["256", "32", "608 → 1,115", "608 → 858", "608 → 1,716", "608 → 7,722"]
-    assert "**torch.nn.RNN is faster** than the chosen variant in 0 of 120 comparisons." in text
+    assert estimates[0] == ["H", "B", "resident", "cluster", "grid", "stepwise"] and len(estimates) == 2 + 35
+    assert estimates[2 + 2 * 5 + 2] == ["256", "32", "608 → 1,115", "608 → 858", "608 → 1,716", "608 → 7,722"]
+    assert "**torch.nn.RNN is faster** than the chosen variant in 0 of 117 comparisons." in text
     assert "CuPy 13.6.0" in text and "driver 550.54.15" in text and "torch 2.5.1, cuDNN 90100; 2026-01-02" in text
 
 
 def test_where_the_vendor_wins_is_a_line():
-    result = synthetic()
+    result = made_up()
     for its in result["rows"]:
         if its["provider"] == TORCH and its["B"] == 64 and its["H"] == 512 and its["mode"] == BOTH:
             its["median"] /= 5
-    assert ("**torch.nn.RNN is faster** than the chosen variant in 1 of 120 comparisons: T = 64, B = 64, H = 512, "
+    assert ("**torch.nn.RNN is faster** than the chosen variant in 1 of 117 comparisons: T = 64, B = 64, H = 512, "
             "forward+backward (0.50×).\n") in tables.markdown(result)
 
 
 def test_markdown_without_pytorch_and_cut_off():
-    result = synthetic(torch=False)
+    result = made_up(torch=False)
     text = tables.markdown(result)
     assert table_after(text, "**forward, µs a step**")[4][3] == "0.858"
     assert "not installed: No module named 'torch'" in text
@@ -504,124 +431,51 @@ def test_markdown_without_pytorch_and_cut_off():
     text = tables.markdown(result)
     assert "Incomplete" in text and "Floor" not in text
     assert len(table_after(text, "**forward, µs a step**")) == 3
-    assert tables.markdown(dict(result, rows=[])) == ""
+    assert "µs a step" not in tables.markdown(dict(result, rows=[]))
 
 
 @pytest.mark.parametrize("torch", [True, False])
 def test_picture(torch, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "gpu.png"
-    picture.draw(synthetic(torch), path)
+    picture.draw(made_up(torch), path)
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 
-def test_default_path(tmp_path):
-    assert command.default_path("NVIDIA H100 80GB HBM3", str(tmp_path)) == str(tmp_path / "nvidia-h100-80gb-hbm3.json")
-    assert command.default_path("NVIDIA A10G", str(tmp_path / "none")) == "nvidia-a10g.json"
-
-
 def test_facts_of_the_device():
-    text = command.facts(synthetic())
+    text = tables.facts(dict(made_up(), gpu=dict(made_up()["gpu"], devices=2)))
     for fact in ("NVIDIA H100 80GB HBM3: compute capability 9.0, 132 multiprocessors", "227 KiB a block",
-                 "1,980,000 kHz", "just now 1,950,000 kHz", "driver 550.54.15", "CuPy 13.6.0", "rnn_ops 0.1.0"):
+                 "1,980,000 kHz", "just now 1,950,000 kHz", "driver 550.54.15", "CuPy 13.6.0", "rnn_ops 0.1.0",
+                 "float64 truths by CuPy", "2 GPUs: the first one is used"):
         assert fact in text
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-class Options:
-    only, quick, all_variants = None, True, False
-
-
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """The command's way through its parts, on few shapes, with a NumPy machine → (function of a machine, the file).
-
-    Training is left to test_benchmarks_gpu_training.py."""
-    monkeypatch.setattr(checks, "QUICK", FEW)
-    monkeypatch.setattr(training, "measure", lambda *arguments: {"failed": []})
-    path = tmp_path / "result.json"
-    result = dict(synthetic(), rows=[], complete=False)
-    monkeypatch.setattr(cells, "cells", lambda quick: [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20)])
-
-    def run(machine):
-        machine.compile = lambda wanted, progress: progress(1, 1)
-        machine.free = lambda: None
-        return command._work(machine, Options, result, str(path))
-
-    return run, path
-
-
-def test_all_parts_in_order(small, capsys):
-    run, path = small
-    assert run(NumPyMachine()) == 0
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert result["complete"] and result["checks"]["failed"] == [] and result["checks"]["count"] > 500
-    assert {(row["B"], row["H"]) for row in result["rows"]} == {(3, 12), (2, 20)}
-    assert "0 failed" in capsys.readouterr().out
-
-
-def test_failures_show_in_the_exit_status_and_as_lines(small, capsys):
-    run, path = small
-    assert run(NumPyMachine(defect="tanh off by 8 ulp")) == 1  # good enough to be timed
-    failed = json.loads(path.read_text(encoding="utf-8"))["checks"]["failed"]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED  ")]
-    assert failed and lines[:len(failed)] == ["FAILED  " + line for line in failed]
-
-
-def test_a_wrong_result_when_timing_shows_too(small, monkeypatch, capsys):
-    run, _ = small
-    monkeypatch.setattr(Options, "only", "time")
-    assert run(NumPyMachine(defect="dlast ignored")) == 0  # nobody gives dlast there
-    assert run(NumPyMachine(defect="dWhh of T = 1 only")) == 1
-    assert "FAILED  T = 5, B = 3, H = 12, ours, resident: one block" in capsys.readouterr().out
-
-
-def test_what_was_measured_before_an_interrupt_is_kept(small, monkeypatch):
-    run, path = small
-    measure = timing.measure
-
-    def interrupted(machine, cell, *rest):
-        if cell.H == 20:
-            written = json.loads(path.read_text(encoding="utf-8"))  # as a kill would leave it
-            assert {row["H"] for row in written["rows"]} == {12} and not written["complete"]
-            raise KeyboardInterrupt
-        return measure(machine, cell, *rest)
-
-    monkeypatch.setattr(timing, "measure", interrupted)
-    assert run(NumPyMachine()) == 130
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert not result["complete"] and {row["H"] for row in result["rows"]} == {12}
-    assert "Incomplete" in tables.markdown(result)
-
-
-def test_a_lost_gpu_ends_the_work_and_is_told(small, capsys):
-    run, path = small
-    assert run(NumPyMachine(defect="gone")) == 1
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert "illegal memory access" in result["lost"] and not result["complete"] and len(result["checks"]["failed"]) == 1
-    assert "The GPU answers no more" in capsys.readouterr().err
-
-
 def test_sanitizer(tmp_path, monkeypatch):
     """A stand-in for the tool, which is not here: found on the PATH, and its verdicts read."""
-    shown = []
+    shown, kept = [], []
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sanitizer.run(shown.append) is None and "not on the PATH" in shown[0]
+    assert sanitizer.find() is None
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"""#!{sys.executable}
 import sys, time
 tool, arguments = sys.argv[2], sys.argv[5:]
-assert sys.argv[3:5] == ["--error-exitcode", "97"] and arguments[1] == "-m" and arguments[3] == "--sanitized", sys.argv
+assert sys.argv[3:5] == ["--error-exitcode", "97"], sys.argv
+assert arguments[1] == "-m" and arguments[3:5] == ["--part", "sanitized"], sys.argv
 if tool == "racecheck": print("Race reported between"); sys.exit(97)
 if tool == "synccheck": sys.exit(1)
 if tool == "initcheck": time.sleep(60)
 """)
     tool.chmod(0o755)
     monkeypatch.setattr(sanitizer, "SECONDS", 3)
-    assert sanitizer.run(shown.append) == {
-        "memcheck": "clean", "racecheck": "has found errors:\n    Race reported between",
+    found = sanitizer.run(shown.append, lambda: 100, lambda found: kept.append(dict(found)))
+    assert found == kept[-1] == {
+        "racecheck": "has found errors:\n    Race reported between", "memcheck": "clean",
         "synccheck": "ended with status 1:", "initcheck": "did not end within 3 s"}
+    assert [len(one) for one in kept] == [1, 2, 3, 4] and len(shown) == 4
+    over = sanitizer.run(shown.append, lambda: 1, kept.append)
+    assert set(over.values()) == {"was not begun: the time was over"}
 
 
 @pytest.fixture
@@ -631,13 +485,13 @@ def without_gpu():
         pytest.skip("there is a GPU")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--only", "check", "--quick"]])
+@pytest.mark.parametrize("arguments", [[], ["--only", "check", "--minutes", "1"]])
 def test_without_a_gpu_one_sentence_and_status_2(arguments, tmp_path, without_gpu):
     process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", *arguments], cwd=tmp_path, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.returncode == 2, process.stderr
     assert process.stdout == "" and len(process.stderr.splitlines()) == 1
-    assert process.stderr.startswith("benchmarks.gpu: ") and process.stderr.endswith(".\n")
+    assert process.stderr.startswith("benchmarks.gpu: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -645,11 +499,11 @@ def test_nothing_but_the_machine_needs_cupy_and_nothing_needs_mxnet():
     """On a host that has neither, the way to the sentence is free."""
     process = subprocess.run(
         [sys.executable, "-c", "import sys; sys.modules['mxnet'] = sys.modules['pooch'] = None\n"
-         "from rnn_ops_benchmarks.gpu import __main__, checks, picture, sanitizer, tables, timing, training\n"
+         "from rnn_ops_benchmarks.gpu import __main__, checks, picture, rehearsal, sanitizer, tables, timing, training\n"
          "from timemachine import text; text._URL = 'http://127.0.0.1:9/{name}'; assert text.load('timemachine')\n"
-         "assert 'cupy' not in sys.modules; sys.modules['cupy'] = None; sys.exit(__main__.main(['--only', 'check']))"],
+         "assert 'cupy' not in sys.modules; sys.modules['cupy'] = None; sys.exit(__main__.main(['--part', 'device']))"],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.returncode == 2 and "CuPy" in process.stderr, process.stderr
+    assert process.returncode == work.LEFT_OUT and "CuPy" in process.stderr, process.stderr
 
 
 def test_help_explains(capsys):
@@ -657,13 +511,14 @@ def test_help_explains(capsys):
         command.main(["--help"])
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for word in ("--only", "--quick", "--all-variants", "--json", "compute-sanitizer", "Exit status", "incomplete"):
+    for word in ("--only", "--minutes", "--out", "--report", "--rehearse", "RNN_OPS_CACHE", "Exit status", "goes on"):
         assert word in text
-    assert sanitizer.OPTION not in text
+    assert "--part" not in text and "--machine" not in text
 
 
-def test_a_part_that_is_none_is_refused(capsys):
+@pytest.mark.parametrize("arguments, word", [(["--only", "nothing"], "check"), (["--minutes", "0"], "needs more than 0")])
+def test_what_cannot_be_asked_for_is_refused(arguments, word, capsys):
     with pytest.raises(SystemExit) as exit_:
-        command.main(["--only", "nothing"])
+        command.main(arguments)
     assert exit_.value.code == 2
-    assert "check" in capsys.readouterr().err
+    assert word in capsys.readouterr().err

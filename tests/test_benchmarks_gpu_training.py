@@ -9,8 +9,9 @@ from rnn_ops.backends import cpu
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops_benchmarks import numpy_loop
-from rnn_ops_benchmarks.gpu import __main__ as command
-from rnn_ops_benchmarks.gpu import checks, tables, training
+from rnn_ops_benchmarks.gpu import checks, folder, tables, training
+from rnn_ops_benchmarks.gpu import work as gpu_work
+from rnn_ops_benchmarks.gpu.rehearsal import made_up
 from timemachine import data, model, text
 from timemachine import training as timemachine_training
 
@@ -49,7 +50,7 @@ class HostMachine:
     def to_device(self, array):
         return array.copy()
 
-    to_host = to_device
+    to_host = for_truth = to_device
 
     def wait(self):
         pass
@@ -90,7 +91,7 @@ def test_several_epochs_are_those_of_numpy(architecture, dtype, bound):
     assert list(found) == list(arrays)
     for name, array in found.items():
         assert np.abs(array - true_arrays[name]).max() < bound, name
-    assert np.array_equal(training.numpy_losses(arrays, inputs, labels, 4), true)
+    assert np.array_equal(training.true_losses(machine, arrays, inputs, labels, 4), true)
 
 
 def test_one_step_is_the_gradient_of_the_mean_loss():
@@ -202,21 +203,21 @@ def test_a_machine_that_answers_no_more_is_lost():
 
 
 def result():
-    from test_benchmarks_gpu import synthetic
-    return dict(synthetic(), rows=[], training=measure(HostMachine()))
+    return dict(made_up(), rows=[], training=measure(HostMachine()))
 
 
 def test_table():
     its = result()
     lines = tables.markdown(its).splitlines()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    begins = next(number for number, line in enumerate(lines) if line.startswith("**Training**"))
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[begins:] if line.startswith("|")]
     assert [row[0] for row in table] == [
         "launched", ":--", training.LAUNCHES, training.GRAPH, f"**4 epochs, {its['training']['way']}**"]
     assert table[2][1] == f"{its['training']['ways'][0]['tokens_per_second']:,.0f}"
     assert any(line.startswith("**Training**, words, T×B×V×H = 5×3×") for line in lines)
     its["training"]["ways"][1] = {"way": training.GRAPH, "status": "failed", "reason": "a | b"}
     assert r"failed: a \| b" in tables.markdown(its)
-    assert tables.markdown(dict(its, training=None)) == ""
+    assert "Training" not in tables.markdown(dict(its, training=None))
 
 
 def test_the_books_first_epochs_are_those_of_rnn_ops_train(book):
@@ -229,46 +230,45 @@ def test_the_books_first_epochs_are_those_of_rnn_ops_train(book):
     assert found["losses"] == pytest.approx([3.3658, 3.0317], abs=6e-5)
 
 
-# --- the command
-
-class Options:
-    only, quick, all_variants = "train", True, False
-
+# --- the part of the command
 
 @pytest.fixture
 def work(monkeypatch, tmp_path):
+    """A function of a machine → (exit status, what was kept)."""
     monkeypatch.setattr(text, "load", lambda name: BOOK)
-    monkeypatch.setattr(training, "QUICK_EPOCHS", 4)
-    measured = training.measure
-    monkeypatch.setattr(training, "measure", lambda *arguments: measured(*arguments, T=5, B=3, H=19))
-    path = tmp_path / "result.json"
+    results = folder.Folder(str(tmp_path))
+    results.make()
 
     def run(machine):
-        status = command._work(machine, Options, {"rows": [], "training": None}, str(path))
-        return status, json.loads(path.read_text(encoding="utf-8"))
+        status = gpu_work._training(gpu_work.Work("training", results, machine, "small", 60, variants.FAMILIES))
+        return status, results.read(folder.RESULTS, "training")
     return run
 
 
-def test_the_part_of_the_command(work, capsys):
+def test_the_part_of_the_command(work):
     status, its = work(HostMachine())
-    assert status == 0 and its["complete"] and its["training"]["epochs"] == 4
+    assert status == gpu_work.DONE and its["epochs"] == 3 and its["failed"] == []
     status, its = work(HostMachine(defect="cannot record"))
-    assert status == 1 and "FAILED  training: a graph an epoch: RuntimeError" in capsys.readouterr().out
+    assert status == gpu_work.FOUND and its["failed"][0].startswith("a graph an epoch: RuntimeError")
 
 
-def test_without_the_workload_it_says_how_to_get_it(work, monkeypatch, capsys):
+def test_without_the_workload_it_says_how_to_get_it(work, monkeypatch):
     import timemachine
     monkeypatch.delattr(timemachine, "text")
     monkeypatch.setitem(sys.modules, "timemachine.text", None)
-    status, its = work(HostMachine())
-    assert status == 1 and its["training"] is None and "in a clone, set PYTHONPATH=python" in capsys.readouterr().out
+    with pytest.raises(gpu_work.LeftOut, match="in a clone, set PYTHONPATH=python"):
+        work(HostMachine())
 
 
-def test_a_text_that_cannot_be_had_is_a_sentence(work, monkeypatch, capsys):
+def test_a_text_that_cannot_be_had_is_a_sentence(work, monkeypatch):
     def load(name):
         raise ValueError("text: timemachine.txt is not timemachine")
     monkeypatch.setattr(text, "load", load)
     status, its = work(HostMachine())
-    assert status == 1 and its["complete"] and its["training"] == {
-        "failed": ["ValueError: text: timemachine.txt is not timemachine"]}
-    assert "FAILED  training: ValueError: text: timemachine.txt" in capsys.readouterr().out
+    assert status == gpu_work.FOUND and its == {"failed": ["ValueError: text: timemachine.txt is not timemachine"]}
+
+
+def test_a_text_that_is_not_the_book_is_told(work, monkeypatch):
+    monkeypatch.setattr(text, "load", lambda name: BOOK._replace(notice="the book is not here"))
+    _, its = work(HostMachine())
+    assert "NOT THE BOOK: the book is not here" in tables.headline("training", its)

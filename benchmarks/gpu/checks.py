@@ -1,11 +1,12 @@
 """Are the kernels right? Every family and variant against float64, on whatever can run them.
 
-A machine has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_device(numpy)`` and ``to_host(array)``: a
-GPU (machine.py), or a CPU that runs the kernels' sources. Results are written into NaN between guard cells, so that
-what is left out, and what is written beside, is found.
+A machine has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_device(numpy)`` and ``to_host(array)``, and
+``for_truth(numpy)``, which gives the array that truths are computed with: a GPU (machine.py), NumPy in its place
+(numpy_machine.py), or a CPU that runs the kernels' sources. Results are written into NaN between guard cells, so that what
+is left out, and what is written beside, is found.
 
-Truth is NumPy in float64 on the same arguments; errors and what float32 is allowed are those of `rnn_ops.exactness`,
-float64 may be off by 1e-9.
+Truth is numpy_loop.py in float64 on the same arguments; errors and what float32 is allowed are those of
+`rnn_ops.exactness`, float64 may be off by 1e-9.
 """
 import math
 from functools import partial
@@ -37,9 +38,11 @@ VARIANT_SHAPES = ((3, 7, 5, 33), (5, 3, 7, 64), (3, 150, 5, 190), (4, 33, 7, 256
                   (2, 35, 5, 2000))  # every candidate
 OPTION_SHAPES = ((5, 3, 7, 61), (3, 9, 5, 300), (3, 2, 5, 1100))  # arguments left out, wrong tokens
 BITS_SHAPES = ((64, 32, 77, 256), (9, 133, 7, 61), (5, 37, 5, 700), (3, 5, 5, 1500))  # the same bits again and again
-QUICK = dict(shapes=SHAPES[:7] + SHAPES[10:11] + SHAPES[20:21] + SHAPES[22:23] + SHAPES[28:],
-             variant_shapes=VARIANT_SHAPES[3:4], option_shapes=OPTION_SHAPES[:1], bits_shapes=BITS_SHAPES[:1],
-             most_runs=100, sweep=2 ** 20)
+# What `plan` is given for a part of all. The first look: the workload's shape, and one for each family.
+FIRST = dict(shapes=((64, 32, 77, 256), (7, 3, 4, 61), (3, 33, 5, 509), (2, 34, 5, 1531)), variant_shapes=(),
+             option_shapes=(), bits_shapes=(), sweep=0)
+ALL_BUT_REPEATS = dict(most_runs=RUNS)
+REPEATS = dict(shapes=(), variant_shapes=(), option_shapes=(), bits_shapes=BITS_SHAPES[:1], sweep=0)
 # A few kernels of each family, for tools that run them hundreds of times slower.
 TINY = dict(shapes=((3, 3, 5, 37), (2, 5, 3, 300)), variant_shapes=(), option_shapes=(), bits_shapes=(), sweep=2 ** 8)
 
@@ -48,7 +51,7 @@ _NAMES = ("dstate", "dWxh", "dWhh", "dbh", "dinputs")
 
 
 class Lost(Exception):
-    """The machine answers no more: a kernel hangs or has broken it. Nothing else can be checked in this process."""
+    """The machine answers no more: a kernel hangs or has broken it. Nothing else can be done in this process."""
 
 
 class Result(NamedTuple):
@@ -74,7 +77,10 @@ class Task(NamedTuple):
     """Some checks that share arguments and a truth: ``run(machine)`` gives Results."""
     name: str
     run: Callable
-    variants: tuple = ()  # that it will launch
+    variants: tuple  # that it will launch
+    shape: tuple     # of its calls: T, B, I, H
+    dtype: Any
+    tokens: bool
 
 
 class Problem(NamedTuple):
@@ -111,15 +117,22 @@ def draw(T, B, I, H, dtype=FLOAT32, tokens=True, scale=1, activation="tanh"):
 
 
 def evaluate(problem):
-    """outputs and all gradients by name, by NumPy in the problem's own precision."""
+    """outputs and all gradients by name, in the problem's own precision, on whatever arrays it has."""
     outputs = numpy_loop.forward(*problem[:5], activation=problem.activation)
-    doutputs = np.zeros_like(outputs) if problem.doutputs is None else problem.doutputs.copy()
+    doutputs = (numpy_loop.namespace(outputs).zeros_like(outputs) if problem.doutputs is None
+                else problem.doutputs.copy())
     if problem.dlast is not None:
         doutputs[-1] += problem.dlast
     return dict(numpy_loop.backward(*problem[:4], outputs, doutputs, activation=problem.activation), outputs=outputs)
 
 
-def bounds(problem, truth):
+def evaluate_on(machine, problem):
+    """`evaluate` where the machine computes truths: NumPy arrays there and back."""
+    arrays = [None if array is None else machine.for_truth(array) for array in problem.arrays]
+    return {name: machine.to_host(array) for name, array in evaluate(Problem(*arrays, problem.activation)).items()}
+
+
+def bounds(problem, truth, evaluate=evaluate):
     """The largest error allowed for each tensor."""
     if problem.state.dtype == FLOAT64:
         return dict.fromkeys(truth, FLOAT64_BOUND)
@@ -179,16 +192,19 @@ def different_cells(a, b):
 # --- what there is to check
 
 def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPTION_SHAPES, bits_shapes=BITS_SHAPES,
-         most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD):
-    """All Tasks for a device."""
+         most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD, among=variants.FAMILIES):
+    """All Tasks for a device, each with the variants of the families ``among``; those that have none are left out."""
     tasks = []
 
     def add(name, check, shape, dtype, kind, chosen, **more):
+        chosen = [variant for variant in chosen if variant.family in among]
+        if not chosen:
+            return
         letters = "×".join(map(str, shape))
         name = f"{letters} {kind} {dtype}{name}"
         make = partial(draw, *shape, dtype, kind == "tokens", **more)
         run = partial(_each, name, chosen, partial(check, guard=guard), make)
-        tasks.append(Task(name, run, tuple(chosen)))
+        tasks.append(Task(name, run, tuple(chosen), shape, dtype, kind == "tokens"))
 
     for shape in shapes:
         for kind in ("tokens", "dense"):
@@ -210,13 +226,14 @@ def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPT
         add(f", {runs:,} times", same_bits, shape, FLOAT32, "tokens", chosen)
         add(f", {runs:,} times, relu", same_bits, shape, FLOAT32, "tokens", chosen, activation="relu")
         add(f", {runs:,} times", same_bits, shape, FLOAT32, "dense", chosen[:1])
-    for dtype in (FLOAT32, FLOAT64):
+    for dtype in (FLOAT32, FLOAT64) if sweep else ():
         size = sweep if dtype == FLOAT32 else sweep // 4
         # The families share the function; a grid would need much memory for so many rows.
         chosen = [variant for variant in families(device, dtype, (1, min(size, _SWEPT), 1, 1))
-                  if variant.family in ("resident", "stepwise")]
+                  if variant.family in ("resident", "stepwise") and variant.family in among]
         name = f"tanh of {size:,} {dtype} values"
-        tasks.append(Task(name, partial(_each, name, chosen, _tanh, partial(sweep_values, dtype, size)), tuple(chosen)))
+        tasks.append(Task(name, partial(_each, name, chosen, _tanh, partial(sweep_values, dtype, size)), tuple(chosen),
+                          (1, min(size, _SWEPT), 1, 1), dtype, False))
     return tasks
 
 
@@ -224,7 +241,7 @@ def families(device, dtype, shape):
     """The best variant of each family that can serve a shape (T, B, I, H), best first: that is the chooser's."""
     found, _ = variants.candidates(device, dtype, shape[1], shape[3])
     best = {}
-    for variant in sorted(found, key=lambda variant: variant.cycles):
+    for variant in sorted(found, key=variants.total_cycles):
         best.setdefault(variant.family, variant)
     return list(best.values())
 
@@ -258,7 +275,7 @@ def run(machine, tasks, report=None):
 def _each(name, chosen, check, make, machine):
     """``check`` with every variant on the same problem; whatever a variant breaks is its own Result."""
     problem = make()
-    for_all = check(problem)
+    for_all = check(machine, problem)
     for variant in chosen:
         case = f"{name}, {variant}"
         try:
@@ -280,12 +297,17 @@ def see_alive(machine, what, error):
         raise Lost(f"{what}: {' '.join(str(still).split())}") from error
 
 
-# Each check takes the problem, works out what all variants have in common, and gives a function of (machine, variant)
-# that yields (what, error, bound).
+# Each check takes the machine and the problem, works out what all variants have in common, and gives a function of
+# (machine, variant) that yields (what, error, bound).
 
-def _values(problem, guard):
-    truth = evaluate(problem.astype(FLOAT64))
-    bound = bounds(problem, truth)
+def _truth(machine, problem):
+    """What is exact, and how far off it each tensor may be."""
+    truth = evaluate_on(machine, problem.astype(FLOAT64))
+    return truth, bounds(problem, truth, partial(evaluate_on, machine))
+
+
+def _values(machine, problem, guard):
+    truth, bound = _truth(machine, problem)
 
     def check(machine, variant):
         results, changed = execute(machine, problem, variant, guard=guard)
@@ -295,13 +317,12 @@ def _values(problem, guard):
     return check
 
 
-def _options(problem, guard):
+def _options(machine, problem, guard):
     partials = [(left_out, problem._replace(**{left_out: None})) for left_out in ("doutputs", "dlast")]
-    truths = [evaluate(some.astype(FLOAT64)) for _, some in partials]
-    limits = [bounds(some, truth) for (_, some), truth in zip(partials, truths)]
+    partials = [(left_out, some, *_truth(machine, some)) for left_out, some in partials]
 
     def check(machine, variant):
-        for (left_out, some), truth, limit in zip(partials, truths, limits):
+        for left_out, some, truth, limit in partials:
             results, changed = execute(machine, some, variant, guard=guard)
             yield f"without {left_out}: cells changed that are no result", changed, 0
             for name, array in truth.items():
@@ -314,7 +335,7 @@ def _options(problem, guard):
     return check
 
 
-def _wrong_tokens(problem, guard):
+def _wrong_tokens(machine, problem, guard):
     T, B, _ = problem.shape
     V = len(problem.Wxh)
     wrong = problem.inputs.copy()
@@ -337,7 +358,7 @@ def _wrong_tokens(problem, guard):
     return check
 
 
-def _same_bits(problem, guard, runs):
+def _same_bits(machine, problem, guard, runs):
     """The runs are compared on the machine, and waited for once: nothing else runs between them."""
     def check(machine, variant):
         first, _ = execute(machine, problem, variant, guard=guard)
@@ -373,7 +394,7 @@ def sweep_values(dtype, size):
     return values * random.choice(np.array([-1, 1], dtype), size)
 
 
-def _tanh(values):
+def _tanh(machine, values):
     """Through a step with I = H = 1, Wxh = [[1]], all else 0, which leaves tanh(x) exactly.
 
     The truth of float32 is NumPy's tanh in float64, that of float64 in long double, where that has more bits.

@@ -11,6 +11,7 @@ clock starts. Those who compute in less than float32, for information, have a bo
 import numpy as np
 
 from .. import providers as cpu_providers
+from . import launches
 from .cells import BACKWARD, BOTH, FORWARD, STEPS
 
 TORCH, TORCH_TF32, OURS = "torch.nn.RNN", "torch.nn.RNN, TF32", "ours"
@@ -25,9 +26,18 @@ class Ours:
         self._machine, self._sets, self._variant = machine, sets, variant
         self._input = "one-hot" if one_hot else "tokens"
         self.about = {"provider": OURS, "family": variant.family, "variant": str(variant), "chosen": chosen,
-                      "input": self._input, "predicted_cycles": variant.cycles}
+                      "input": self._input}
+        if variant.exchange == "async":  # the older one is not predicted
+            self.about.update(predicted_cycles=variant.cycles, predicted_backward_cycles=variant.backward_cycles)
         self.calls = {FORWARD: (None, self._forward), STEPS: (None, self._steps), BACKWARD: (None, self._backward),
                       BOTH: (None, self._both)}
+
+    def launches(self, mode):
+        """How many launches, products and fills a call puts into the stream."""
+        s = self._sets[0]
+        (T, B, H), (V, _) = s["outputs"].shape, s["Wxh"].shape
+        return len(launches.record(self._machine.device, (T, B, V, H), tokens=self._input == "tokens",
+                                   variant=self._variant, mode=mode))
 
     def _forward(self, i):
         s = self._sets[i]
@@ -53,7 +63,7 @@ class Ours:
     def results(self):
         names = ("outputs", "dstate", "dWxh", "dWhh", "dbh")
         for name in names:
-            self._sets[0][name].fill(np.nan)
+            self._machine.spoil(self._sets[0][name])
         self._both(0)
         return {name: self._machine.to_host(self._sets[0][name]) for name in names}
 

@@ -5,39 +5,57 @@ import signal
 import subprocess
 import sys
 
-TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+TOOLS = ("racecheck", "memcheck", "synccheck", "initcheck")
 SECONDS = 120  # for one tool
+_LEAST = 10    # seconds that are worth its start
 CLEAN = "clean"
 FOUND = 97     # exit status that says that the tool has found something
-OPTION = "--sanitized"  # of the command: only what these tools are to see
+PART = "sanitized"  # of the command: only what these tools are to see
 
 
-def run(show):
-    """Run every tool → {tool: CLEAN, or what is wrong}, or None where it is not installed. ``show`` gets lines."""
-    path = shutil.which("compute-sanitizer")
-    if path is None:
-        show("compute-sanitizer is not on the PATH (it comes with the CUDA toolkit): its checks are left out.")
-        return None
+def find():
+    """The tool's path, or None."""
+    return shutil.which("compute-sanitizer")
+
+
+def run(show, left, keep, arguments=()):
+    """Run every tool → {tool: CLEAN, or what is wrong}.
+
+    Parameters
+    ----------
+    show : callable
+        Gets lines.
+    left : callable
+        How many seconds there are.
+    keep : callable
+        Gets the results so far.
+    arguments : list of str
+        For the command, besides the part.
+    """
     # The package by its name here: `benchmarks` in a checkout, `rnn_ops_benchmarks` installed.
-    command = [sys.executable, "-m", __package__, OPTION]
+    command = [sys.executable, "-m", __package__, "--part", PART, *arguments]
     found = {}
     for tool in TOOLS:
-        found[tool] = _run_tool([path, "--tool", tool, "--error-exitcode", str(FOUND), *command])
+        if left() < _LEAST:
+            found[tool] = "was not begun: the time was over"
+        else:
+            found[tool] = _run_tool([find(), "--tool", tool, "--error-exitcode", str(FOUND), *command], min(SECONDS, left()))
         show(f"{tool}: {found[tool]}")
+        keep(found)
     return found
 
 
-def _run_tool(command):
+def _run_tool(command, seconds):
     # A session of its own, so that what the tool has started ends with it.
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           start_new_session=True) as process:
         try:
-            output, _ = process.communicate(timeout=SECONDS)
+            output, _ = process.communicate(timeout=seconds)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            return f"did not end within {SECONDS} s"
+            return f"did not end within {seconds:.0f} s"
     return verdict(process.returncode, output)
 
 

@@ -5,29 +5,120 @@ from rnn_ops.backends.cuda.variants import FAMILIES
 
 from ..report import digits
 from ..worker import OK
+from . import microbench
 from .cells import BACKWARD, BOTH, FLOOR, FORWARD, STEPS, TUTORIAL
 from .providers import OURS, TORCH
 
 
+def facts(result):
+    """The device and the versions, a line each."""
+    gpu, where = result["gpu"], result["environment"]
+    lines = [
+        f"{gpu['name']}: compute capability {gpu['compute_capability']}, {gpu['multiprocessors']} multiprocessors, "
+        f"{gpu['memory'] / 2 ** 30:.0f} GiB, L2 {gpu['l2_cache'] / 2 ** 20:.0f} MiB",
+        f"shared memory: {gpu['shared_memory_per_block'] / 1024:.0f} KiB a block, "
+        f"{gpu['shared_memory_per_multiprocessor'] / 1024:.0f} KiB a multiprocessor",
+        f"clock: at most {gpu['clock_khz']:,} kHz, just now {gpu['measured_clock_khz']:,} kHz; memory "
+        f"{gpu['memory_clock_khz']:,} kHz",
+        f"driver {gpu['driver'] or 'unknown'}, for CUDA up to {gpu['cuda_driver']}; CUDA {gpu['cuda_runtime']}; "
+        f"CuPy {gpu['cupy']}; rnn_ops {result['rnn_ops']}, commit {where['commit'] or 'unknown'}",
+        f"float64 truths by {gpu['truths']}"]
+    if gpu["devices"] > 1:
+        lines.append(f"{gpu['devices']} GPUs: the first one is used (CUDA_VISIBLE_DEVICES picks)")
+    return "\n".join(lines)
+
+
+def headline(part, found):
+    """The most important numbers of a part's results in a few words."""
+    if "families" in found:
+        words = [f"{family} {its['right']:,}/{its['count']:,} right (nearest to its bound: {its['share']:.0%})"
+                 for family, its in found["families"].items()]
+        return f"{len(found['done'])} of {found['tasks']} tasks: " + ", ".join(words)
+    if part == "compile":
+        return f"{found['kernels']} kernels, in {found['folder']}"
+    if part == "training" and "seconds" in found:
+        notice = f"; NOT THE BOOK: {found['notice']}" if found["notice"] else ""
+        return (f"{found['epochs']:,} epochs of {found['text']} in {digits(found['seconds'])} s, loss "
+                f"{found['losses'][0]:.4f} → {found['losses'][-1]:.4f}{notice}")
+    if "cells" in found and "of" in found:
+        return f"{found['cells']} of {found['of']} cells{': ' if found['facts'] else ''}{found['facts']}"
+    if "rows" in found:
+        return f"{len(found['rows'])} rows"
+    return ""
+
+
+def timed_headline(rows, cell):
+    """Ours and cuDNN at a cell in a few words."""
+    words = []
+    for mode in (FORWARD, BOTH):
+        ours, theirs = of_cell(rows, cell, mode)
+        if ours:
+            words.append(f"{mode} {digits(ours['us_per_step'])} µs a step ({ours['family']})" + (
+                f", cuDNN {digits(theirs['us_per_step'])}" if theirs else ""))
+    return "; ".join(words)
+
+
 def markdown(result):
-    """All tables; nothing where nothing was timed and nothing trained."""
+    """All tables of what there is."""
     rows, training = result["rows"], result["training"]
-    if not rows and not training:
-        return ""
     lines = [_environment(result), ""]
     if not result["complete"]:
-        lines += ["**Incomplete: the measurement was cut off.**", ""]
+        lines += ["**Incomplete.**", ""]
+    lines += _parts(result["parts"])
+    lines += _checks(result["checks"])
     if rows:
         for mode in (FORWARD, BOTH):
             lines += _grid(rows, mode)
         lines += _tutorial(rows)
+        lines += _wall(rows + ((result["jax"] or {}).get("rows") or []))
         lines += _lengths(rows)
         lines += _lost(rows)
         lines += _choices(rows)
         lines += _estimates(rows)
     if training and "seconds" in training:
         lines += _training(training)
+    if result["variants"]:
+        lines += _variants(result["variants"]["rows"])
+    if result["microbench"]:
+        lines += microbench.markdown(result["microbench"]["rows"])
+    if result["occupancy"]:
+        lines += _occupancy(result["occupancy"]["rows"])
+    if result["sanitizer"]:
+        lines += ["**compute-sanitizer**", "", *(f"- {tool}: {what}" for tool, what in result["sanitizer"].items()), ""]
     return "\n".join(lines) + "\n"
+
+
+def _parts(parts):
+    """How each part has ended."""
+    lines = ["| part | ended | s | why |", "| :-- | :-- | --: | :-- |"]
+    return lines + [_line([name, its["status"], f"{its['seconds']:.0f}", its["reason"].replace("|", "\\|")])
+                    for name, its in parts.items()] + [""]
+
+
+def _checks(found):
+    """What was checked, and each failure."""
+    if not found:
+        return []
+    lines = ["**Checks**: right of all; the share of its bound that the largest error takes", "",
+             _line(["part", "family", "right", "of its bound", "where"]), _line([":--", ":--", "--:", "--:", ":--"])]
+    for part, its in found.items():
+        for family, one in its["families"].items():
+            lines.append(_line([part, family, f"{one['right']:,} of {one['count']:,}", f"{one['share']:.0%}", _escaped(
+                one["nearest"])]))
+    failed = [f"- FAILED {_escaped(line)}" for its in found.values() for line in its["failed"]]
+    return lines + [""] + failed + [""] * bool(failed)
+
+
+def _occupancy(rows):
+    """How many blocks and clusters run at once: the chooser's table (variants.py) is to be compared with it."""
+    lines = ["**At once**, of each kernel", "", _line(["kernel", "threads", "shared memory", "blocks a multiprocessor",
+                                                      "clusters"]), _line([":--"] + ["--:"] * 4)]
+    return lines + [_line([_escaped(row["kernel"]), row["threads"], f"{row['shared']:,}", row["blocks"],
+                           row["clusters"] or ""]) for row in rows] + [""]
+
+
+def _escaped(text):
+    return re.sub(r"[<>|]", lambda match: "\\" + match.group(), text)
 
 
 def find(rows, cell, mode, provider=OURS, input="tokens", chosen=None):
@@ -74,6 +165,8 @@ def _environment(result):
 
 def _grid(rows, mode):
     hidden, batches = axes(rows)
+    if not hidden:
+        return []
     torch = any(row["provider"] == TORCH and row["status"] == OK for row in rows)
     lines = [f"**{mode}, µs a step**" + (f" (in brackets how many times as long {TORCH} takes)" if torch else ""), "",
              _line(["H \\ B"] + batches), _line(["--:"] * (1 + len(batches)))]
@@ -118,6 +211,20 @@ def _tutorial(rows):
     return lines + ["", f"Floor, {FLOOR}.", ""]
 
 
+def _wall(rows):
+    """What a user's clock says: microseconds a call."""
+    timed = [row for row in rows if "wall" in row and (row["chosen"] or row["provider"] != OURS)]
+    if not timed:
+        return []
+    lines = ["**By the clock on the wall, µs a call** at the tutorial's shape: of many that are waited for together, of one "
+             "that is waited for", "", _line(["who", "input", "mode", "together", "alone", "on the GPU"]),
+             _line([":--"] * 3 + ["--:"] * 3)]
+    for row in timed:
+        lines.append(_line([_name(row), row["input"], row["mode"], digits(1e6 * row["wall"]),
+                            digits(1e6 * row["wall_waited"]), digits(1e6 * row["median"]) if "median" in row else ""]))
+    return lines + [""]
+
+
 def _lengths(rows):
     """How time grows with the number of steps: what a call costs besides them shows."""
     lengths = sorted({row["T"] for row in rows})
@@ -156,6 +263,8 @@ def _lost(rows):
 def _choices(rows):
     """The family that the chooser takes at each cell, and, where another is faster, that one and by how much."""
     hidden, batches = axes(rows)
+    if not hidden:
+        return []
     lines = ["**Chosen family**, and the fastest one where that is another (× its time that the chosen one takes; "
              "forward, both ways)", "", _line(["H \\ B"] + batches), _line(["--:"] * (1 + len(batches)))]
     for H in hidden:
@@ -178,6 +287,8 @@ def _choices(rows):
 def _estimates(rows):
     """What the chooser believes beside what is: its constants (variants.py) are to be fitted to this."""
     hidden, batches = axes(rows)
+    if not hidden:
+        return []
     lines = ["**Cycles a step, forward: predicted → measured**, the best variant of each family", "",
              _line(["H", "B", *FAMILIES]), _line(["--:"] * (2 + len(FAMILIES)))]
     for H in hidden:
@@ -188,6 +299,22 @@ def _estimates(rows):
                 best = min(timed, key=lambda row: row["median"], default=None)
                 cells.append(f"{best['predicted_cycles']:,.0f} → {best['cycles_per_step']:,.0f}" if best else "")
             lines.append(_line([H, B, *cells]))
+    return lines + [""]
+
+
+def _variants(rows):
+    """Every variant at the quick shapes, for the chooser's numbers."""
+    lines = ["**Every variant, cycles a step: predicted → measured**", "",
+             _line(["B", "H", "variant", FORWARD, STEPS]), _line(["--:", "--:", ":--", "--:", "--:"])]
+    timed = {}
+    for row in rows:
+        if row["status"] == OK:
+            timed.setdefault((row["B"], row["H"], row["variant"]), {})[row["mode"]] = row
+    for (B, H, variant), its in timed.items():
+        if FORWARD in its and STEPS in its:
+            lines.append(_line([B, H, _escaped(variant)] + [
+                f"{its[mode][predicted]:,.0f} → {its[mode]['cycles_per_step']:,.0f}" for mode, predicted in (
+                    (FORWARD, "predicted_cycles"), (STEPS, "predicted_backward_cycles"))]))
     return lines + [""]
 
 

@@ -2,8 +2,10 @@
 
 In a round every provider takes its turn in every mode, in another order each round. A turn is a few calls one after the
 other, each on the next set of arguments, between two CUDA events. The launches are in the GPU's queue before it starts
-on them (`Machine.time`): what counts is the GPU's time, not Python's. Only providers whose results are right are timed.
+on them (`Machine.time`): what counts is the GPU's time, not Python's. A call with more launches than the queue holds is
+recorded as a CUDA graph, which counts as one. Only providers whose results are right are timed.
 """
+import functools
 import importlib.util
 import math
 import time
@@ -17,29 +19,41 @@ from . import checks
 from .cells import MODES, TUTORIAL, floor_cycles
 from .providers import FLASHRNN, OURS, FlashRNN, Ours, Torch, about_flashrnn, about_torch, make_sets
 
+ROUNDS, SECONDS = 25, 3  # of a cell; after so many seconds no further round is begun ...
+FEWEST_ROUNDS = 5        # ... but so many are made
 TURN = 5e-4          # seconds that a turn's calls should take together, so that events are exact enough
-FEWEST_ROUNDS = 5
+MOST_QUEUED = 900    # launches; the GPU's queue holds 1,024, and a host that fills it waits
 # Worst relative error of those who compute in less than float32: what they are, with room for sums of T·B such terms.
 TF32_BOUND, BFLOAT16_BOUND = 2e-2, 1e-1
 _LONGEST_DELAY = 0.1  # seconds
+_WALL = 0.02          # seconds of calls by the clock on the wall
+_WAITED = 20          # calls that are waited for one by one
 
 
-def timed_variants(device, cell, all_variants):
-    """Our variants that are timed at a cell, in the order of their estimated cycles: the chosen one first."""
-    if not all_variants and cell != TUTORIAL:
-        return checks.families(device, np.float32, cell)
-    found, _ = variants.candidates(device, np.float32, cell.B, cell.H)
-    return sorted(found, key=lambda variant: variant.cycles)
+def timed_variants(device, cell, all_variants=False, among=variants.FAMILIES):
+    """Our variants that are timed at a cell, in the order of their predicted cycles: the chosen one first.
+
+    At the tutorial's shape it is all of them, and the older exchange of the cluster family too.
+    """
+    if all_variants or cell == TUTORIAL:
+        found, _ = variants.candidates(device, np.float32, cell.B, cell.H)
+        found.sort(key=variants.total_cycles)
+    else:
+        found = checks.families(device, np.float32, cell)
+    if cell == TUTORIAL:
+        found += [variant._replace(exchange="barrier") for variant in found if variant.family == "cluster"]
+    return [variant for variant in found if variant.family in among]
 
 
-def members(machine, cell, sets, problem, all_variants):
+def members(machine, cell, sets, problem, all_variants, among, alone):
     """(about, make, bound) of every provider of a cell: what is known before it is made, a function that makes it, and the
     largest error that its results may have."""
-    chosen = variants.choose(machine.device, np.float32, cell.B, cell.H)
-    made = [Ours(machine, sets, variant, chosen=variant == chosen)
-            for variant in timed_variants(machine.device, cell, all_variants)]
-    made.append(Ours(machine, sets, chosen, one_hot=True, chosen=True))
+    ours = timed_variants(machine.device, cell, all_variants, among)
+    made = [Ours(machine, sets, variant, chosen=variant == ours[0]) for variant in ours]
+    made += [Ours(machine, sets, variant, one_hot=True, chosen=True) for variant in ours[:0 if alone else 1]]
     found = [(member.about, lambda member=member: member, BOUND) for member in made]
+    if alone:
+        return found
     found += [(about_torch(tf32), lambda tf32=tf32: Torch(problem, len(sets), tf32=tf32), TF32_BOUND if tf32 else BOUND)
               for tf32 in (False, True)]
     if importlib.util.find_spec("flashrnn") and (all_variants or cell == TUTORIAL):
@@ -48,7 +62,8 @@ def members(machine, cell, sets, problem, all_variants):
     return found
 
 
-def measure(machine, cell, rounds, seconds, all_variants=False):
+def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=variants.FAMILIES,
+            alone=False):
     """Time all providers of a cell.
 
     Parameters
@@ -60,6 +75,10 @@ def measure(machine, cell, rounds, seconds, all_variants=False):
         After so many no further round is begun, but FEWEST_ROUNDS are made.
     all_variants : bool
         Every candidate variant instead of the best of each family; at the tutorial's shape always.
+    among : names of families
+        Of ours.
+    alone : bool
+        Ours only, and with tokens only.
 
     Returns
     -------
@@ -67,16 +86,18 @@ def measure(machine, cell, rounds, seconds, all_variants=False):
         One row for each provider and mode.
     """
     problem = problems.Recurrence(problems.Shape(cell.T, cell.B, cell.V, cell.H, tokens=True))
-    truth = problem.truth("forward+backward")
+    truth = checks.evaluate_on(machine, checks.Problem(
+        problem.inputs, problem.state, problem.Wxh, problem.Whh, problem.bh, problem.doutputs, None).astype(np.float64))
     sets, size = make_sets(machine, problem)
     clock = machine.measure_clock()
     rows, turns = [], []
-    for about, make, bound in members(machine, cell, sets, problem, all_variants):
+    for about, make, bound in members(machine, cell, sets, problem, all_variants, among, alone):
         row = {**cell._asdict(), **about, "sets": len(sets), "set_bytes": size}
         try:
             member = make()
             row.update(member.about, status=OK, error=verify(member.results(), truth, bound))
-            new = [_Turn(machine, member.calls[mode], dict(row, mode=mode), len(sets))
+            launches = getattr(member, "launches", lambda mode: 1)  # what PyTorch launches is not known
+            new = [_Turn(machine, member.calls[mode], dict(row, mode=mode), len(sets), launches(mode))
                    for mode in MODES if mode in member.calls]
             turns += new
             rows += [turn.row for turn in new]
@@ -96,6 +117,8 @@ def measure(machine, cell, rounds, seconds, all_variants=False):
     for turn in turns:
         if turn.row["status"] == OK:
             turn.finish(clock, floor_cycles(machine.device, cell, turn.row["mode"]))
+            if cell == TUTORIAL:
+                turn.by_the_wall()
     return rows
 
 
@@ -113,14 +136,18 @@ def _fail(machine, row, error):
 class _Turn:
     """One provider in one mode: how to time it, and the times so far."""
 
-    def __init__(self, machine, calls, row, sets):
+    def __init__(self, machine, calls, row, sets, launches):
         self._machine, self._before, self._call = machine, *calls
         self.row, self._sets = row, sets
         self._times, self._unqueued, self._offset = [], 0, 0
+        row["launched"] = "in a graph" if launches > MOST_QUEUED else "one by one"
+        if launches > MOST_QUEUED:
+            graphs = [machine.recorded(functools.partial(self._call, i)) for i in range(sets)]
+            self._call, launches = lambda i: graphs[i](), 1
         self._count = 1
         self._delay = self._host_seconds()
         once, _ = self._time()  # warm by now
-        self._count = min(sets, max(1, math.ceil(TURN / once)))
+        self._count = min(sets, max(1, math.ceil(TURN / once)), max(1, MOST_QUEUED // launches))
         self._delay *= self._count
 
     def take(self):
@@ -137,6 +164,25 @@ class _Turn:
             best=min(self._times), p25=p25, median=median, p75=p75, turns=len(self._times), calls_a_turn=self._count,
             turns_with_host_time=self._unqueued, us_per_step=1e6 * median / T, clock=clock,
             cycles_per_step=median / T * clock, floor_cycles=floor)
+
+    def by_the_wall(self):
+        """What a user's clock says: seconds a call, of many that are waited for together, and of one that is waited for."""
+        if self._before:  # it would be timed too
+            return
+        count, calls = max(1, math.ceil(_WALL / self.row["median"])), self._sets
+        self._machine.wait()
+        started = time.perf_counter()
+        for i in range(count):
+            self._call(i % calls)
+        self._machine.wait()
+        together = (time.perf_counter() - started) / count
+        alone = []
+        for i in range(_WAITED):
+            started = time.perf_counter()
+            self._call(i % calls)
+            self._machine.wait()
+            alone.append(time.perf_counter() - started)
+        self.row.update(wall=together, wall_waited=float(np.median(alone)))
 
     def _time(self):
         """Seconds a call."""

@@ -175,14 +175,16 @@ def train(trainer, machine, epoch, epochs, show=None):
     return machine.to_host(history)
 
 
-def numpy_losses(arrays, inputs, labels, epochs):
-    """The loss of every batch by NumPy in float64, (epochs, batches)."""
-    weights = {name: array.astype(np.float64) for name, array in arrays.items()}
+def true_losses(machine, arrays, inputs, labels, epochs):
+    """The loss of every batch in float64, by numpy_loop.py where the machine computes truths, (epochs, batches)."""
+    weights = {name: machine.for_truth(array.astype(np.float64)) for name, array in arrays.items()}
+    inputs, labels = machine.for_truth(inputs), machine.for_truth(labels)
     losses = np.empty((epochs, len(inputs)))
     for epoch in range(epochs):
-        state = np.zeros((inputs.shape[2], len(weights["bh"])))
+        state = machine.for_truth(np.zeros((inputs.shape[2], len(weights["bh"]))))
         for batch, (tokens, targets) in enumerate(zip(inputs, labels)):
-            losses[epoch, batch], gradients = numpy_loop.language_model_gradients(tokens, targets, state, **weights)
+            loss, gradients = numpy_loop.language_model_gradients(tokens, targets, state, **weights)
+            losses[epoch, batch] = float(loss)
             state = numpy_loop.forward(tokens, state, *(weights[name] for name in ("Wxh", "Whh", "bh")))[-1]
             for name, gradient in gradients.items():
                 weights[name] -= learning_rate_of(epoch + 1) * gradient
@@ -217,7 +219,7 @@ def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B,
     found = {"text": book.name, "notice": book.notice, "T": T, "B": B, "V": len(vocabulary), "H": H, "batches": len(inputs),
              "variant": str(variants.choose(machine.device, np.float32, B, H)), "checked_epochs": CHECKED, "bound": BOUND,
              "failed": [], "ways": []}
-    true, works = numpy_losses(arrays, inputs, labels, CHECKED), {}
+    true, works = true_losses(machine, arrays, inputs, labels, CHECKED), {}
     for way, make in ((LAUNCHES, lambda: trainer.epoch), (GRAPH, lambda: machine.recorded(trainer.epoch))):
         try:
             trainer.start(arrays)

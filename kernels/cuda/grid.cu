@@ -8,7 +8,7 @@
 //   states          global, zero before the launch: 2 (this one, next one) × gridDim.y·rows × K
 //   counters        global, zero before the launch: one a group, 32 apart
 //   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
-//   shared memory   those weights | two tiles of rows: 2 × ROWS × K | partial sums: 2 × TILE::PARTIALS
+//   shared memory   those weights | partial sums: TILE::PARTIALS | two tiles of rows: 2 × ROWS × K
 //
 // Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
 // is more, and once a step about 2000 for the way through L2: stores, counter, poll, first copy.
@@ -16,47 +16,68 @@
 
 template <class Tile>
 struct Grid {
-  float* states;  // of the group
-  long long size;  // of one state of all groups
+  float *even, *odd;  // the group's two states
   unsigned* counter;
   float* staged;
 
   __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
-  __device__ void put(int n, int row, int column, float value) const {
-    states[(n & 1) * size + static_cast<long long>(row) * Tile::K + first_column() + column] = value;
+  template <class Pass>
+  __device__ void start(const Pass& pass, const Tile& tile, int first_row, int left, int end) const {
+    for (int r = 0; r < end; r += Tile::ROWS) {
+      float values[Tile::COUNT];
+#pragma unroll
+      for (int i = 0; i < Tile::COUNT; i++) {
+        const int row = r + tile.row(i), j = first_column() + tile.column(i);
+        values[i] = tile.owns(i) && row < left && j < pass.H ? pass.start(first_row + row, j) : 0;
+      }
+      put(0, r, tile, values, true);
+    }
+    meet(0);
+  }
+  // The place of the rows after next was read before the last partial sums were met for.
+  __device__ void fetch(int n, int r, int end) const {
+    if (r == 0) copy(n, 0);
+    if (r + Tile::ROWS < end) copy(n, r + Tile::ROWS);
+  }
+  __device__ const float* rows(int n, int r, int end) const {
+    if (r + Tile::ROWS < end)
+      copy_wait<1>();
+    else
+      copy_wait<0>();
+    block_barrier();
+    return staged + r / Tile::ROWS % 2 * Tile::ROWS * Tile::K;
+  }
+  __device__ void put(int n, int r, const Tile& tile, const float* values, bool) const {
+    float* state = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K + first_column();
+#pragma unroll
+    for (int i = 0; i < Tile::COUNT; i++)
+      if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
   }
   __device__ void meet(int n) const { group_barrier(counter, gridDim.x, n + 1); }
-  __device__ const float* rows(int n, int p, int tiles) const {
-    if (p == 0) copy(n, 0);
-    if (p + 1 < tiles) {
-      copy(n, p + 1);
-      copy_wait<1>();
-    } else {
-      copy_wait<0>();
-    }
-    block_barrier();
-    return staged + (p & 1) * Tile::ROWS * Tile::K;
-  }
 
  private:
-  __device__ void copy(int n, int p) const {
-    constexpr int SIZE = Tile::ROWS * Tile::K;
-    const float* from = states + (n & 1) * size + static_cast<long long>(p) * SIZE;
-    float* to = staged + (p & 1) * SIZE;
-    for (int i = threadIdx.x * 4; i < SIZE; i += Tile::THREADS * 4)
-      copy_start(reinterpret_cast<float4*>(to + i), reinterpret_cast<const float4*>(from + i));
+  __device__ void copy(int n, int r) const {
+    constexpr int SIZE = Tile::ROWS * Tile::K, AT_ONCE = 4 * Tile::THREADS;
+    const float* from = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K;
+    float* to = staged + r / Tile::ROWS % 2 * SIZE;
+#pragma unroll
+    for (int i = 0; i < SIZE; i += AT_ONCE) {
+      const int k = i + 4 * threadIdx.x;
+      if (i + AT_ONCE <= SIZE || k < SIZE)
+        copy_start(reinterpret_cast<float4*>(to + k), reinterpret_cast<const float4*>(from + k));
+    }
     copy_close_batch();
   }
 };
 
-// Macros: PASS, TILE.
-extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) grid(PASS pass, int rows, float* states, unsigned* counters) {
+// Macros: NAME, PASS, TILE.
+extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) NAME(PASS pass, int rows, float* states, unsigned* counters) {
   float* weights = shared_memory();
-  float* staged = weights + TILE::SHARED_WEIGHTS;
-  float* partials = staged + 2 * TILE::ROWS * TILE::K;
   TILE tile;
   tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
-  const long long group = static_cast<long long>(rows) * TILE::K;
-  Grid<TILE> exchange = {states + blockIdx.y * group, gridDim.y * group, counters + 32 * blockIdx.y, staged};
-  recurrence(pass, tile, exchange, blockIdx.y * rows, rows, partials);
+  float* even = states + static_cast<long long>(blockIdx.y) * rows * TILE::K;
+  float* odd = even + static_cast<long long>(gridDim.y) * rows * TILE::K;
+  Grid<TILE> exchange = {kept(even), kept(odd), kept(counters + 32 * blockIdx.y),
+                         weights + TILE::SHARED_WEIGHTS + TILE::PARTIALS};
+  recurrence(pass, tile, exchange, blockIdx.y * rows, rows);
 }

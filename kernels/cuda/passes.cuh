@@ -9,18 +9,32 @@
 // the same way, and one kernel serves both.
 //
 // All arrays are C-contiguous; T steps, B rows, H hidden units, V symbols. Both directions take T steps, n = 0 ... T-1.
-// A pass offers:
-//   weight(k, j)           the matrix, and weights4 with which of its two indices is contiguous
-//   start(b, j)            s_0
-//   index(n, b), term(...) what step n adds to the sum, in two loads, the second of which needs the first
-//   finish(...)            s_{n+1} from the sum and the term
-//   store(n, b, j, value)  where s_n goes in global memory
+// A step's row b is read from and written to one row of a (T·B, H) array, its line. A pass offers, in the order in which a step
+// needs it, long before the sum is there:
+//   weight(k, j)            the matrix, and COLUMNS_CONTIGUOUS: which of its two indices is contiguous
+//   start(b, j)             s_0, which STARTS_STORED says whether to store
+//   column(j)               what is known of a column: where it begins in each array, its bias
+//   line(m, b)              of row b of step n, m = n·B; of step -1 for s_0
+//   token(when, line, token)       a load; nothing where not `when`
+//   term(when, column, token, line, term)    what the step adds to the sum, a load that needs the token
+//   addend(column, term)         the same, ready: whatever can be computed without the sum
+//   finish(sum, addend)          s_{n+1}
+//   store(when, column, line, value)    where s_{n+1} goes
 #pragma once
+
+#include "primitives.cuh"
+
+// Where the element of a line of a (lines, H) array is, in the column that begins at `column`. Nothing need be there.
+template <class Real, class Line>
+__device__ inline Real* element(Real* column, Line line, int H) {
+  const long long bytes = wide_product(line, static_cast<int>(H * sizeof(Real)));
+  return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
+}
 
 enum Activation { TANH = 0, RELU = 1 };
 
-// Inputs: tokens (T, B) with table Wxh (V, H), or, where tokens is null, x·Wxh already in h, where each element is read before
-// its state is written over it. A token outside [0, V) makes NaN; nothing outside the table is read.
+// Inputs: tokens (T, B) with table Wxh (V, H), or, where tokens is null, x·Wxh already in h, a table with a row for each line,
+// where each element is read before its state is written over it. A token outside [0, V) makes NaN; nothing outside is read.
 template <class Real>
 struct Forward {
   const int* tokens;
@@ -32,30 +46,47 @@ struct Forward {
   int T, B, V, H;
   int activation;
 
-  using Index = int;
   using Term = Real;
+  using Addend = Real;
   static constexpr bool COLUMNS_CONTIGUOUS = true;  // weight(k, j) and weight(k, j + 1) are neighbours
+  static constexpr bool STARTS_STORED = false;
 
   __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(k) * H + j; }
-  __device__ Real bias(int j) const { return bh[j]; }
   __device__ Real start(int b, int j) const { return h0[static_cast<long long>(b) * H + j]; }
-  __device__ Index index(int n, int b) const { return tokens ? tokens[static_cast<long long>(n) * B + b] : 0; }
-  __device__ Term term(Index token, int n, int b, int j) const {
-    if (!tokens) return h[at(n, b, j)];
-    if (static_cast<unsigned>(token) >= static_cast<unsigned>(V)) return static_cast<Real>(0) / static_cast<Real>(0);
-    return Wxh[static_cast<long long>(token) * H + j];
+  struct Column {
+    const Real* table;
+    Real* h;
+    Real bias;
+    __device__ Column kept_in_registers() const { return {kept(table), kept(h), bias}; }
+  };
+  __device__ Column column(int j) const { return {(tokens ? Wxh : h) + j, h + j, bh[j]}; }
+  template <class Line>
+  __device__ Line line(Line m, int b) const { return m + b; }
+  template <class Line>
+  __device__ const int* token(Line line) const { return tokens ? tokens + line : tokens; }
+  struct Place {
+    bool known;
+    const Real* term;
+  };
+  template <class Line>
+  __device__ Place place(const Column& column, int token, Line line) const {
+    const bool known = !tokens || static_cast<unsigned>(token) < static_cast<unsigned>(V);
+    return {known, element(column.table, tokens ? token : line, H)};
   }
-  __device__ Real finish(int, Real sum, Term term, Real bias) const {
-    const Real a = sum + (term + bias);
-    if (activation == TANH) return tanh(a);
-    return a < 0 ? 0 : a;  // NaN stays NaN
+  __device__ void read(bool when, const Place& place, Term& term) const {
+    if (!place.known) term = static_cast<Real>(nanf(""));  // 0 / 0 would be a division
+    load_when(when && place.known, place.term, term);
   }
-  __device__ void store(int n, int b, int j, Real value) const {
-    if (n > 0) h[at(n - 1, b, j)] = value;
+  __device__ Addend addend(const Column& column, Term term) const { return term + column.bias; }
+  __device__ Real finish(Real sum, Addend addend) const {
+    const Real a = sum + addend, positive = a < 0 ? 0 : a;  // NaN stays NaN
+    const Real bounded = tanh(a);  // in any case: a branch here would cost every step more
+    return activation == TANH ? bounded : positive;
   }
-
- private:
-  __device__ long long at(int t, int b, int j) const { return (static_cast<long long>(t) * B + b) * H + j; }
+  template <class Line>
+  __device__ void store(bool when, const Column& column, Line line, Real value) const {
+    store_when(when, element(column.h, line, H), value);
+  }
 };
 
 // dh: the gradient that arrives at every state, dlast: the one at the last state besides; either may be null.
@@ -71,39 +102,63 @@ struct Backward {
   int T, B, H;
   int activation;
 
-  struct Index {};
   struct Term {
     Real h, dh;
   };
+  struct Addend {
+    Real dh, derivative;
+  };
   static constexpr bool COLUMNS_CONTIGUOUS = false;  // weight(k, j) and weight(k + 1, j) are
+  static constexpr bool STARTS_STORED = true;
 
   __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(j) * H + k; }
-  __device__ Real bias(int) const { return 0; }
   __device__ Real start(int b, int j) const {
     const Real sum = dlast ? dlast[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
-    return derivative(sum, term_at(T - 1, b, j));
+    const Column all = column(j);
+    const long long last = line(-static_cast<long long>(B), b);
+    Term found = {0, 0};
+    read(true, place(all, 0, last), found);
+    return finish(sum, addend(all, found));
   }
-  __device__ Index index(int, int) const { return {}; }
-  __device__ Term term(Index, int n, int b, int j) const { return n < T - 1 ? term_at(T - 2 - n, b, j) : Term{0, 0}; }
-  __device__ Real finish(int n, Real sum, Term term, Real) const { return n < T - 1 ? derivative(sum, term) : sum; }
-  __device__ void store(int n, int b, int j, Real value) const {
-    if (n < T) {
-      da[at(T - 1 - n, b, j)] = value;
-    } else if (dh0) {
-      dh0[static_cast<long long>(b) * H + j] = value;
-    }
+  struct Column {
+    const Real *h, *dh;
+    Real *da, *dh0;
+    int lowest;  // line that is stored
+    __device__ Column kept_in_registers() const { return {kept(h), kept(dh), kept(da), kept(dh0), kept(lowest)}; }
+  };
+  __device__ Column column(int j) const {
+    // Those of dh0 are the lines below 0.
+    return {h + j, dh ? dh + j : dh, da + j, element(dh0, static_cast<long long>(B), H) + j, dh0 ? -B : 0};
   }
-
- private:
-  __device__ Term term_at(int t, int b, int j) const {
-    const long long i = at(t, b, j);
-    return {h[i], dh ? dh[i] : static_cast<Real>(0)};
+  // Of da_{T-2-n}, and below 0 for dh0.
+  template <class Line>
+  __device__ Line line(Line m, int b) const { return static_cast<Line>(T - 2) * B - m + b; }
+  template <class Line>
+  __device__ const int* token(Line) const { return nullptr; }
+  struct Place {
+    bool inside, given;
+    const Real *h, *dh;
+  };
+  template <class Line>
+  __device__ Place place(const Column& column, int, Line line) const {
+    return {line >= 0, line >= 0 && column.dh, element(column.h, line, H), element(column.dh, line, H)};
   }
-  __device__ Real derivative(Real sum, Term term) const {
-    const Real gradient = sum + term.dh;
+  __device__ void read(bool when, const Place& place, Term& term) const {
+    if (!place.inside) term.h = activation == RELU, term.dh = 0;  // f' = 1, for dh0
+    load_when(when && place.inside, place.h, term.h);
+    load_when(when && place.given, place.dh, term.dh);
+  }
+  __device__ Addend addend(const Column&, Term term) const {
+    if (activation == RELU) return {term.dh, static_cast<Real>(term.h > 0)};
     // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has.
-    if (activation == TANH) return gradient * ((1 - term.h) * (1 + term.h));
-    return term.h > 0 ? gradient : 0;
+    return {term.dh, (1 - term.h) * (1 + term.h)};
   }
-  __device__ long long at(int t, int b, int j) const { return (static_cast<long long>(t) * B + b) * H + j; }
+  __device__ Real finish(Real sum, Addend addend) const {
+    const Real gradient = (sum + addend.dh) * addend.derivative;
+    return activation == RELU && addend.derivative == 0 ? 0 : gradient;  // also where the gradient is not finite
+  }
+  template <class Line>
+  __device__ void store(bool when, const Column& column, Line line, Real value) const {
+    store_when(when && line >= column.lowest, element(line < 0 ? column.dh0 : column.da, line, H), value);
+  }
 };

@@ -10,11 +10,61 @@ __device__ inline float* shared_memory() {
   return reinterpret_cast<float*>(memory);
 }
 
+// The same value, in a register from here on: the compiler does not know what it is, and cannot work it out anew where it is used.
+__device__ inline int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+template <class Value>
+__device__ inline Value* kept(Value* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
+// value = *from (in global memory) where `when`: no branch, and nothing is waited for before the value is used.
+template <class Value>
+__device__ inline void load_when(bool when, const Value* from, Value& value) {
+  if (when) value = *from;
+}
+__device__ inline void load_when(bool when, const float* from, float& value) {
+  asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.f32 %0, [%1];\n\t}"
+               : "+f"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
+}
+__device__ inline void load_when(bool when, const int* from, int& value) {
+  asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.s32 %0, [%1];\n\t}"
+               : "+r"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
+}
+
+// *to = value (in global memory) where `when`: no branch.
+template <class Value>
+__device__ inline void store_when(bool when, Value* to, Value value) {
+  if (when) *to = value;
+}
+__device__ inline void store_when(bool when, float* to, float value) {
+  asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when st.global.f32 [%0], %1;\n\t}" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "f"(value), "r"(static_cast<unsigned>(when))
+               : "memory");
+}
+
+// a · b in one instruction.
+__device__ inline long long wide_product(int a, int b) {
+  long long product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+}
+__device__ inline long long wide_product(long long a, int b) { return a * b; }
+
 // ---- a warp
 
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes call it together.
 __device__ inline float exchange_lanes(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// The value of lane `lane`. All 32 lanes call it together.
+__device__ inline float lane_value(float value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
 }
 
 // One bit a lane: those whose `predicate` holds. All 32 lanes call it together.
@@ -64,14 +114,78 @@ __device__ inline void cluster_barrier() {
 #endif
 }
 
-// Writes into the shared memory of block `rank` of the cluster, at the place that `local` has in this block's own. The block
-// must have started and not ended: barriers at both ends.
-__device__ inline void store_to_block(float* local, int rank, float value) {
+// A place in the shared memory of a block of the cluster.
+struct Remote {
+  unsigned address;
+};
+__device__ inline Remote operator+(Remote place, int bytes) { return {place.address + bytes}; }
+__device__ inline Remote kept(Remote place) { return {static_cast<unsigned>(kept(static_cast<int>(place.address)))}; }
+
+__device__ inline unsigned shared_address(const void* local) { return static_cast<unsigned>(__cvta_generic_to_shared(local)); }
+
+// Where block `rank` has what is at `local` in this block. The block must have started and not ended when it is used.
+__device__ inline Remote remote(const void* local, int rank) {
+  Remote place = {};
 #if __CUDA_ARCH__ >= 900
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(local));
-  unsigned remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place.address) : "r"(shared_address(local)), "r"(rank));
+#endif
+  return place;
+}
+
+// Writes 16 bytes. Other threads see them after a cluster_barrier.
+__device__ inline void store_to_block(Remote to, float4 values) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to.address), "f"(values.x), "f"(values.y),
+               "f"(values.z), "f"(values.w) : "memory");
+#endif
+}
+
+// An mbarrier in shared memory, in phases: one ends when the bytes that mbarrier_expect has named have been stored.
+using Mbarrier = unsigned long long;
+
+// By one thread. mbarrier_init_fence and then a cluster_barrier let other threads and blocks use it.
+__device__ inline void mbarrier_init(Mbarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+
+__device__ inline void mbarrier_init_fence() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// The phase ends when `bytes` have been stored. By one thread, once a phase.
+__device__ inline void mbarrier_expect(Mbarrier* barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#endif
+}
+
+// Waits until the phase has ended whose number, counted from 0, has this parity. What was stored in it is then seen. (To acquire
+// for the scope of the cluster would throw away L1 at every step, which shared memory does not need.)
+__device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n\t.reg .pred ended;\n\tagain:\n\t"
+      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n\t@!ended bra again;\n\t}" ::"r"(
+          shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+
+// Stores 16 bytes and tells an mbarrier of the same block that they have come: one trip, some time later, in no order. Nothing
+// is stored where not `when`, which is no branch.
+__device__ inline void store_async(bool when, Remote to, Remote barrier, float4 values) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %6, 0;\n\t"
+      "@when st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];\n\t}" ::"r"(to.address),
+      "r"(barrier.address), "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w), "r"(static_cast<unsigned>(when))
+      : "memory");
 #endif
 }
 

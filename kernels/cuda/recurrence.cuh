@@ -1,106 +1,138 @@
 // The loop that the resident, cluster and grid families share: one block's rows and columns through all steps.
 //
 // The block owns `rows` rows of the batch from first_row on (in tiles of ROWS), and COLUMNS columns of the state from
-// first_column on. A step is, for each tile of rows:
-//   1. every thread multiplies (tile.cuh) and leaves its partial sums in shared memory;
-//   2. after a barrier, THREADS / COLUMNS threads a column add them up, finish the elements of the new state (passes.cuh)
-//      and put them where all blocks that own the same rows will look for them;
-// then these blocks meet. Where they put and how they meet is the family's Exchange:
-//   first_column()                 this block's
-//   put(n, row, column, value)     an element of state n, row and column counted from this block's first
-//   meet(n)                        all elements of state n have been put, and all see them
-//   rows(n, tile, tiles)           tile's ROWS rows of state n, (ROWS, K) in shared memory, after a meeting
+// first_column on. A step is, for each tile of rows: wait for the tile's state, multiply (tile.cuh), finish the thread's elements
+// of the new state (passes.cuh) and put them where all blocks that own the same rows will look for them. Where that is and how
+// they wait is the family's Exchange, which counts rows from the block's first, r = 0, ROWS, 2·ROWS ...:
+//   first_column()             this block's
+//   start(pass, ...)           all elements of state 0 are put, and all see them
+//   fetch(n, r, end)           state n has been met; rows(n, r, end) comes soon
+//   rows(n, r, end)            ROWS rows of state n from r on, (ROWS, K) in shared memory, once they are there
+//   put(n, r, tile, values, wanted)    the thread's elements of these rows of state n, as Tile numbers them; nobody will look for
+//                              the last state, which is not wanted
+//   meet(n)                    after all rows of state n have been put
 //
-// What a step needs from global memory is asked for one step ahead, tokens two. A state is written to global memory while the
-// next one is computed, so that no barrier has to wait for it.
-//
-// A block has a multiprocessor to itself. The kernels' __launch_bounds__ say so (..., 1): without it, the compiler would rather
-// spill a few registers here and there than take more than half of them.
+// What lies between the arrival of a state and the last put is what a step takes: it holds the multiply-adds, the tree, f and
+// nothing else. All the rest comes after the put, while the new state is on its way: storing it to global memory, and reading
+// what the next tiles add to their sums. That is asked for two tiles ahead, tokens three, so that nobody waits for it. What does
+// not change from step to step is kept in registers (`kept`): left to itself, the compiler works it out at every step.
 #pragma once
 
 #include "passes.cuh"
 #include "tile.cuh"
 
-// partials: 2·Tile::PARTIALS floats of shared memory.
+// A tile of rows of a step, in the order of the loop: m = n · B.
+struct Position {
+  int n, m, r;
+  __device__ void advance(int rows, int end, int B) {
+    r += rows;
+    if (r >= end) r = 0, m += B, n++;
+  }
+};
+
+// State 0 of all columns into shared memory, (owned, K), by the block for itself.
+template <class Tile, class Pass>
+__device__ void put_start(const Pass& pass, float* state, int owned, int first_row, int left) {
+  for (int i = threadIdx.x; i < owned * Tile::K; i += Tile::THREADS) {
+    const int row = i / Tile::K, j = i % Tile::K;
+    state[i] = row < left && j < pass.H ? pass.start(first_row + row, j) : 0;
+  }
+  block_barrier();
+}
+
 template <class Pass, class Tile, class Exchange>
-__device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchange, int first_row, int rows, float* partials) {
-  constexpr int ROWS = Tile::ROWS, COLUMNS = Tile::COLUMNS;
-  constexpr int ABREAST = Tile::THREADS / COLUMNS;  // elements of one column that are finished at a time
-  constexpr int ROUNDS = (ROWS + ABREAST - 1) / ABREAST;
-  const int column = threadIdx.x % COLUMNS, first = threadIdx.x / COLUMNS;
-  const int j = exchange.first_column() + column;
-  const int steps = pass.T;
-  const int left = pass.B - first_row;  // rows of the batch from here on
-  const int tiles = ((left < rows ? left : rows) + ROWS - 1) / ROWS;
-  const float bias = j < pass.H ? pass.bias(j) : 0;
+__device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchange, int first_row, int rows) {
+  constexpr int ROWS = Tile::ROWS, COUNT = Tile::COUNT;
+  const int left = pass.B - first_row < rows ? pass.B - first_row : rows;  // rows of the batch that the block has
+  const int steps = kept(pass.T), B = kept(pass.B), end = kept((left + ROWS - 1) / ROWS * ROWS);
 
-  // Element of this thread: row of the block, in a tile and a round; whether it is one of the arrays'.
-  auto row = [&](int p, int round) { return p * ROWS + first + round * ABREAST; };
-  auto mine = [&](int round) { return first + round * ABREAST < ROWS; };
-  auto real = [&](int p, int round) { return mine(round) && row(p, round) < left && j < pass.H; };
+  // The thread's elements: row of the batch in the first tile, column, and below which r they are the thread's own. Elsewhere the
+  // state is 0: beyond H, where it must be, and in rows that nobody looks at.
+  int row[COUNT], below[COUNT];
+  typename Pass::Column column[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    const int j = exchange.first_column() + tile.column(i);
+    row[i] = kept(first_row + tile.row(i));
+    below[i] = kept(j < pass.H && tile.owns(i) ? left - tile.row(i) : 0);
+    if (j < pass.H) column[i] = pass.column(j).kept_in_registers();
+  }
+  auto line = [&](const Position& at, int i) { return pass.line(at.m, at.r + row[i]); };
 
-  for (int p = 0; p < tiles; p++)
+  int token[COUNT] = {};
+  typename Pass::Term term[COUNT] = {};
+  typename Pass::Addend addend[COUNT] = {};
+  // What is read at the start of the next step: where the term of the tile after that is, and the token of the one after.
+  typename Pass::Place place[COUNT] = {};
+  const int* token_place[COUNT] = {};
+  bool read_term[COUNT] = {}, read_token[COUNT] = {};
+  Position of_token = {0, 0, 0}, of_term = {0, 0, 0}, at = {0, 0, 0};
+  auto find_token = [&] {
 #pragma unroll
-    for (int round = 0; round < ROUNDS; round++)
-      if (mine(round))
-        exchange.put(0, row(p, round), column, real(p, round) ? pass.start(first_row + row(p, round), j) : 0);
-  exchange.meet(0);
-
-  // (n, p) of the next tile of rows, and of the one after.
-  auto advance = [&](int& n, int& p) {
-    if (++p == tiles) p = 0, n++;
-  };
-  typename Pass::Index ahead[ROUNDS];
-  typename Pass::Term term[ROUNDS], next[ROUNDS];
-  auto fetch_index = [&](int n, int p) {
-#pragma unroll
-    for (int round = 0; round < ROUNDS; round++)
-      if (n < steps && real(p, round)) ahead[round] = pass.index(n, first_row + row(p, round));
-  };
-  auto fetch_term = [&](int n, int p) {
-#pragma unroll
-    for (int round = 0; round < ROUNDS; round++) {
-      next[round] = {};
-      if (n < steps && real(p, round)) next[round] = pass.term(ahead[round], n, first_row + row(p, round), j);
+    for (int i = 0; i < COUNT; i++) {
+      token_place[i] = pass.token(line(of_token, i));
+      read_token[i] = token_place[i] && of_token.n < steps && of_token.r < below[i];
     }
+    of_token.advance(ROWS, end, B);
   };
-  int n1 = 0, p1 = 0, n2 = 0, p2 = 0;
-  fetch_index(n1, p1);
-  fetch_term(n1, p1);
-  advance(n2, p2);
-  fetch_index(n2, p2);
-
-  bool odd = false;
-  for (int n = 0; n < steps; n++) {
-    for (int p = 0; p < tiles; p++, odd = !odd) {
+  auto find_term = [&] {
 #pragma unroll
-      for (int round = 0; round < ROUNDS; round++) term[round] = next[round];
-      n1 = n2, p1 = p2;
-      fetch_term(n1, p1);
-      advance(n2, p2);
-      fetch_index(n2, p2);
-
-      const float* state = exchange.rows(n, p, tiles);
-#pragma unroll
-      for (int round = 0; round < ROUNDS; round++)
-        if (real(p, round))
-          pass.store(n, first_row + row(p, round), j, state[(first + round * ABREAST) * Tile::K + j]);
-      float* sums = partials + odd * Tile::PARTIALS;  // the other half may still be read
-      tile.multiply(state, sums);
-      block_barrier();
-#pragma unroll
-      for (int round = 0; round < ROUNDS; round++) {
-        if (!mine(round)) continue;
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < Tile::K_WARPS; w++) sum += sums[(w * ROWS + first + round * ABREAST) * COLUMNS + column];
-        const float value = j < pass.H ? pass.finish(n, sum, term[round], bias) : 0;
-        if (n + 1 < steps)
-          exchange.put(n + 1, row(p, round), column, value);
-        else if (real(p, round))
-          pass.store(steps, first_row + row(p, round), j, value);
-      }
+    for (int i = 0; i < COUNT; i++) {
+      place[i] = pass.place(column[i], token[i], line(of_term, i));
+      read_term[i] = of_term.n < steps && of_term.r < below[i];
     }
-    if (n + 1 < steps) exchange.meet(n + 1);
+    of_term.advance(ROWS, end, B);
+  };
+  auto read = [&] {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) pass.read(read_term[i], place[i], term[i]), load_when(read_token[i], token_place[i], token[i]);
+  };
+  auto make_addend = [&] {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) addend[i] = pass.addend(column[i], term[i]);
+  };
+  auto store = [&](const Position& at, const float* values) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      pass.store(at.r < below[i], column[i], line(at, i), values[i]);
+  };
+  find_token(), read();
+  find_term(), find_token(), read();
+  make_addend();
+  find_term(), find_token();
+
+  if constexpr (Pass::STARTS_STORED)
+    for (int r = 0; r < end; r += ROWS) {
+      float values[COUNT];
+#pragma unroll
+      for (int i = 0; i < COUNT; i++)
+        values[i] = r < below[i] ? pass.start(r + row[i], exchange.first_column() + tile.column(i)) : 0;
+      store({-1, -B, r}, values);
+    }
+  exchange.start(pass, tile, first_row, left, end);
+  exchange.fetch(0, 0, end);
+
+#pragma unroll 1
+  while (at.n < steps) {
+    float values[COUNT];
+    const float* state = exchange.rows(at.n, at.r, end);
+    read();
+    tile.multiply(state, values);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      values[i] = pass.finish(values[i], addend[i]);
+      if (at.r >= below[i]) values[i] = 0;
+    }
+    exchange.put(at.n + 1, at.r, tile, values, at.n + 1 < steps);
+    const Position done = at;
+    at.advance(ROWS, end, B);
+    if (at.n < steps) {
+      if (at.n > done.n) exchange.meet(at.n);
+      exchange.fetch(at.n, at.r, end);
+    }
+    store(done, values);
+    make_addend();
+    find_term();
+    find_token();
   }
 }

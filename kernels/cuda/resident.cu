@@ -3,10 +3,9 @@
 // Computes pass (passes.cuh) for rows blockIdx.y·rows ...; launch (1, blocks) × TILE::THREADS. TILE::COLUMNS = TILE::K >= H.
 //
 //   registers       the matrix, but for what TILE leaves to shared memory
-//   shared memory   those weights | states: 2 (this one, next one) × rows × K | partial sums: 2 × TILE::PARTIALS
+//   shared memory   those weights | states: 2 (this one, next one) × rows × K
 //
-// Cycles a step and row: K² / 128 multiply-adds (512 at K = 256; tile.cuh says what shared memory adds), and once a step about
-// 150 for two barriers, the tree over the lanes and tanh.
+// Cycles a step: K² / 128 multiply-adds a row, and for what is waited for see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
 template <class Tile>
@@ -15,21 +14,27 @@ struct Resident {
   int owned;  // rows
 
   __device__ int first_column() const { return 0; }
-  __device__ void put(int n, int row, int column, float value) const {
-    states[((n & 1) * owned + row) * Tile::K + column] = value;
+  template <class Pass>
+  __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {
+    put_start<Tile>(pass, states, owned, first_row, left);
   }
+  __device__ const float* rows(int n, int r, int) const { return states + ((n & 1) * owned + r) * Tile::K; }
+  __device__ void put(int n, int r, const Tile& tile, const float* values, bool) const {
+    float* state = states + ((n & 1) * owned + r) * Tile::K;
+#pragma unroll
+    for (int i = 0; i < Tile::COUNT; i++)
+      if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
+  }
+  __device__ void fetch(int, int, int) const {}
   __device__ void meet(int) const { block_barrier(); }
-  __device__ const float* rows(int n, int p, int) const { return states + ((n & 1) * owned + p * Tile::ROWS) * Tile::K; }
 };
 
-// Macros: PASS, TILE.
-extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) resident(PASS pass, int rows) {
-  static_assert(TILE::COLUMNS == TILE::K, "the block has all columns");
+// Macros: NAME, PASS, TILE.
+extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) NAME(PASS pass, int rows) {
+  static_assert(TILE::COLUMNS == TILE::K && TILE::K_WARPS == 1, "the block has all columns, each warp all of k");
   float* weights = shared_memory();
-  float* states = weights + TILE::SHARED_WEIGHTS;
-  float* partials = states + 2 * rows * TILE::K;
   TILE tile;
   tile.load(pass, 0, weights);
-  Resident<TILE> exchange = {states, rows};
-  recurrence(pass, tile, exchange, blockIdx.y * rows, rows, partials);
+  Resident<TILE> exchange = {weights + TILE::SHARED_WEIGHTS, rows};
+  recurrence(pass, tile, exchange, blockIdx.y * rows, rows);
 }

@@ -4,13 +4,20 @@
 // Stores state n + 1, or for the start state 0. Bound by memory: some 5 values read and written an element, and the launch.
 #include "passes.cuh"
 
-// Macros: PASS, REAL.
-extern "C" __global__ void __launch_bounds__(256) stepwise(PASS pass, int n, const REAL* sums) {
+// Macros: NAME, PASS, REAL.
+extern "C" __global__ void __launch_bounds__(256) NAME(PASS pass, int n, const REAL* sums) {
   const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= static_cast<long long>(pass.B) * pass.H) return;
   const int b = static_cast<int>(i / pass.H), j = static_cast<int>(i % pass.H);
-  if (sums)
-    pass.store(n + 1, b, j, pass.finish(n, sums[i], pass.term(pass.index(n, b), n, b, j), pass.bias(j)));
-  else
-    pass.store(0, b, j, pass.start(b, j));
+  const auto column = pass.column(j);
+  const long long line = pass.line(sums ? static_cast<long long>(n) * pass.B : -static_cast<long long>(pass.B), b);
+  if (sums) {
+    int token = 0;
+    PASS::Term term = {};
+    load_when(pass.token(line) != nullptr, pass.token(line), token);
+    pass.read(true, pass.place(column, token, line), term);
+    pass.store(true, column, line, pass.finish(sums[i], pass.addend(column, term)));
+  } else {
+    pass.store(true, column, line, pass.start(b, j));
+  }
 }

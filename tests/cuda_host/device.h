@@ -16,6 +16,7 @@
 #define gridDim (machine::here().grid_size)
 
 using std::fmaf;
+using std::nanf;
 using std::tanh;
 
 struct alignas(16) float4 {

@@ -1,4 +1,4 @@
-"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py) whose device is the machine in machine.h and whose arrays are NumPy's."""
+"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py): its device is the machine in machine.h and its arrays are NumPy's."""
 import atexit
 import contextlib
 import ctypes
@@ -82,7 +82,7 @@ def _library(text, kernel, sanitize):
     name = hashlib.sha256(f"{text}{kernel}{sanitize}".encode()).hexdigest()[:24]
     source, output = (os.path.join(_folder(), name + ending) for ending in (".cc", ".so"))
     with open(source, "w", encoding="utf-8") as file:
-        file.writelines(f"#define {name} {value}\n" for name, value in kernel.macros)
+        file.writelines(f"#define {name} {value}\n" for name, value in (("NAME", kernel.name),) + kernel.macros)
         file.write(f'#include "device.h"\n{text}\nusing Kernel = Entry<&{kernel.name}>;\n'
                    'extern "C" void run(void** arguments) { Kernel::run(arguments); }\n'
                    'extern "C" const int* sizes() { return Kernel::SIZES; }\n'
@@ -111,7 +111,8 @@ class Host:
     ----------
     device : variants.Device
     seed : int
-        Draws the order in which threads run.
+        Draws the order in which the first launch's threads run and deliveries come; each later launch has the next seed. One
+        that fails names its own: as the first launch of a Host with that seed it fails in the same way again.
     edit : callable
         Family and text of its kernels → the text to compile instead.
     sanitize : bool
@@ -164,14 +165,16 @@ class Host:
             regions = list(self._arrays)
         begins = (ctypes.c_uint64 * len(regions))(*(address for address, _ in regions))
         lengths = (ctypes.c_uint64 * len(regions))(*(size for _, size in regions))
+        seed = self._seed
         self._seed += 1
-        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, self._seed,
+        how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, seed,
                       len(regions), begins, lengths)
         error = _Error()
         if machine.machine_run(kernel.run, addresses, how, error):
             raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
                 f"\n  {what} {_line(path, code)}" for what, code in
-                (("at", error.access), ("the other at", error.other_access)) if code))
+                (("at", error.access), ("the other at", error.other_access)) if code)
+                + f"\n  again: the first launch of Host(..., seed={seed})")
 
     def function(self, launch):
         """A number for driver.py to launch the kernel by."""
@@ -227,5 +230,6 @@ class Host:
 
 def _line(path, code):
     """file:line of an address of code; that of the call before it, which is where the access was."""
-    found = subprocess.run(["addr2line", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout.strip()
-    return os.path.basename(found) or hex(code)
+    found = subprocess.run(["addr2line", "-i", "-e", path, hex(code - 1)], stdout=subprocess.PIPE, text=True).stdout
+    lines = [os.path.basename(line).split(" ")[0] for line in found.splitlines()]  # the innermost inlined function first
+    return next((line for line in lines if not line.startswith("primitives.cuh:")), None) or hex(code)

@@ -13,6 +13,8 @@
 #include <memory>
 #include <vector>
 
+#include "clocks.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -22,10 +24,12 @@ namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t STACK = 256 << 10;
+constexpr int64_t AROUND = 0;  // ASan's own is there
 #else
 constexpr size_t STACK = 64 << 10;
+constexpr int64_t AROUND = 4096;  // bytes before and after a block's shared memory that are nobody's
 #endif
-constexpr int WARP = 32;
+constexpr int64_t MOST_BYTES = (1 << 20) - 1;  // of an mbarrier's tx-count, above and below 0
 
 // ---- what is known of memory: for each 4 bytes, who used them last
 
@@ -38,12 +42,44 @@ struct Access {
   int32_t code;  // from the start of the kernel's library
 };
 
+// That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier
+// need lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
+//   - a thread learns all that those know whom it meets at a barrier, or at a shuffle or a vote, the lanes of its warp;
+//   - a delivery brings to its mbarrier all that its sender knew;
+//   - who has waited for a phase of an mbarrier knows all that came to it in that phase and before.
+// What is known to have been read has been read: its value, or one made of it, has come here. What is known to have been
+// waited for has arrived. What is known to have been written has been written if its writer has met others at a barrier
+// since and that is known too. All this a later delivery may overwrite.
+//
+// But the second order does not say what can be seen. A shuffle orders no memory, and the complete-tx of a delivery
+// releases the bytes of that delivery, not what its sender wrote before (PTX ISA, "Memory Consistency Model"; what an
+// mbarrier's arrive and wait order between threads of a block is left out, since no kernel here needs it). So for plain
+// reads and writes of what was plainly written or read, meetings count as ever. And what a delivery has brought can be read
+// by a thread that has waited for its phase, or has met one at a barrier that has.
+//
+// A thread that waits for a parity is taken to have waited for the first phase of that parity that can be meant, by what it
+// has waited for before. If it finds a later one ended, that is chance: in another order of the threads it would not.
 struct Word {
   Access write;
   // Since then: the last read, the last by another thread than that, the last by another block. A thread can only be running
   // when it has met as often as all others of its domain, so older reads are no more recent in meetings.
   Access read, other_thread, other_block;
-  uint32_t copying;  // the thread that has started a copy to here and not waited for it, or 0
+  uint32_t copying;  // the thread that has started a copy to here and not waited for it, or 0, or MBARRIER
+  // Of shared memory. What a delivery brought: its mbarrier's number + 1 and the phase; what was plainly written: 0 and the
+  // writer's clock.
+  uint32_t mbarrier, when;
+  // All reads since then, a list in Running::reads. Kept once the block has an mbarrier: a delivery comes after the cluster
+  // has met once more, so of what was read before all know.
+  uint32_t reads;
+};
+
+constexpr uint32_t MBARRIER = 0xffffffff;
+
+// Lanes of a warp that have read a word at the same time of their clocks.
+struct Read {
+  uint32_t warp, lanes, clock;
+  int32_t code;
+  uint32_t next;  // 0 for none
 };
 
 struct Region {
@@ -70,10 +106,13 @@ struct Thread {
   Block* block;
   bool ended = false;
   uint32_t block_meetings = 0, wide_meetings = 0;
+  View view;
+  std::vector<uint32_t> met;  // its clock at each barrier
+  Clocks phases;  // how many phases of each mbarrier it may read the deliveries of
   const char* waits = "";  // for what, where
   Place place = {"", 0};
   float lane_value, lane_result;
-  int lane_mask;
+  int lane_mask, lane_from;
   unsigned lane_ballot;
   std::vector<Copy> copies;
   int batch = 0;
@@ -85,11 +124,49 @@ struct Meeting {
   Place place = {"", 0};
 };
 
+// PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier". A phase ends when nothing is left to arrive
+// and the tx-count is 0.
+struct Mbarrier {
+  Block* block;
+  int64_t byte;      // in the block's shared memory
+  uint32_t number;   // in the domain
+  Access init;
+  bool fenced = false;  // mbarrier_init_fence() was called before the cluster met
+  uint32_t phase = 0;
+  bool armed = false;  // this phase: it knows what to expect, and the one arrival that it needs has come
+  uint32_t armings = 0;
+  int32_t armed_code = 0;
+  int64_t bytes = 0;  // the tx-count: expected less delivered, negative where deliveries come before they are expected
+  Clocks clocks;      // known to the senders of all that it has counted
+  std::vector<std::shared_ptr<const Clocks>> gathered;  // those that are in it already, of this phase
+  std::vector<std::shared_ptr<const Clocks>> ends;      // at the end of each phase
+  struct Joined {
+    uint32_t phases;
+    std::shared_ptr<const Clocks> before, after;
+  };
+  std::vector<Joined> joined;  // by those who waited since the last one: most know the same before and after
+  uint32_t last_sender = 0, last_phase = 0;  // of what has been delivered
+  int32_t last_code = 0;
+  std::vector<Thread*> waiting;
+};
+
+// What store_async has sent and has not arrived.
+struct Delivery {
+  Mbarrier* mbarrier;
+  int64_t byte;
+  uint32_t values[4];
+  Access sender;
+  View view;
+};
+
 struct Domain {
   std::vector<Block*> blocks;
   Meeting meeting;
   unsigned* counter = nullptr;  // of a group barrier
   unsigned rounds = 0, arrivals = 0;  // arrivals: of blocks
+  uint32_t threads = 0;
+  std::vector<Mbarrier*> mbarriers;
+  std::vector<Delivery> deliveries;  // on their way
 };
 
 struct Block {
@@ -100,6 +177,7 @@ struct Block {
   std::vector<Meeting> warps;
   Meeting meeting;
   Domain* domain = nullptr;
+  std::vector<std::unique_ptr<Mbarrier>> mbarriers;
   uint32_t stores_end = 0;  // one more than the wide meetings of the last store into it from another block
 };
 
@@ -112,6 +190,9 @@ struct Running {
   std::vector<std::unique_ptr<Block>> blocks;  // alive
   std::vector<Domain> domains;
   std::vector<Thread*> ready;
+  std::vector<Read> reads = std::vector<Read>(1);
+  uint32_t free_reads = 0;  // a list too
+  unsigned patience = 0;    // of deliveries, see deliver_some
   int alive = 0;
   bool failed = false;
   uint64_t random = 0;
@@ -150,10 +231,13 @@ void finish_switch(void* asan, const void** stack = nullptr, size_t* size = null
 #endif
 }
 
+void deliver_some();
+
 // From this thread, which is waiting or has ended, to one that is ready, or to the scheduler where none is or all is lost.
 void switch_away() {
   Thread* from = current;
   void** asan = from->ended ? nullptr : &from->asan;
+  if (!run->failed) deliver_some();
   if (run->failed || run->ready.empty()) {
     current = nullptr;
     start_switch(asan, scheduler_stack, scheduler_stack_size);
@@ -196,6 +280,15 @@ struct Name {
   }
 };
 
+struct NameOf {  // an mbarrier
+  char text[96];
+  explicit NameOf(const Mbarrier& mbarrier) {
+    const Dim& block = mbarrier.block->index;
+    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte),
+             block.x, block.y, block.z);
+  }
+};
+
 // ---- memory
 
 uint32_t block_of(uint32_t thread) { return (thread - 1) / static_cast<uint32_t>(run->launch->block); }
@@ -206,43 +299,109 @@ Block* alive(uint32_t thread) {  // null where it has ended and gone
   return nullptr;
 }
 
-bool ordered(const Access& before, const Thread& now) {
-  if (before.thread == 0 || before.thread == now.number) return true;
-  if (block_of(before.thread) == block_of(now.number)) return now.block_meetings > before.block_meetings;
+Access access_now(int32_t code) { return {current->number, current->block_meetings, current->wide_meetings, code}; }
+
+bool ordered(const Access& before, const Access& now, const Domain* domain) {
+  if (before.thread == 0 || before.thread == now.thread) return true;
+  if (block_of(before.thread) == block_of(now.thread)) return now.block_meetings > before.block_meetings;
   const Block* block = alive(before.thread);
-  return block && block->domain == now.block->domain && now.wide_meetings > before.wide_meetings;
+  return block && block->domain == domain && now.wide_meetings > before.wide_meetings;
 }
 
-void check_order(const Access& before, const char* did, const Thread& now, const char* does, int32_t code) {
-  if (!ordered(before, now))
-    fail(code, before.code, "%s %s what %s %s, with no barrier between", Name(now.number).text, does,
+void check_order(const Access& before, const char* did, const Access& now, const char* does) {
+  if (!ordered(before, now, current->block->domain))
+    fail(now.code, before.code, "%s %s what %s %s, with no barrier between", Name(now.thread).text, does,
          Name(before.thread).text, did);
 }
 
+// The number of an mbarrier among the clocks of its domain.
+uint32_t clock_of(const Domain& domain, uint32_t mbarrier) { return domain.threads + mbarrier; }
+
+void remember_read(Word& word, int32_t code) {
+  const View& view = current->view;
+  const uint32_t warp = view.thread / WARP, lane = 1u << view.thread % WARP;
+  uint32_t* link = &word.reads;
+  for (; *link; link = &run->reads[*link].next) {
+    Read& read = run->reads[*link];
+    if (read.warp != warp) continue;
+    if (read.clock == view.own) {
+      read.lanes |= lane;
+      return;
+    }
+    if (read.clock <= view.lanes || read.lanes == lane) {  // who knows of this read knows of that one
+      read.lanes = lane, read.clock = view.own, read.code = code;
+      return;
+    }
+  }
+  uint32_t number = run->free_reads;
+  if (number)
+    run->free_reads = run->reads[number].next;
+  else
+    number = static_cast<uint32_t>(run->reads.size());
+  *link = number;
+  if (number == run->reads.size()) run->reads.emplace_back();  // which may move `link`
+  run->reads[number] = {warp, lane, view.own, code, 0};
+}
+
+void forget_reads(Word& word) {
+  while (word.reads) {
+    Read& read = run->reads[word.reads];
+    const uint32_t next = read.next;
+    read.next = run->free_reads;
+    run->free_reads = word.reads;
+    word.reads = next;
+  }
+}
+
+// Of a read of shared memory.
+void fail_unwritten(const Word& word, int32_t code) {
+  const Block& block = *current->block;
+  for (const Delivery& delivery : block.domain->deliveries) {
+    const int64_t first = delivery.byte / 4, at = &word - block.words.data();
+    if (delivery.mbarrier->block == &block && at >= first && at < first + 4)
+      fail(code, delivery.sender.code, "%s reads what a delivery from %s has not yet brought", Name(current->number).text,
+           Name(delivery.sender.thread).text);
+  }
+  fail(code, 0, "%s reads shared memory that nobody wrote", Name(current->number).text);
+}
+
 void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) {
-  const Thread& now = *current;
-  const Access access = {now.number, now.block_meetings, now.wide_meetings, code};
+  const Access now = access_now(code);
+  if (word.copying == MBARRIER)
+    fail(code, 0, "%s %s the bytes of an mbarrier", Name(now.thread).text, write ? "writes" : "reads");
   if (word.copying)
-    fail(code, word.write.code, "%s %s shared memory that a copy of %s is on its way to", Name(now.number).text,
+    fail(code, word.write.code, "%s %s shared memory that a copy of %s is on its way to", Name(now.thread).text,
          write ? "writes" : "reads", Name(word.copying).text);
-  check_order(word.write, "wrote", now, write ? "writes" : "reads", code);
+  if (word.mbarrier) {
+    const Domain& domain = *current->block->domain;
+    const uint32_t number = word.mbarrier - 1;
+    if ((write ? current->view.knows(clock_of(domain, number)) : known(current->phases, number)) <= word.when)
+      fail(code, word.write.code, "%s %s what a delivery from %s has brought, and has not waited for phase %u of %s",
+           Name(now.thread).text, write ? "overwrites" : "reads", Name(word.write.thread).text, word.when,
+           NameOf(*domain.mbarriers[number]).text);
+  } else {
+    check_order(word.write, "wrote", now, write ? "writes" : "reads");
+  }
   if (write) {
-    check_order(word.read, "read", now, "writes", code);
-    check_order(word.other_thread, "read", now, "writes", code);
-    check_order(word.other_block, "read", now, "writes", code);
-    word.write = access;
+    check_order(word.read, "read", now, "writes");
+    check_order(word.other_thread, "read", now, "writes");
+    check_order(word.other_block, "read", now, "writes");
+    word.write = now;
     word.read = word.other_thread = word.other_block = {};
+    word.mbarrier = 0;
+    word.when = current->view.own;
+    forget_reads(word);
     return;
   }
-  if (!is_global && word.write.thread == 0)
-    fail(code, 0, "%s reads shared memory that nobody wrote", Name(now.number).text);
-  if (is_global && through_l1 && word.write.thread && block_of(word.write.thread) != block_of(now.number))
-    fail(code, word.write.code, "%s reads through L1 what %s wrote", Name(now.number).text, Name(word.write.thread).text);
-  if (word.read.thread != access.thread) {
+  if (!is_global && word.write.thread == 0) fail_unwritten(word, code);
+  if (is_global && through_l1 && word.write.thread && block_of(word.write.thread) != block_of(now.thread))
+    fail(code, word.write.code, "%s reads through L1 what %s wrote", Name(now.thread).text, Name(word.write.thread).text);
+  if (word.read.thread != now.thread) {
     word.other_thread = word.read;
-    if (word.read.thread && block_of(word.read.thread) != block_of(access.thread)) word.other_block = word.read;
+    if (word.read.thread && block_of(word.read.thread) != block_of(now.thread)) word.other_block = word.read;
   }
-  word.read = access;
+  word.read = now;
+  if (!is_global && !current->block->mbarriers.empty()) remember_read(word, code);
 }
 
 int32_t code_of(void* address) { return static_cast<int32_t>(static_cast<const char*>(address) - run->code); }
@@ -267,7 +426,7 @@ Word* words_at(const char* address, size_t size, bool& is_global, int32_t code) 
       return nullptr;
     }
   const int64_t past = address - block.shared;
-  if (past >= -4096 && past < run->launch->shared + 4096)
+  if (past >= -AROUND && past < run->launch->shared + AROUND)
     fail(code, 0, "%s uses byte %lld of the block's %lld bytes of shared memory", Name(current->number).text,
          static_cast<long long>(past), static_cast<long long>(run->launch->shared));
   else
@@ -308,10 +467,59 @@ void let_go(Thread& thread) {
   run->ready.push_back(&thread);
 }
 
+// The threads of these blocks have met: each knows what all of them know.
+void join_clocks(Block* const* blocks, size_t count) {
+  const Domain& domain = *blocks[0]->domain;
+  if (domain.mbarriers.empty()) return;
+  auto clocks = std::make_shared<Clocks>();
+  Clocks phases;
+  uint32_t latest = 0;
+  const Clocks* last = nullptr;
+  for (size_t i = 0; i < count; i++)
+    for (Thread& thread : blocks[i]->threads) {
+      if (thread.view.others.get() != last) join(*clocks, *thread.view.others);
+      last = thread.view.others.get();
+      join(*clocks, thread.view.thread, thread.view.own);
+      join(phases, thread.phases);
+      latest = std::max(latest, thread.view.own);
+    }
+  for (size_t i = 0; i < count; i++)
+    for (Thread& thread : blocks[i]->threads) {
+      thread.met.push_back(thread.view.own);
+      thread.view.others = clocks;
+      thread.view.lanes = latest;
+      thread.view.own = latest + 1;
+      thread.phases = phases;
+    }
+}
+
+// The same for the lanes of a warp, but for what they may read: a shuffle orders no memory.
+void join_clocks(Thread* lanes) {
+  if (lanes->block->domain->mbarriers.empty()) return;
+  auto others = lanes->view.others;
+  uint32_t latest = 0;
+  for (uint32_t lane = 0; lane < WARP; lane++) {
+    const View& view = lanes[lane].view;
+    latest = std::max(latest, view.own);
+    if (view.others != others) {
+      auto joined = std::make_shared<Clocks>(*others);
+      join(*joined, *view.others);
+      others = joined;
+    }
+  }
+  for (uint32_t lane = 0; lane < WARP; lane++) {
+    View& view = lanes[lane].view;
+    view.others = others;
+    view.lanes = latest;
+    view.own = latest + 1;
+  }
+}
+
 void wide_barrier(const char* what, Place place) {
   Domain& domain = *current->block->domain;
   if (arrive(domain.meeting, static_cast<int>(domain.blocks.size()) * run->launch->block, what, place)) {
     domain.rounds++;
+    join_clocks(domain.blocks.data(), domain.blocks.size());
     for (Block* block : domain.blocks)
       for (Thread& thread : block->threads) {
         if (thread.ended)
@@ -323,14 +531,126 @@ void wide_barrier(const char* what, Place place) {
   switch_away();
 }
 
+// ---- deliveries
+
+// With a delivery comes what its sender knew.
+void gather(Mbarrier& mbarrier, const View& view) {
+  if (std::find(mbarrier.gathered.begin(), mbarrier.gathered.end(), view.others) == mbarrier.gathered.end()) {
+    mbarrier.gathered.push_back(view.others);
+    join(mbarrier.clocks, *view.others);
+  }
+  view.add_to(mbarrier.clocks);
+}
+
+// The tx-count has changed.
+void check_phase(Mbarrier& mbarrier, int32_t code) {
+  if (mbarrier.bytes > MOST_BYTES || mbarrier.bytes < -MOST_BYTES)
+    fail(code, 0, "%s counts %lld bytes, can count %lld", NameOf(mbarrier).text, static_cast<long long>(mbarrier.bytes),
+         static_cast<long long>(MOST_BYTES));
+  if (!mbarrier.armed) return;
+  if (mbarrier.bytes < 0)
+    fail(code, mbarrier.last_code, "%s gets %lld bytes more than it expects in phase %u", NameOf(mbarrier).text,
+         static_cast<long long>(-mbarrier.bytes), mbarrier.phase);
+  if (mbarrier.bytes) return;
+  mbarrier.phase++;
+  mbarrier.armed = false;
+  mbarrier.gathered.clear();
+  mbarrier.joined.clear();
+  join(mbarrier.clocks, clock_of(*mbarrier.block->domain, mbarrier.number), mbarrier.phase);
+  mbarrier.ends.push_back(std::make_shared<Clocks>(mbarrier.clocks));
+  for (Thread* thread : mbarrier.waiting) let_go(*thread);
+  mbarrier.waiting.clear();
+}
+
+// For a thread that has waited until so many phases have ended.
+void join_end(Mbarrier& mbarrier, uint32_t phases, View& view) {
+  if (view.knows(clock_of(*mbarrier.block->domain, mbarrier.number)) >= phases) return;
+  for (const auto& joined : mbarrier.joined)
+    if (joined.phases == phases && joined.before == view.others) {
+      view.others = joined.after;
+      return;
+    }
+  auto after = std::make_shared<Clocks>(*view.others);
+  join(*after, *mbarrier.ends[phases - 1]);
+  mbarrier.joined.push_back({phases, view.others, after});
+  view.others = after;
+}
+
+// That a word was plainly written, if it was, and its writer has met others since.
+bool knows_write(const View& view, const Word& word, const Domain& domain) {
+  if (word.write.thread == 0) return true;
+  const uint32_t number = word.write.thread - domain.blocks[0]->threads[0].number;
+  const auto threads = static_cast<uint32_t>(run->launch->block);
+  const auto& met = domain.blocks[number / threads]->threads[number % threads].met;
+  const auto next = std::lower_bound(met.begin(), met.end(), word.when);
+  return next != met.end() && view.knows(number) >= *next;
+}
+
+// The word gets its part of the delivery.
+void land(Word& word, const Delivery& delivery) {
+  const Access& sender = delivery.sender;
+  const Mbarrier& mbarrier = *delivery.mbarrier;
+  const Domain& domain = *mbarrier.block->domain;
+  const Name name(sender.thread);
+  if (word.copying == MBARRIER) fail(sender.code, 0, "a delivery from %s overwrites an mbarrier", name.text);
+  if (word.copying)
+    fail(sender.code, word.write.code, "a delivery from %s overwrites what a copy of %s is on its way to", name.text,
+         Name(word.copying).text);
+  if (word.mbarrier ? delivery.view.knows(clock_of(domain, word.mbarrier - 1)) <= word.when
+                    : !knows_write(delivery.view, word, domain))
+    fail(sender.code, word.write.code, "a delivery from %s overwrites what %s %s, nothing orders them", name.text,
+         Name(word.write.thread).text, word.mbarrier ? "has sent" : "writes");
+  for (uint32_t at = word.reads; at; at = run->reads[at].next) {
+    const Read& read = run->reads[at];
+    for (uint32_t lanes = read.lanes; lanes; lanes &= lanes - 1) {
+      const uint32_t thread = read.warp * WARP + static_cast<uint32_t>(__builtin_ctz(lanes));
+      if (delivery.view.knows(thread) < read.clock)
+        fail(sender.code, read.code, "a delivery from %s overwrites what %s reads, nothing orders them", name.text,
+             Name(domain.blocks[0]->threads[0].number + thread).text);
+    }
+  }
+  forget_reads(word);
+  word = {sender, {}, {}, {}, 0, mbarrier.number + 1, mbarrier.phase, 0};
+}
+
+// One that is on its way, whichever, arrives: its bytes and their count in one step.
+void deliver(Domain& domain) {
+  auto& deliveries = domain.deliveries;
+  std::swap(deliveries[draw(static_cast<unsigned>(deliveries.size()))], deliveries.back());
+  const Delivery delivery = std::move(deliveries.back());
+  deliveries.pop_back();
+  Mbarrier& mbarrier = *delivery.mbarrier;
+  const Access& sender = delivery.sender;
+  // Otherwise it may come before the end of that phase in another run.
+  if (delivery.view.knows(clock_of(domain, mbarrier.number)) < mbarrier.phase)
+    fail(sender.code, 0, "a delivery from %s comes in phase %u of %s, nothing orders its sending after the end of phase %u",
+         Name(sender.thread).text, mbarrier.phase, NameOf(mbarrier).text, mbarrier.phase - 1);
+#if !defined(__SANITIZE_ADDRESS__)
+  for (size_t i = 0; i < 4; i++) land(mbarrier.block->words[static_cast<size_t>(delivery.byte) / 4 + i], delivery);
+#endif
+  memcpy(mbarrier.block->shared + delivery.byte, delivery.values, sizeof delivery.values);
+  mbarrier.last_sender = sender.thread, mbarrier.last_phase = mbarrier.phase, mbarrier.last_code = sender.code;
+  mbarrier.bytes -= sizeof delivery.values;
+  gather(mbarrier, delivery.view);
+  check_phase(mbarrier, sender.code);
+}
+
+// Some of those on their way arrive; where no thread can run, as many as it takes until one can.
+void deliver_some() {
+  Domain& domain = run->domains.front();
+  while (!domain.deliveries.empty() && run->patience && draw(run->patience) == 0) deliver(domain);
+  while (!domain.deliveries.empty() && run->ready.empty()) deliver(domain);
+}
+
 // The lanes of the warp bring a value each and get `result` computed for all.
 template <class Result>
 void warp_meeting(const char* what, Place place, Result result) {
   Block& block = *current->block;
-  const int warp = static_cast<int>(current->indices.thread.x) / WARP;
+  const uint32_t warp = current->indices.thread.x / WARP;
   if (arrive(block.warps[warp], WARP, what, place)) {
     Thread* lanes = &block.threads[warp * WARP];
-    for (int lane = 0; lane < WARP; lane++) {
+    join_clocks(lanes);
+    for (int lane = 0; lane < static_cast<int>(WARP); lane++) {
       result(lanes, lane);
       let_go(lanes[lane]);
     }
@@ -353,7 +673,8 @@ std::unique_ptr<Block> make_block(int x, int y, int z, char* stacks) {
   const machine_launch& launch = *run->launch;
   auto block = std::make_unique<Block>();
   block->index = {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};
-  block->shared = static_cast<char*>(aligned_alloc(16, (static_cast<size_t>(launch.shared) + 15) / 16 * 16 + 16));
+  const size_t size = (static_cast<size_t>(launch.shared) + 15) / 16 * 16 + 16 + 2 * AROUND;
+  block->shared = static_cast<char*>(aligned_alloc(16, size)) + AROUND;
   memset(block->shared, 0xff, static_cast<size_t>(launch.shared));  // NaN
 #if !defined(__SANITIZE_ADDRESS__)
   block->words.resize(static_cast<size_t>(launch.shared + 3) / 4);
@@ -408,6 +729,16 @@ void report_stuck() {
                                       ? snprintf(text + used, sizeof text - used, "; %d have ended", group.count)
                                       : snprintf(text + used, sizeof text - used, "; %d wait for %s at %s:%d", group.count,
                                                  group.waits, group.place.file, group.place.line));
+  for (const Domain& domain : run->domains)
+    for (const Mbarrier* mbarrier : domain.mbarriers) {
+      if (mbarrier->waiting.empty() || used >= sizeof text) continue;
+      used += static_cast<size_t>(snprintf(
+          text + used, sizeof text - used,
+          mbarrier->armed ? "; %s is in phase %u and lacks %lld bytes"
+                         : "; %s is in phase %u, is not armed and got %lld bytes",
+          NameOf(*mbarrier).text, mbarrier->phase,
+          static_cast<long long>(mbarrier->armed ? mbarrier->bytes : -mbarrier->bytes)));
+    }
   fail(0, 0, "threads wait for ever%s", text);
 }
 
@@ -427,7 +758,19 @@ void run_blocks() {
     if (!run->failed && block->stores_end && block->threads[0].wide_meetings < block->stores_end)
       fail(0, 0, "block (%u, %u, %u) may have ended before another block stored into its shared memory", block->index.x,
            block->index.y, block->index.z);
-  for (auto& block : run->blocks) free(block->shared);
+  // A block's shared memory is there until the last of its threads ends, so it is enough if one has waited.
+  for (const Domain& domain : run->domains)
+    for (const Mbarrier* mbarrier : domain.mbarriers) {
+      uint32_t phases = 0;
+      for (const Thread& thread : mbarrier->block->threads)
+        phases = std::max(phases, thread.view.knows(clock_of(domain, mbarrier->number)));
+      if (!run->failed && mbarrier->last_sender && mbarrier->last_phase >= phases)
+        fail(mbarrier->last_code, 0, "block (%u, %u, %u) may have ended before a delivery from %s into its shared memory",
+             mbarrier->block->index.x, mbarrier->block->index.y, mbarrier->block->index.z, Name(mbarrier->last_sender).text);
+    }
+  for (auto& block : run->blocks) free(block->shared - AROUND);
+  run->reads.resize(1);
+  run->free_reads = 0;
   run->blocks.clear();
   run->domains.clear();
 }
@@ -440,11 +783,14 @@ char* shared() { return current->block->shared; }
 
 void block_barrier(Place place) {
   Block& block = *current->block;
-  if (arrive(block.meeting, run->launch->block, "the block", place))
+  if (arrive(block.meeting, run->launch->block, "the block", place)) {
+    Block* self = &block;
+    join_clocks(&self, 1);
     for (Thread& thread : block.threads) {
       thread.block_meetings++;
       let_go(thread);
     }
+  }
   switch_away();
 }
 
@@ -464,8 +810,9 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place pla
         fail(0, 0, "two groups with one counter, at %s:%d", place.file, place.line);
   }
   if (counter != domain.counter || blocks != domain.blocks.size() || round != domain.rounds + 1)
-    fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round, place.file,
-         place.line, domain.blocks.size(), domain.rounds + 1, counter == domain.counter ? "" : " at another counter");
+    fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round,
+         place.file, place.line, domain.blocks.size(), domain.rounds + 1,
+         counter == domain.counter ? "" : " at another counter");
   if (current->indices.thread.x == 0) {
     if (*counter != domain.arrivals)
       fail(0, 0, "the counter of a group is %u after %u arrivals: it was not 0 at first", *counter, domain.arrivals);
@@ -489,10 +836,21 @@ unsigned ballot(bool predicate, Place place) {
   self->lane_value = predicate;
   warp_meeting("the warp", place, [](Thread* lanes, int lane) {
     unsigned bits = 0;
-    for (int i = 0; i < WARP; i++) bits |= static_cast<unsigned>(lanes[i].lane_value != 0) << i;
+    for (uint32_t i = 0; i < WARP; i++) bits |= static_cast<unsigned>(lanes[i].lane_value != 0) << i;
     lanes[lane].lane_ballot = bits;
   });
   return self->lane_ballot;
+}
+
+float lane_value(float value, int lane, Place place) {
+  Thread* self = current;
+  self->lane_value = value;
+  self->lane_from = lane;
+  if (lane < 0 || lane >= static_cast<int>(WARP))
+    fail(0, 0, "lane_value of lane %d, needs one from 0 to 31, at %s:%d", lane, place.file, place.line);
+  warp_meeting("the warp", place,
+               [](Thread* lanes, int lane) { lanes[lane].lane_result = lanes[lanes[lane].lane_from].lane_value; });
+  return self->lane_result;
 }
 
 // A copy may read and write at any time between its start and the wait. Both ends are checked, the bytes move at the wait.
@@ -536,25 +894,153 @@ void copy_wait(int open) {
   copies.erase(copies.begin(), rest);
 }
 
-void store_to_block(float* local, int rank, float value) {
-  const int32_t code = code_of(__builtin_return_address(0));
+// The block at a rank of the cluster, where 16 bytes are to be written.
+static Block& target(Remote to, int32_t code) {
   Domain& domain = *current->block->domain;
-  const int64_t at = reinterpret_cast<char*>(local) - current->block->shared;
-  if (rank < 0 || rank >= static_cast<int>(domain.blocks.size()))
-    fail(code, 0, "%s stores into block %d of a cluster of %zu", Name(current->number).text, rank, domain.blocks.size());
-  if (at < 0 || at + 4 > run->launch->shared)
+  if (to.rank < 0 || to.rank >= static_cast<int>(domain.blocks.size()))
+    fail(code, 0, "%s stores into block %d of a cluster of %zu", Name(current->number).text, to.rank, domain.blocks.size());
+  if (to.byte < 0 || to.byte + 16 > run->launch->shared)
     fail(code, 0, "%s stores at byte %lld of a block's %lld bytes of shared memory", Name(current->number).text,
-         static_cast<long long>(at), static_cast<long long>(run->launch->shared));
-  Block& block = *domain.blocks[rank];
-  if (&block != current->block) {
-    if (current->wide_meetings == 0)
-      fail(code, 0, "%s stores into the shared memory of a block that may not have started", Name(current->number).text);
-    block.stores_end = std::max(block.stores_end, current->wide_meetings + 1);
-  }
+         static_cast<long long>(to.byte), static_cast<long long>(run->launch->shared));
+  if (to.byte % 16)
+    fail(code, 0, "%s stores 16 bytes at an address that is no multiple of it", Name(current->number).text);
+  Block& block = *domain.blocks[to.rank];
+  if (&block != current->block && current->wide_meetings == 0)
+    fail(code, 0, "%s stores into the shared memory of a block that may not have started", Name(current->number).text);
+  return block;
+}
+
+void store_to_block(Remote to, const void* values) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  Block& block = target(to, code);
+  if (&block != current->block) block.stores_end = std::max(block.stores_end, current->wide_meetings + 1);
 #if !defined(__SANITIZE_ADDRESS__)
-  use(block.words[static_cast<size_t>(at) / 4], true, false, false, code);
+  for (size_t i = 0; i < 4; i++) use(block.words[static_cast<size_t>(to.byte) / 4 + i], true, false, false, code);
 #endif
-  memcpy(block.shared + at, &value, sizeof value);
+  memcpy(block.shared + to.byte, values, 16);
+}
+
+Remote remote(const void* local, int rank) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  const int64_t byte = static_cast<const char*>(local) - current->block->shared;
+  if (run->launch->cluster == 1)
+    fail(code, 0, "%s asks for a block of its cluster and has none", Name(current->number).text);
+  if (byte < 0 || byte > run->launch->shared)
+    fail(code, 0, "%s asks where another block has what is not in shared memory", Name(current->number).text);
+  return {rank, byte};
+}
+
+static Mbarrier* mbarrier_at(Block& block, int64_t byte) {
+  for (auto& mbarrier : block.mbarriers)
+    if (mbarrier->byte == byte) return mbarrier.get();
+  return nullptr;
+}
+
+void mbarrier_init(void* barrier) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  Block& block = *current->block;
+  Domain& domain = *block.domain;
+  const int64_t byte = static_cast<char*>(barrier) - block.shared;
+  if (byte < 0 || byte + 8 > run->launch->shared || byte % 8)
+    fail(code, 0, "%s initialises an mbarrier at byte %lld of %lld, needs a multiple of 8 in shared memory",
+         Name(current->number).text, static_cast<long long>(byte), static_cast<long long>(run->launch->shared));
+  if (const Mbarrier* other = mbarrier_at(block, byte))
+    fail(code, other->init.code, "%s initialises %s, which is one", Name(current->number).text, NameOf(*other).text);
+#if !defined(__SANITIZE_ADDRESS__)
+  for (int64_t i = byte / 4; i < byte / 4 + 2; i++) {
+    use(block.words[static_cast<size_t>(i)], true, false, false, code);
+    block.words[static_cast<size_t>(i)].copying = MBARRIER;
+  }
+#endif
+  auto mbarrier = std::make_unique<Mbarrier>();
+  mbarrier->block = &block;
+  mbarrier->byte = byte;
+  mbarrier->number = static_cast<uint32_t>(domain.mbarriers.size());
+  mbarrier->init = access_now(code);
+  domain.mbarriers.push_back(mbarrier.get());
+  block.mbarriers.push_back(std::move(mbarrier));
+}
+
+void mbarrier_init_fence() {
+  for (auto& mbarrier : current->block->mbarriers)
+    if (mbarrier->init.thread == current->number && mbarrier->init.wide_meetings == current->wide_meetings)
+      mbarrier->fenced = true;
+}
+
+// An mbarrier of this thread's block, which it is to use.
+static Mbarrier& own_mbarrier(void* barrier, int32_t code) {
+  const int64_t byte = static_cast<char*>(barrier) - current->block->shared;
+  Mbarrier* mbarrier = mbarrier_at(*current->block, byte);
+  if (!mbarrier)
+    fail(code, 0, "%s uses an mbarrier at byte %lld that has not been initialised", Name(current->number).text,
+         static_cast<long long>(byte));
+  if (!ordered(mbarrier->init, access_now(code), current->block->domain))
+    fail(code, mbarrier->init.code, "%s uses an mbarrier that %s initialised, with no barrier between",
+         Name(current->number).text, Name(mbarrier->init.thread).text);
+  return *mbarrier;
+}
+
+void mbarrier_expect(void* barrier, int bytes) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  Mbarrier& mbarrier = own_mbarrier(barrier, code);
+  if (bytes < 0) fail(code, 0, "%s expects %d bytes", Name(current->number).text, bytes);
+  // It may have ended all the same, but in another run it may not.
+  if (current->view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.armings)
+    fail(code, mbarrier.armed_code, "%s arms %s, nothing orders that after the end of phase %u, which is armed",
+         Name(current->number).text, NameOf(mbarrier).text, mbarrier.armings - 1);
+  mbarrier.armed = true;
+  mbarrier.armed_code = code;
+  mbarrier.armings++;
+  mbarrier.bytes += bytes;
+  check_phase(mbarrier, code);
+}
+
+// PTX ISA, "mbarrier.test_wait / mbarrier.try_wait", with .parity: until the phase of that parity, the current one or the
+// one before, has ended.
+void mbarrier_wait(void* barrier, int parity, Place place) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  Thread* self = current;
+  Mbarrier& mbarrier = own_mbarrier(barrier, code);
+  if (parity != 0 && parity != 1) fail(code, 0, "%s waits for parity %d, needs 0 or 1", Name(self->number).text, parity);
+  const uint32_t wanted = static_cast<uint32_t>(parity);
+  run->ready.push_back(self);  // it may have ended already, but others may come first
+  switch_away();
+  while ((mbarrier.phase & 1) == wanted) {
+    self->waits = "an mbarrier";
+    self->place = place;
+    mbarrier.waiting.push_back(self);
+    switch_away();
+  }
+  const uint32_t before = known(self->phases, mbarrier.number), phases = before + ((before & 1) == wanted);
+  if (phases == 0) return;
+  join(self->phases, mbarrier.number, phases);
+  join_end(mbarrier, phases, self->view);
+}
+
+void store_async(Remote to, Remote barrier, const void* values) {
+  const int32_t code = code_of(__builtin_return_address(0));
+  Thread* self = current;
+  Block& block = target(to, code);
+  if (barrier.rank != to.rank)
+    fail(code, 0, "%s sends to block %d of the cluster with an mbarrier of block %d", Name(self->number).text, to.rank,
+         barrier.rank);
+  Mbarrier* mbarrier = mbarrier_at(block, barrier.byte);
+  if (!mbarrier || self->wide_meetings <= mbarrier->init.wide_meetings)
+    fail(code, mbarrier ? mbarrier->init.code : 0,
+         "%s sends with an mbarrier at byte %lld of block %d of the cluster, which has not met since it was initialised",
+         Name(self->number).text, static_cast<long long>(barrier.byte), to.rank);
+  if (!mbarrier->fenced)
+    fail(code, mbarrier->init.code,
+         "%s sends with an mbarrier that was initialised without mbarrier_init_fence() before the cluster met",
+         Name(self->number).text);
+  Delivery delivery = {mbarrier, to.byte, {}, access_now(code), self->view};
+  memcpy(delivery.values, values, sizeof delivery.values);
+  block.domain->deliveries.push_back(delivery);
+  self->view.own++;
+  if (draw(8) == 0) {
+    run->ready.push_back(self);
+    switch_away();
+  }
 }
 
 }  // namespace machine
@@ -567,7 +1053,8 @@ int machine_run(void (*kernel)(void**), void** arguments, const machine_launch* 
   Running state;
   run = &state;
   state.kernel = kernel, state.arguments = arguments, state.launch = launch, state.error = error;
-  state.random = 0x9E3779B97F4A7C15ull ^ launch->seed;
+  state.random = (launch->seed + 1ull) * 0x9E3779B97F4A7C15ull;
+  draw(1);  // of seeds that are neighbours, the first ones are too
   Dl_info library;
   dladdr(reinterpret_cast<void*>(kernel), &library);
   state.code = static_cast<const char*>(library.dli_fbase);
@@ -598,6 +1085,10 @@ int machine_run(void (*kernel)(void**), void** arguments, const machine_launch* 
   std::vector<int> order(static_cast<size_t>(x) * y * z / together);
   for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int>(i);
   for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[draw(static_cast<unsigned>(i))]);
+  // Deliveries come at once, sometimes, or when no thread can do without them.
+  constexpr unsigned PATIENCE[] = {1, 2, 8, 64, 0};
+  state.patience = PATIENCE[draw(sizeof PATIENCE / sizeof *PATIENCE)];
+  const auto nothing = std::make_shared<Clocks>();
   for (int set : order) {
     if (state.failed) break;
     state.domains.resize(launch->cooperative ? static_cast<size_t>(y) * z : 1);
@@ -607,6 +1098,7 @@ int machine_run(void (*kernel)(void**), void** arguments, const machine_launch* 
                               state.stacks + STACK * static_cast<size_t>(launch->block) * i);
       block->domain = &state.domains[launch->cooperative ? static_cast<size_t>(number / x) : 0];
       block->domain->blocks.push_back(block.get());
+      for (Thread& thread : block->threads) thread.view.others = nothing, thread.view.thread = block->domain->threads++;
       state.blocks.push_back(std::move(block));
     }
     run_blocks();

@@ -1,15 +1,21 @@
 // A machine that runs CUDA kernels on a CPU and sees that they keep the rules that a GPU does not check.
 //
 // Every thread is a fibre. Threads run one at a time, each until it waits or ends, in an order drawn from a seed. The blocks
-// that need one another (of a cluster, of a cooperative launch) are alive together, others one after another.
+// that need one another (of a cluster, of a cooperative launch) are alive together, others one after another. What st.async
+// sends comes some time later, no matter what was sent before it: this too is drawn from the seed.
 //
 // Errors, each with its place in the source:
 //   - two threads use one word of memory, one of them writing, with no barrier between that both take part in;
 //   - a read of shared memory that nobody wrote, or whose copy from global memory has not been waited for;
-//   - an access outside the arrays of the launch and the block's shared memory, or at an address that is no multiple of its size;
+//   - an access outside the arrays of the launch and the block's shared memory, or at an address that is no multiple of its
+//     size;
 //   - a plain read of global memory that another block wrote (its L1 cache may hold what was there before);
 //   - a barrier that not all threads reach, or that they reach at different places of the source;
-//   - a store into the shared memory of a block that may not have started, or may have ended.
+//   - a store into the shared memory of a block that may not have started, or may have ended;
+//   - a read of what st.async brings by a thread that has not waited for it, a delivery onto what may still be read or
+//     written, or one that may come in an earlier phase of its mbarrier than it does;
+//   - an mbarrier that is used before all know that it is initialised, is armed twice or gets more bytes than it expects.
+// They are found by what the program orders, not by what happens to come first: most of them in every order of the threads.
 //
 // The compiler reports every access to memory: kernels are compiled with -fsanitize=thread, whose functions this machine
 // defines. Built with -fsanitize=address instead, the machine runs them without those checks and leaves the rest to ASan.
@@ -44,12 +50,25 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place pla
 // The value that lane (this one's number ^ mask) brings to the same place; the lanes whose predicate holds.
 float exchange_lanes(float value, int mask, Place place);
 unsigned ballot(bool predicate, Place place);
+float lane_value(float value, int lane, Place place);
 
 void copy_start(void* shared, const void* global, int bytes);
 void copy_close_batch();
 void copy_wait(int open);
 
-void store_to_block(float* local, int rank, float value);
+// A place in the shared memory of a block of the cluster.
+struct Remote {
+  int rank;
+  int64_t byte;
+};
+Remote remote(const void* local, int rank);
+void store_to_block(Remote to, const void* values);  // 16 bytes
+
+void mbarrier_init(void* barrier);
+void mbarrier_init_fence();
+void mbarrier_expect(void* barrier, int bytes);
+void mbarrier_wait(void* barrier, int parity, Place place);
+void store_async(Remote to, Remote barrier, const void* values);  // 16 bytes
 
 }  // namespace machine
 

@@ -104,6 +104,8 @@ class Launcher:
 
     def _recurrence(self, direction, arguments, dtype, variant, factors):
         """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
+        if arguments.T * arguments.B >= 2 ** 31:
+            variant = "stepwise"  # the others count (T·B) rows in 32 bits
         if not isinstance(variant, variants.Variant):
             variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, variant)
         if variant.family == "stepwise":
@@ -125,7 +127,7 @@ class Launcher:
     def _step_by_step(self, direction, arguments, dtype, factors):
         T, B, H = arguments.T, arguments.B, arguments.H
         real = _C[np.dtype(dtype)]
-        kernel = Launch(Kernel("stepwise", "stepwise", (("PASS", f"{direction}<{real}>"), ("REAL", real))),
+        kernel = Launch(Kernel("stepwise", f"rnn_stepwise_{direction.lower()}", (("PASS", f"{direction}<{real}>"), ("REAL", real))),
                         (-(-B * H // 256), 1, 1), 256)
         sums = self._runtime.empty((B, H), dtype)
         launch, multiply, pointer = self._runtime.launch, self._runtime.multiply, self._pointer(sums)

@@ -19,13 +19,13 @@ _INCLUDE = re.compile(r'#include "(\w+\.cuh)"\n')
 class Kernel(NamedTuple):
     """A kernel before it is compiled."""
     family: str    # whose text it is in
-    name: str
-    macros: tuple  # of (name, value)
+    name: str      # as a profiler shows it; the macro NAME
+    macros: tuple  # of (name, value), besides NAME
 
     @property
     def options(self):
         """What NVRTC is told besides the text."""
-        return OPTIONS + tuple(f"-D{name}={value}" for name, value in self.macros)
+        return OPTIONS + tuple(f"-D{name}={value}" for name, value in (("NAME", self.name),) + self.macros)
 
     def __str__(self):
         return f"{self.name}<{', '.join(value for _, value in self.macros)}>"

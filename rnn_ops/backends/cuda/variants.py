@@ -1,14 +1,19 @@
 """Which kernel serves which shape on which GPU: pure functions of numbers, no CUDA.
 
 A `Variant` is a kernel with everything that is decided before it runs. `candidates` lists all that could serve a shape, or
-says why a family cannot; `choose` takes the one with the fewest estimated cycles a step. The estimate is arithmetic (see
-`_cycles`); its constants are by design, to be replaced by measured ones from ``python -m benchmarks.gpu``.
+says why a family cannot; `choose` takes the one with the fewest predicted cycles a step, forward and backward together.
+
+A prediction has two parts. One is read off the kernel's machine code (predictions.json, written by ``python -m
+benchmarks.gpu.predict``): the cycles of a step with one, two and more tiles of rows a block, which has a multiprocessor to itself,
+and how long one tile keeps the multiprocessor busy. The other is how many blocks run at once, from the device's limits.
 
 The families are explained at the top of kernels/cuda/{resident,cluster,grid,stepwise}.cu, the tile in tile.cuh.
 """
 import functools
+import json
 import math
-from typing import NamedTuple
+import os
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -16,21 +21,27 @@ from rnn_ops.backends.cuda.sources import Kernel
 
 FAMILIES = ("resident", "cluster", "grid", "stepwise")
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # those that the tests compile for
+EXCHANGES = ("async", "barrier")  # of the cluster family; the second is here to be compared with
+CLUSTER_SIZES = (2, 4, 8, 16)
 
 _MOST_GROUPS = 65535  # blocks along the grid's y, on every architecture
 _KIB = 1024
-# Bytes of shared memory that one block may have, and multiply-adds a cycle of one multiprocessor (CUDA C++ Programming
-# Guide, "Technical specifications per compute capability" and "Throughput of native arithmetic instructions").
+# Bytes of shared memory that one block may have, multiply-adds a cycle, registers and threads of one multiprocessor (CUDA C++
+# Programming Guide, "Technical specifications per compute capability" and "Throughput of native arithmetic instructions").
 _SHARED = {70: 96 * _KIB, 75: 64 * _KIB, 80: 163 * _KIB, 86: 99 * _KIB, 89: 99 * _KIB, 90: 227 * _KIB}
 _LANES = {70: 64, 75: 64, 80: 64, 86: 128, 89: 128, 90: 128}
+_THREADS = {70: 2048, 75: 1024, 80: 2048, 86: 1536, 89: 1536, 90: 2048}
+_REGISTERS = 65536
+_RESERVED = 1024  # bytes of shared memory that a block takes besides its own, from 8.0 on
 
 _LARGEST_RESIDENT, _LARGEST_CLUSTER, _LARGEST_GRID = 256, 1024, 2048  # hidden units
 _GRID_K = (256, 512, 768, 1024, 1536, 2048)
 
-# Cycles that a step costs beside its multiply-adds: barriers, the tree over the lanes, tanh; for a cluster also remote stores
-# and its barrier; for a grid the way through L2; for stepwise two launches.
-_LATENCY = {"resident": 150, "cluster": 400, "grid": 2000, "stepwise": 12000}
-_PER_TILE = 80  # of each tile of rows: a barrier, the tree, tanh
+_STEPWISE = 12000  # two launches
+
+_MOST_BESIDE = 2  # blocks on a multiprocessor that are worth a candidate
+
+_PREDICTIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "predictions.json")
 
 
 class Device(NamedTuple):
@@ -43,7 +54,7 @@ class Device(NamedTuple):
     compute_capability: int
     shared_memory: int
     multiprocessors: int
-    clusters: tuple = ()
+    clusters: tuple = ()  # of 2, 4, 8 and 16 blocks that run at once, one block a multiprocessor; () where nobody knows
 
     @property
     def architecture(self):
@@ -60,57 +71,74 @@ class Tile(NamedTuple):
     """The template arguments of `Tile` in tile.cuh, in its order."""
     k: int
     columns: int
-    lane_columns: int
+    k_lanes: int
     k_warps: int
     rows: int
     in_shared: int
 
     @property
     def threads(self):
-        return 8 * self.columns // self.lane_columns * self.k_warps
+        return self.columns * self.k_lanes * self.k_warps // 4
 
     @property
     def chunks(self):
-        return self.k // (32 * self.k_warps)
+        return self.k // (4 * self.k_lanes * self.k_warps)
 
     @property
     def shared_weights(self):
-        return self.in_shared * 4 * self.lane_columns * self.threads
+        return self.in_shared * 16 * self.threads
 
     @property
     def partials(self):
-        return self.k_warps * self.rows * self.columns
+        return self.k_warps * self.rows * self.columns if self.k_warps > 1 else 0
 
     def __str__(self):
         return f"Tile<{', '.join(map(str, self))}>"
 
 
+class Prediction(NamedTuple):
+    """Of a kernel, in cycles of sm_90, and its registers a thread."""
+    step: float  # with one tile of rows
+    two: float   # with two
+    tile: float  # what each more adds
+    busy: float  # of the multiprocessor, for a tile
+    registers: int
+
+
 class Variant(NamedTuple):
     """A kernel for one shape. ``tile`` and what follows is None or 1 where the family has no use for it."""
     family: str
-    tile: Tile = None
+    tile: Optional[Tile] = None
     blocks: int = 1   # that share rows: of a cluster, of a group of the grid
     groups: int = 1   # of blocks that share rows
     rows: int = 1     # of the batch that a group owns
-    cycles: float = math.inf  # estimated, a step
+    cycles: float = math.inf           # predicted, a step forward
+    backward_cycles: float = math.inf  # predicted, a step backward
+    exchange: str = "async"            # of the cluster family
 
     def kernel(self, direction):
         """The `sources.Kernel` for "Forward" or "Backward". Stepwise, where the dtype counts too, has it in the launcher."""
         macros = (("PASS", f"{direction}<float>"), ("TILE", str(self.tile)))
-        return Kernel(self.family, self.family, macros + (("BLOCKS", str(self.blocks)),) * (self.family == "cluster"))
+        name = self.family
+        if self.family == "cluster":
+            macros += (("BLOCKS", str(self.blocks)), ("EXCHANGE", self.exchange.capitalize()))
+            name += "_barrier" * (self.exchange == "barrier")
+        return Kernel(self.family, f"rnn_{name}_{direction.lower()}", macros)
 
     @property
     def shared(self):
         """Bytes of dynamic shared memory a block."""
         state_rows = self.tile.rows if self.family == "grid" else self.rows
-        return 4 * (self.tile.shared_weights + 2 * state_rows * self.tile.k + 2 * self.tile.partials)
+        mbarriers = 16 * (self.rows // self.tile.rows) if self.family == "cluster" else 0
+        return mbarriers + 4 * (self.tile.shared_weights + self.tile.partials + 2 * state_rows * self.tile.k)
 
     def __str__(self):
         if self.family == "stepwise":
             return "stepwise: a cuBLAS product and one kernel a step"
         what = {"resident": "one block", "cluster": f"a cluster of {self.blocks} blocks",
                 "grid": f"a group of {self.blocks} blocks"}[self.family]
-        return f"{self.family}: {what} for {self.rows} row{'s' * (self.rows > 1)}, {self.groups} of them, {self.tile}"
+        old = ", cluster barriers" * (self.exchange == "barrier")
+        return f"{self.family}: {what} for {self.rows} row{'s' * (self.rows > 1)}, {self.groups} of them, {self.tile}{old}"
 
 
 def known_device(architecture, multiprocessors):
@@ -129,7 +157,7 @@ def estimated_clusters(compute_capability, multiprocessors):
     if compute_capability < 90:
         return ()
     lost = (0, 2, 1, 1) if multiprocessors > 16 else (0, 0, 0, 0)  # of 132: 66, 31, 15 and 7 remain
-    return tuple(multiprocessors // size - less for size, less in zip((2, 4, 8, 16), lost))
+    return tuple(multiprocessors // size - less for size, less in zip(CLUSTER_SIZES, lost))
 
 
 def tiles(family, architecture):
@@ -156,22 +184,22 @@ def candidates(device, dtype, B, H):
         reason = _why_not(family, device, dtype, H)
         if reason is None:
             fitting = [variant for tile, blocks in _tiles(family, device.architecture, H)
-                       for variant in [_variant(family, device, tile, blocks, B, H)] if variant is not None]
+                       for variant in _variants(family, device, tile, blocks, B, H)]
             if fitting:
                 found += fitting
                 continue
             reason = f"no tile for {H} hidden units fits {device.shared_memory // _KIB} KiB of shared memory a block" + (
-                f" and {device.multiprocessors} multiprocessors" if family == "grid" else "")
+                f" and {device.multiprocessors} multiprocessors" if family != "resident" else "")
         reasons[family] = reason
     # Vendor's product at half the chip's rate, and two launches.
     work = 2 * B * H * H / (device.lanes * device.multiprocessors)
-    found.append(Variant("stepwise", cycles=_LATENCY["stepwise"] + work))
+    found.append(Variant("stepwise", cycles=_STEPWISE + work, backward_cycles=_STEPWISE + work))
     return found, reasons
 
 
 @functools.lru_cache(maxsize=1024)  # each launch asks, mostly for the same shape
 def choose(device, dtype, B, H, family=None):
-    """The variant with the fewest estimated cycles a step, of all families or of the one that is given.
+    """The variant with the fewest predicted cycles a step forward and backward, of all families or of the one that is given.
 
     Raises
     ------
@@ -185,7 +213,7 @@ def choose(device, dtype, B, H, family=None):
     if not found:
         raise ValueError(f"family: got {family!r}, which cannot serve B = {B}, H = {H} in {np.dtype(dtype)} on "
                          f"{device.name}: {reasons[family]}")
-    return min(found, key=lambda variant: variant.cycles)
+    return min(found, key=total_cycles)
 
 
 def _why_not(family, device, dtype, H):
@@ -201,85 +229,120 @@ def _why_not(family, device, dtype, H):
     return None
 
 
+def total_cycles(variant):
+    """Predicted cycles of a step forward and a step backward: what `choose` goes by."""
+    return variant.cycles + variant.backward_cycles
+
+
 def _tiles(family, architecture, H=None):
     """(tile, blocks that share rows or None) of a family, for one H or for every H."""
     if family == "resident":
         for k in [_up(H, 32)] if H else range(32, _LARGEST_RESIDENT + 1, 32):
-            lane_columns = 4 if k <= 192 else 8
-            yield from ((tile, 1) for tile in _with_rows(family, k, k, lane_columns, 1))
+            yield from ((_tile(family, k, k, rows, architecture), 1) for rows in (1, 2, 4))
     elif family == "cluster" and architecture >= 90:
-        for blocks in (2, 4, 8, 16):
+        for blocks in CLUSTER_SIZES:
             step = 128 if blocks < 16 else 256
             for k in [_up(H, step)] if H else range(step, _LARGEST_CLUSTER + 1, step):
-                columns = k // blocks
-                shape = _warps(k, columns)
-                if shape:
-                    yield from ((tile, blocks) for tile in _with_rows(family, k, columns, *shape))
+                for rows in (1, 2, 4):
+                    tile = _tile(family, k, k // blocks, rows, architecture)
+                    if tile and 4 * tile.shared_weights < _SHARED[architecture]:
+                        yield tile, blocks
     elif family == "grid":
         for k in [next(k for k in _GRID_K if k >= H)] if H else _GRID_K:
             for columns in (16, 32, 64):
-                shape = _warps(k, columns)
-                if shape:
-                    yield from ((tile, None) for tile in _with_rows(family, k, columns, *shape))
+                k_warps = _k_warps(k, columns)
+                if k_warps:
+                    # A tile of 4 rows costs hardly more than one of 2.
+                    yield from ((_with_shared(Tile(k, columns, 8, k_warps, rows, 0), architecture), None) for rows in (1, 4))
 
 
-def _warps(k, columns):
-    """(columns a lane, warps along k) for at most 12 warps and 128 weights a lane, or 8 warps and 256; None if neither."""
-    for lane_columns, most_warps, most_chunks in ((4, 12, 8), (8, 8, 8)):
-        if columns % (4 * lane_columns):
-            continue
-        column_warps = columns // (4 * lane_columns)
-        for k_warps in (8, 4, 3, 2, 1):  # the more warps, the fewer cycles are lost waiting
-            if k % (32 * k_warps) == 0 and column_warps * k_warps <= most_warps and k // (32 * k_warps) <= most_chunks:
-                return lane_columns, k_warps
+def _tile(family, k, columns, rows, architecture):
+    """Of warps that have all of k: the tile with the fewest weights in shared memory, then with a warp for each scheduler, then
+    with the fewest lanes along k, which add up in a tree; None if there is none."""
+    found = []
+    for k_lanes in (4, 8, 16, 32):
+        if family == "cluster" and 4 * rows > k_lanes:
+            continue  # there a lane finishes one element
+        threads, weights = columns * k_lanes // 4, 4 * k // k_lanes
+        if k % (4 * k_lanes) == 0 and columns % (128 // k_lanes) == 0 and weights <= 256 and threads <= 512:
+            found.append(_with_shared(Tile(k, columns, k_lanes, 1, rows, 0), architecture))
+    return min(found, key=lambda tile: (tile.shared_weights, tile.threads < 128, tile.k_lanes), default=None)
+
+
+def _k_warps(k, columns):
+    """Warps along k for at most 12 warps and 128 weights a lane, or 8 warps and 256; None if neither."""
+    for most_warps, most_chunks in ((12, 8), (8, 16)):
+        for k_warps in (8, 4, 3, 2):  # the more warps, the fewer cycles are lost waiting
+            if k % (32 * k_warps) == 0 and columns // 16 * k_warps <= most_warps and k // (32 * k_warps) <= most_chunks:
+                return k_warps
     return None
 
 
-def _with_rows(family, k, columns, lane_columns, k_warps):
-    """The tile with every number of rows at a time that its registers leave room for."""
-    chunks = k // (32 * k_warps)
-    for rows in (1, 2, 4) if lane_columns == 4 else (1, 2):
-        if family == "grid" and lane_columns == 4 and rows == 2:
-            continue  # a tile of 4 costs hardly more
-        # Measured with NVRTC 11.8, tests/test_cuda_compile.py: what does not spill. 12 warps have 168 registers a
-        # thread, too few for 4 rows of sums beside 8 chunks.
-        twelve_warps = columns // (4 * lane_columns) * k_warps > 8
-        if lane_columns == 4:
-            most = 6 if rows == 4 and twelve_warps else 8
-        else:
-            most = 6 if family == "resident" and rows == 1 else 5
-        yield Tile(k, columns, lane_columns, k_warps, rows, max(0, chunks - most))
+def _with_shared(tile, architecture):
+    """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
+    compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 on those before."""
+    registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
+    few = tile.k_lanes == 4
+    besides = ({1: 57, 2: 80 if few else 63, 4: 120 if few else 80} if architecture >= 90 else
+               {1: 80, 2: 80, 4: 140 if few else 98})[tile.rows]
+    return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
 
 
-def _variant(family, device, tile, blocks, B, H):
-    """The variant of a tile for a shape, or None where it does not fit the device."""
+def _variants(family, device, tile, blocks, B, H):
+    """The variants of a tile for a shape: with one block a multiprocessor, with two, as far as there is room for them."""
     if blocks is None:
         blocks = -(-H // tile.columns)
-    most_groups = device.multiprocessors // blocks
-    if most_groups < 1:
-        return None
-    rows = _up(-(-B // min(B, most_groups)), tile.rows)
-    if family != "grid":  # not more rows than shared memory has room for; the rest waits for its turn
-        room = device.shared_memory // 4 - tile.shared_weights - 2 * tile.partials
-        rows = min(rows, room // (2 * tile.k) // tile.rows * tile.rows)
-        if rows < 1:
-            return None
-    variant = Variant(family, tile, blocks, -(-B // rows), rows)
-    if variant.shared > device.shared_memory or variant.groups > _MOST_GROUPS:
-        return None
-    turns = -(-variant.groups // most_groups)
-    return variant._replace(cycles=turns * _cycles(family, tile, rows, device.lanes))
+    at_once = device.multiprocessors // blocks  # groups, one block a multiprocessor
+    if family == "cluster":
+        clusters = device.clusters or estimated_clusters(device.compute_capability, device.multiprocessors)
+        at_once = min(at_once, clusters[CLUSTER_SIZES.index(blocks)])
+    if at_once < 1:
+        return
+    tried = set()
+    for beside in (1,) if family == "grid" else range(1, _MOST_BESIDE + 1):
+        rows = _up(-(-B // min(B, at_once * beside)), tile.rows)
+        if family != "grid":  # not more rows than shared memory has room for; the rest waits for its turn
+            room = device.shared_memory - 4 * tile.shared_weights
+            row = 8 * tile.k + (16 // tile.rows if family == "cluster" else 0)
+            rows = min(rows, room // (tile.rows * row) * tile.rows)
+            if rows < 1:
+                return
+        variant = Variant(family, tile, blocks, -(-B // rows), rows)
+        if rows in tried or variant.shared > device.shared_memory or variant.groups > _MOST_GROUPS:
+            continue
+        tried.add(rows)
+        if _beside(device, variant) >= beside:
+            yield variant._replace(**{
+                name: _cycles(device, variant, at_once, beside, direction)
+                for name, direction in (("cycles", "Forward"), ("backward_cycles", "Backward"))})
 
 
-def _cycles(family, tile, rows, lanes):
-    """Estimated cycles a step of one block: the busier of arithmetic and shared memory, and what is waited for."""
-    arithmetic = tile.k * tile.columns * tile.rows / lanes
-    # 128 bytes a cycle: 4 k's of a row's state a warp and chunk; weights 16 bytes a lane; partial sums in and out.
-    warps = tile.threads // 32
-    shared = warps * (tile.chunks * tile.rows + 16 * tile.in_shared * tile.lane_columns / 4) + tile.partials / 16
-    if family == "grid":  # 64 bytes a cycle from L2
-        shared = max(shared, tile.rows * tile.k / 16)
-    return _LATENCY[family] + rows // tile.rows * (max(arithmetic, shared) + _PER_TILE)
+def _beside(device, variant):
+    """How many blocks of a variant one multiprocessor has room for."""
+    warps = variant.tile.threads // 32
+    registers = max(predictions()[str(variant.kernel(direction))].registers for direction in ("Forward", "Backward"))
+    allocated = _up(registers * 32, 256) * _up(warps, 4)
+    threads = _THREADS[device.architecture]
+    return min(_REGISTERS // allocated, (device.shared_memory + _RESERVED) // (variant.shared + _RESERVED),
+               threads // variant.tile.threads)
+
+
+def _cycles(device, variant, at_once, beside, direction):
+    """Predicted cycles a step. Blocks on one multiprocessor wait at different times, and share what it computes in a cycle."""
+    tiles = variant.rows // variant.tile.rows
+    step, two, tile, busy, _ = predictions()[str(variant.kernel(direction))]
+    slower = 128 / device.lanes  # than sm_90, in multiply-adds a cycle
+    alone = step if tiles == 1 else two + (tiles - 2) * tile
+    turns = -(-variant.groups // (at_once * beside))
+    together = -(-variant.groups // at_once) if turns == 1 else beside
+    return turns * max(alone + (slower - 1) * tiles * busy, together * tiles * slower * busy)
+
+
+@functools.lru_cache(maxsize=None)
+def predictions():
+    """`Prediction` by the name of a kernel, as ``str(kernel)`` gives it."""
+    with open(_PREDICTIONS, encoding="utf-8") as file:
+        return {kernel: Prediction(*numbers) for kernel, numbers in json.load(file)["kernels"].items()}
 
 
 def _up(number, step):

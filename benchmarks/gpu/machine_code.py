@@ -1,0 +1,173 @@
+"""A report on a kernel's machine code: what its loop over the steps consists of, what is wrong with it, how long it takes.
+
+    python -m benchmarks.gpu.machine_code --family cluster --shape 32,256
+    python -m benchmarks.gpu.machine_code --family cluster --only "Forward<float>, Tile<256, 64, 8, 1, 1" --listing
+    python -m benchmarks.gpu.machine_code --cubin FILE --tiles 2
+
+No GPU is needed; nvdisasm (PyPI: nvidia-cuda-nvdisasm) is, and but for --cubin NVRTC. sass.py disassembles, paths.py finds
+the executed path, schedule.py counts its cycles; each says what it assumes.
+"""
+import argparse
+import sys
+from typing import NamedTuple
+
+from rnn_ops.backends.cuda import compiler, variants
+
+from . import paths, sass, schedule
+
+
+class Report(NamedTuple):
+    """What there is to say of one kernel. The numbers are {kind: number}."""
+    name: str
+    exchange: str  # one of paths.EXCHANGES
+    loop: dict     # of all instructions of the loop over the steps
+    path: dict     # of those that one step executes
+    idle: dict     # of those for a warp that finishes no elements
+    gates: list    # what is wrong, as sentences
+    prediction: schedule.Prediction
+
+
+def report(cubin, most_besides_ffma=None, **arguments):
+    """The `Report` of the one kernel of a cubin.
+
+    Parameters
+    ----------
+    cubin : bytes
+    most_besides_ffma : int, optional
+        See `paths.Loop.gates`.
+    arguments
+        threads, in_shared, tiles, finishing, blocks, pairs: see `schedule.Walk`; `arguments_of` knows them for a tile.
+    """
+    return reports([cubin], [arguments], most_besides_ffma)[0]
+
+
+def reports(cubins, arguments, most_besides_ffma=None):
+    """`report` of several cubins, each with its keywords, by one run of nvdisasm."""
+    return [_report(walk, most_besides_ffma) for walk in walks(cubins, arguments)]
+
+
+def walks(cubins, arguments):
+    """The `schedule.Walk` of the one kernel of each of several cubins, each with its keywords."""
+    found = []
+    for functions, keywords in zip(sass.disassemble(cubins), arguments):
+        if len(functions) != 1:
+            raise ValueError(f"cubin: got {len(functions)} kernels, needs one")
+        found.append(schedule.Walk(paths.Loop(functions[0]), **keywords))
+    return found
+
+
+def _report(walk, most_besides_ffma=None):
+    loop = walk.loop
+    return Report(loop.function.name, loop.exchange, loop.counts(), sass.count(walk.long_path), sass.count(walk.short_path),
+                  loop.gates(most_besides_ffma), walk.predict())
+
+
+def arguments_of(tile, tiles=1, blocks=1):
+    """The keywords of `report` for a `variants.Tile`, with so many tiles of rows a block and blocks a multiprocessor."""
+    # Where a warp has all of k, it finishes its own elements; else the block's threads share them.
+    finishing = None if tile.k_warps == 1 else min(-(-tile.rows * tile.columns // 32), tile.threads // 32)
+    # The lanes that read the same 16 bytes of the state are neighbours; with 32 lanes along k each reads its own.
+    return {"threads": tile.threads, "in_shared": tile.in_shared, "tiles": tiles, "finishing": finishing, "blocks": blocks,
+            "pairs": tile.k_lanes <= 16}
+
+
+def table(rows):
+    """[(label, Report), ...] as text, a row a kernel."""
+    lines = [("kernel", "exchange", "path", "FFMA", "LDS", "SHFL", "MUFU",
+              "serial", "flight", "shadow", "busy", "shared", "cycles")]
+    for label, one in rows:
+        reads = sum(number for kind, number in one.path.items() if kind.startswith("LDS"))
+        numbers = [one.path.get(kind, 0) for kind in ("SHFL", "MUFU")]
+        cycles = [round(getattr(one.prediction, name)) for name in lines[0][7:]]
+        lines.append((label, one.exchange, sum(one.path.values()), one.path.get("FFMA", 0), reads, *numbers, *cycles))
+    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(str(cell).ljust(width) if i < 2 else str(cell).rjust(width)
+                               for i, (cell, width) in enumerate(zip(line, widths))) for line in lines)
+
+
+def listing(walk):
+    """One step of one warp that is alone, as text: the cycle of each issue, cycles waited and for what, instruction."""
+    events = walk.listing()
+    lines = []
+    for event in events:
+        waited = f"+{event.waited} {event.why}" if event.waited else ""
+        lines.append(f"{event.cycle - events[0].cycle:6d}  {waited:18s} {'send ' if event.sends else '     '}"
+                     f"{event.instruction.address:6x}  {event.instruction}")
+    return "\n".join(lines)
+
+
+def kernels_for(family, B, H, architecture, multiprocessors, exchange="async"):
+    """[(`sources.Kernel`, keywords of `report`), ...]: both directions of each tile of a family that can serve a shape,
+    whichever would be chosen, with the tiles of rows that a block has with one block a multiprocessor."""
+    found = []
+    every = variants.tiles(family, architecture)
+    least = {}  # by the number of blocks, the smallest K that is enough
+    for tile, blocks in every:
+        if tile.k >= H:
+            least[blocks] = min(tile.k, least.get(blocks, tile.k))
+    for tile, blocks in every:
+        if least.get(blocks) == tile.k:
+            sharing = blocks or -(-H // tile.columns)
+            rows = -(-B // min(B, max(1, multiprocessors // sharing)))
+            variant = variants.Variant(family, tile, sharing, exchange=exchange)
+            found += [(variant.kernel(direction), arguments_of(tile, tiles=-(-rows // tile.rows)))
+                      for direction in ("Forward", "Backward")]
+    return found
+
+
+def main(arguments=None):
+    """The command; 1 if something is wrong with a kernel."""
+    parser = argparse.ArgumentParser(prog="machine_code", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--cubin", help="a file with one kernel; else all of a family that can serve a shape are compiled")
+    parser.add_argument("--family", help="default: %(default)s", default="cluster", choices=variants.FAMILIES[:-1])
+    parser.add_argument("--shape", metavar="B,H", help="default: %(default)s", default="32,256")
+    parser.add_argument("--only", metavar="TEXT", help="kernels with this in their name", default="")
+    parser.add_argument("--exchange", help="of the cluster family", default="async", choices=variants.EXCHANGES)
+    parser.add_argument("--architecture", type=int, default=90)
+    parser.add_argument("--multiprocessors", type=int, default=132)
+    parser.add_argument("--threads", type=int, help="of a block; default: the launch bounds")
+    parser.add_argument("--in-shared", type=int, help="passes of the loop over weights in shared memory")
+    parser.add_argument("--tiles", type=int, help="tiles of rows of a block")
+    parser.add_argument("--finishing", type=int, help="warps of a block that finish elements")
+    parser.add_argument("--blocks", type=int, help="of a multiprocessor")
+    parser.add_argument("--listing", action="store_true", help="one step, instruction by instruction")
+    options = parser.parse_args(arguments)
+    given = {name: getattr(options, name) for name in ("threads", "in_shared", "tiles", "finishing", "blocks")
+             if getattr(options, name) is not None}
+    if options.cubin:
+        files, keywords = {options.cubin: options.cubin}, [given]
+    else:
+        B, H = map(int, options.shape.split(","))
+        found = kernels_for(options.family, B, H, options.architecture, options.multiprocessors, options.exchange)
+        found = {kernel: arguments for kernel, arguments in found if options.only in str(kernel)}
+        files = compiler.compile_all(found, options.architecture)
+        keywords = [dict(arguments, **given) for arguments in found.values()]
+    cubins = []
+    for path in files.values():
+        if isinstance(path, compiler.CompileError):
+            raise path
+        with open(path, "rb") as file:
+            cubins.append(file.read())
+    rows, wrong = [], []
+    for kernel, walk in zip(files, walks(cubins, keywords)):
+        found = _report(walk)
+        rows.append((str(kernel), found))
+        wrong += [f"{kernel}: {sentence}" for sentence in found.gates]
+        if options.listing:
+            _show(str(kernel), walk, found)
+    print(table(rows))
+    print("\n".join(wrong), end="\n" * bool(wrong))
+    return 1 if wrong else 0
+
+
+def _show(label, walk, found):
+    print(f"{label}\n{listing(walk)}\n")
+    for name in ("loop", "path", "idle"):
+        print(f"{name}: " + ", ".join(f"{number} {kind}" for kind, number in getattr(found, name).items()))
+    print("branches: " + ", ".join(f"{choice.address:x} {'' if choice.taken else 'not '}taken ({choice.why})"
+                                   for choice in walk.loop.choices(walk.path)))
+    print(f"{found.prediction}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

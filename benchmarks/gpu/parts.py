@@ -1,0 +1,114 @@
+"""The parts of a run in order of worth, what each is worth waiting for, and which of them fit into the minutes there are.
+
+Pure functions of names and numbers; work.py does the parts, run.py starts them.
+"""
+from typing import NamedTuple, Optional
+
+from rnn_ops.backends.cuda import variants
+
+from . import cells, checks
+from .cells import TUTORIAL, Cell
+
+
+class Part(NamedTuple):
+    name: str
+    what: str
+    seconds: int             # by estimate, on an H100; with what its process takes to start
+    limit: int               # seconds after which it is ended
+    divisible: bool = False  # does what fits, and goes on another time where it was cut off
+    family: str = ""         # it is about
+
+
+class Sizes(NamedTuple):
+    """How much each part does."""
+    first: dict      # what checks.plan is given
+    check: dict
+    repeats: dict
+    sanitized: dict
+    tutorial: Cell
+    quick: list      # of Cells
+    grid: list
+    rounds: int      # of a timed cell
+    epochs: int
+    model: dict      # what training.measure is given
+    characters: Optional[int]  # of the text, the first ones; None: all
+
+
+SIZES = {
+    "full": Sizes(checks.FIRST, checks.ALL_BUT_REPEATS, checks.REPEATS, checks.TINY, TUTORIAL, cells.cells(quick=True),
+                  cells.cells(), 25, 2000, {}, None),
+    # For the rehearsal and the tests: the same work on next to nothing.
+    "small": Sizes(
+        dict(checks.FIRST, shapes=((5, 3, 7, 12), (2, 3, 5, 300))),
+        dict(shapes=((1, 1, 1, 1), (3, 4, 5, 7)), variant_shapes=((2, 3, 5, 33),), option_shapes=((4, 3, 5, 6),),
+             bits_shapes=((3, 2, 5, 4),), most_runs=3, sweep=2 ** 8),
+        dict(checks.REPEATS, bits_shapes=((3, 2, 5, 4),), most_runs=20), dict(checks.TINY, shapes=((3, 3, 5, 37),)),
+        Cell(5, 3, 7, 12), [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20)], [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20), Cell(3, 2, 7, 40)],
+        2, 3, dict(T=5, B=3, H=19), 1000)}
+
+DEVICE, COMPILE = "device", "compile"
+_START = 15  # seconds that a divisible part must have to be worth its start
+
+
+def parts(architecture):
+    """All `Part`s for a GPU of an architecture (90 for 9.0), the most important first."""
+    families = [family for family in variants.FAMILIES if family != "cluster" or architecture >= 90]
+    return [
+        Part(DEVICE, "devices and versions", 10, 120),
+        Part(COMPILE, "every kernel, in processes; nothing where they are on disk", 15, 240)] + [
+        Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 40, family=family)
+        for family in families] + [
+        Part("tutorial", "all variants at the tutorial's shape, timed beside cuDNN", 40, 120),
+        Part("microbench", "st.async, barriers, shared memory, in cycles", 10, 60),
+        Part("occupancy", "blocks a multiprocessor and clusters at once, of every kernel", 15, 90),
+        Part("quick", "few shapes, timed beside cuDNN", 50, 180, True),
+        Part("training", "2,000 epochs of the tutorial", 60, 180),
+        Part("check", "every shape, variant and option against float64", 90, 400, True),
+        Part("grid", "all shapes, timed beside cuDNN", 120, 600, True),
+        Part("repeats", "the same bits in 1,000 runs", 30, 120, True),
+        Part("jax", "jax.lax.scan under jit at the tutorial's shape", 40, 120),
+        Part("sanitizer", "a few kernels under compute-sanitizer", 120, 500),
+        Part("variants", "every variant at the quick shapes", 150, 600, True)]
+
+
+NAMES = list(dict.fromkeys(part.name.split("-")[0] for part in parts(90)))  # what --only takes
+
+
+def allotted(part, left):
+    """Seconds that a part may take of those that are ``left`` (None: any number), or None where it is not to be begun."""
+    if left is None:
+        return part.limit
+    if left < (_START if part.divisible else part.seconds):
+        return None
+    return min(part.limit, left)
+
+
+def table(chosen, minutes, why_not, done):
+    """What will be done and what is left out, as lines.
+
+    Parameters
+    ----------
+    chosen : list of Part
+    minutes : float or None
+    why_not : dict
+        Of a part's name, why it cannot be done here.
+    done : names of parts that an earlier run has done
+    """
+    left = None if minutes is None else 60 * minutes
+    lines = [f"{'part':<16}{'about s':>8}{'at most':>8}  what", "-" * 79]
+    for part in chosen:
+        text = part.what
+        if part.name in done:
+            text = "done before"
+        elif part.name in why_not:
+            text = f"LEFT OUT: {why_not[part.name]}"
+        else:
+            seconds = allotted(part, left)
+            if seconds is None:
+                text = f"LEFT OUT by estimate, unless others are faster: {text}"
+            elif left is not None:
+                if part.seconds > left:
+                    text += " (as far as it comes)"
+                left -= min(part.seconds, left)
+        lines.append(f"{part.name:<16}{part.seconds:>8}{part.limit:>8}  {text}")
+    return lines

@@ -1,0 +1,293 @@
+"""A run: the parts one after the other, each a process of its own with an end, and what came of each.
+
+The parent never touches the GPU. A part that hangs, crashes or breaks the driver's context costs itself: it is killed, its
+reason is written down, and if the GPU still answers the next one begins. What is printed fits a small screen; what the parts
+print themselves is in the folder's logs.
+"""
+import contextlib
+import datetime
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from . import parts as planning
+from . import sanitizer, tables, work
+from .cells import TUTORIAL
+from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
+from .parts import COMPILE, DEVICE
+
+_TRIES = 3       # of a divisible part that crashes; each goes on behind what has ended the last one
+_GRACE = 20      # seconds from when a part should have come to its end to when it is killed
+_REPORT = 5      # seconds that are kept for the report
+_ALIVE = 60      # seconds that the GPU has to answer in a new process
+_KILL = 20       # seconds that a killed process may take to go
+_SHOWN = 5       # failures of a part that are printed; all are in its results
+
+
+class Run:
+    """A run into a folder.
+
+    Parameters
+    ----------
+    folder : Folder
+    minutes : float or None
+        None: as long as it takes.
+    machine : str
+        ``module:function`` that makes the machine in each process.
+    sizes : str
+        A name in `parts.SIZES`.
+    """
+
+    def __init__(self, folder, minutes=None, machine=work.DEFAULT_MACHINE, sizes="full"):
+        self.folder, self._machine, self._sizes = folder, machine, sizes
+        self._minutes = minutes
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes - _REPORT
+        self._without = []  # families whose first check did not come to an end
+
+    def left(self):
+        return None if self._end is None else self._end - time.monotonic()
+
+    def device(self):
+        """See what GPU there is → None, or a sentence that says why there is none."""
+        part = planning.parts(90)[0]
+        record = self._attempt(part, part.limit)
+        if record["status"] == DONE:
+            self.folder.write(PARTS, DEVICE, record)
+            return None
+        return record["reason"]
+
+    def parts(self, chosen):
+        """Do the parts → exit status: 0, or 1 where one has found something wrong or has not ended by itself."""
+        status = 0
+        for part in chosen:
+            left = self.left()
+            seconds = planning.allotted(part, left)
+            if seconds is None:
+                record = _record(NO_TIME, f"about {part.seconds} s, and {max(0, left):.0f} s were left")
+            else:
+                record = self._part(part, seconds)
+            self.folder.write(PARTS, part.name, record)
+            status |= record["status"] == FAILED
+            for line in summary(part, record, self.folder.read(RESULTS, part.name)):
+                print(line, flush=True)
+            if record.get("gone"):
+                print("The GPU answers no more in a new process either: nothing after this was run.", flush=True)
+                break
+        return int(status)
+
+    def _part(self, part, seconds):
+        """A part, again if it crashes and can go on behind what has crashed it."""
+        for _ in range(_TRIES if part.divisible else 1):
+            record = self._attempt(part, seconds)
+            if "crash" not in record:
+                return record
+            alive = self._attempt(planning.Part("alive", "", 0, _ALIVE), _ALIVE)
+            if alive["status"] != DONE:
+                return dict(record, gone=True)
+            if part.family:
+                self._without.append(part.family)
+            left = self.left()
+            if left is not None and left < seconds:
+                seconds = left
+            if planning.allotted(part, seconds) is None:
+                break
+        return record
+
+    def _attempt(self, part, seconds):
+        """A process → what came of it."""
+        killed = seconds if self.left() is not None and self.left() < seconds + _GRACE else seconds + _GRACE
+        soft = max(5, killed - _GRACE)
+        command = [sys.executable, "-X", "faulthandler", "-m", __package__, "--part", part.name, "--out", self.folder.path,
+                   "--seconds", f"{soft:.0f}", "--machine", self._machine, "--sizes", self._sizes]
+        command += [word for family in self._without for word in ("--without", family)]
+        began = time.monotonic()
+        with open(self.folder.log(part.name), "a", encoding="utf-8") as log:
+            begins = log.tell()
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                       start_new_session=True, env=_environment())
+            try:
+                status = process.wait(killed)
+            except BaseException as error:
+                gone = _kill(process)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                reason = f"did not end within {killed:.0f} s and was killed" + ("" if gone else ", but does not go")
+                return dict(_record(FAILED, reason, began), crash=True)
+        return self._judge(part, status, began, begins)
+
+    def _judge(self, part, status, began, begins):
+        said = _last_line(self.folder.log(part.name), begins)
+        if status == work.DONE:
+            return _record(DONE, "", began)
+        if status == work.FOUND:
+            return _record(FAILED, "", began)
+        if status == work.CUT:
+            return _record(CUT, "the time was over", began)
+        if status == work.LEFT_OUT:
+            return _record(LEFT_OUT, said, began)
+        if status == work.LOST:
+            return dict(_record(FAILED, said, began), crash=True)
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return dict(_record(FAILED, f"{how}: {said}" if said else how, began), crash=True)
+
+
+def main(folder, minutes, only, machine, sizes):
+    """A run from its start to its report → exit status."""
+    signal.signal(signal.SIGTERM, _interrupted)
+    new = not os.path.exists(folder.path)
+    folder.make()
+    run = Run(folder, minutes, machine, sizes)
+    before = folder.read(RESULTS, DEVICE)
+    try:
+        reason = run.device()
+        if reason:
+            if new:
+                shutil.rmtree(folder.path)
+            print(f"benchmarks.gpu: {reason}", file=sys.stderr)
+            return 2
+        device = folder.read(RESULTS, DEVICE)
+        other = before and _other(before, device)
+        if other:
+            folder.write(RESULTS, DEVICE, before)
+            print(f"benchmarks.gpu: --out: got {folder.path}, which has results of {other}, needs another folder",
+                  file=sys.stderr)
+            return 2
+        every = planning.parts(round(10 * device["gpu"]["compute_capability"]))
+        chosen = choose(folder, every, only)
+        status = _parts(run, folder, every, chosen, device, minutes)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    write_report(folder)
+    return status
+
+
+def _parts(run, folder, every, chosen, device, minutes):
+    done = {part.name for part in every if (folder.read(PARTS, part.name) or {}).get("status") == DONE}
+    why_not = {name: why for name, why in unavailable(device["gpu"]).items()}
+    print(tables.facts(device))
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: cuDNN is not timed beside ours.")
+    print("\n".join(planning.table(chosen, minutes, why_not, done)), flush=True)
+    for name, why in why_not.items():
+        if name in [part.name for part in chosen]:
+            folder.write(PARTS, name, _record(LEFT_OUT, why))
+    return run.parts([part for part in chosen if part.name not in done and part.name not in why_not])
+
+
+def choose(folder, every, only):
+    """The parts that are to be done; those that are asked for by name are forgotten first, so that they are done anew."""
+    if not only:
+        return every[1:]
+    chosen = [part for part in every[1:] if part.name.split("-")[0] in only or part.name == COMPILE]
+    for part in chosen:
+        folder.remove(PARTS, part.name)
+        folder.remove(RESULTS, part.name)
+    sizes = planning.SIZES
+    for name in set(only) & {"tutorial", "quick", "grid"}:
+        for size in sizes.values():
+            cells = [size.tutorial] if name == "tutorial" else getattr(size, name)
+            for cell in cells:
+                folder.remove(CELLS, str(cell))
+    return chosen
+
+
+def unavailable(gpu):
+    """Why parts cannot be done here, by name, as far as it is known without trying."""
+    found = {}
+    if importlib.util.find_spec("jax") is None:
+        found["jax"] = "JAX is not installed"
+    if sanitizer.find() is None:
+        found["sanitizer"] = "compute-sanitizer is not on the PATH"
+    if importlib.util.find_spec("timemachine") is None:
+        found["training"] = "timemachine cannot be imported: in a clone, set PYTHONPATH=python"
+    return found
+
+
+def summary(part, record, found):
+    """What is printed of a part that has ended, as lines."""
+    head = f"{part.name:<16}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
+    facts = tables.headline(part.name, found) if found else ""
+    failed = [line for line in (found or {}).get("failed", [])]
+    shown = [f"    FAILED  {line[:200]}" for line in failed[:_SHOWN]]
+    if len(failed) > _SHOWN:
+        shown.append(f"    ... and {len(failed) - _SHOWN} more: {RESULTS}/{part.name}.json")
+    return [f"{head}{'  ' if facts else ''}{facts[:300]}"] + shown
+
+
+def write_report(folder):
+    """Rebuild result.json, report.md and, where matplotlib is, chart.png from what is in the folder → whether there is."""
+    device = folder.read(RESULTS, DEVICE)
+    if device is None:
+        print(f"{folder.path} has no results of a run", file=sys.stderr)
+        return False
+    architecture = round(10 * device["gpu"]["compute_capability"])
+    result = assemble(folder, [part.name for part in planning.parts(architecture)])
+    from .. import report
+    report.write_json(result, folder.at("result.json"))
+    with report.replacing(folder.at("report.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(tables.markdown(result))
+    written = ["result.json", "report.md"]
+    if any(row["T"] == TUTORIAL.T for row in result["rows"]):
+        try:
+            from . import picture
+            picture.draw(result, folder.at("chart.png"))
+            written.append("chart.png")
+        except ImportError:
+            print("There is no chart: it needs matplotlib, which is not installed.")
+        except Exception as error:  # a picture is not worth a run
+            print(f"There is no chart: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    print(f"Written: {folder.path}: {', '.join(written)}")
+    return True
+
+
+def _other(before, now):
+    """What makes results of another run: the GPU or the version; else None."""
+    for what in ("name", "compute_capability"):
+        if before["gpu"][what] != now["gpu"][what]:
+            return f"{before['gpu']['name']}, where this is {now['gpu']['name']}"
+    if before["rnn_ops"] != now["rnn_ops"] or before.get("kernels") != now.get("kernels"):
+        return "other kernels than these"
+    return None
+
+
+def _environment():
+    """For a part: CuPy's products in full precision, whatever the user has set."""
+    return dict(os.environ, CUPY_TF32="0", PYTHONUNBUFFERED="1")
+
+
+def _record(status, reason, began=None):
+    return {"status": status, "reason": reason, "seconds": 0 if began is None else round(time.monotonic() - began, 1),
+            "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+
+
+def _kill(process):
+    """Kill a process and all it has started → whether it has gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(_KILL)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _last_line(path, begins):
+    """The last line that says something in a log from a place on."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(begins)
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
+    except OSError:
+        return ""
+    said = [line for line in lines if line and not line.startswith("[")]
+    errors = [line for line in said if line.startswith("Fatal Python error")]
+    return (errors or said or [""])[-1][:500]
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt

@@ -1,0 +1,372 @@
+"""What each part does, in a process of its own: ``python -m benchmarks.gpu --part NAME``, started by run.py.
+
+A part writes what it finds to the folder as it goes on, and what it prints is its log. Its exit status says how it ended.
+"""
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import signal
+import sys
+import time
+
+import numpy as np
+from rnn_ops.backends import cuda
+from rnn_ops.backends.cuda import launcher, sources, variants
+
+from . import checks, launches
+from .folder import CELLS, RESULTS
+from .parts import SIZES
+
+DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an exception that nobody expected
+DEFAULT_MACHINE = f"{__package__}.work:gpu"
+_DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
+
+
+class LeftOut(Exception):
+    """A sentence: why a part cannot be done here."""
+
+
+def gpu():
+    """The `machine.Machine` of the first GPU."""
+    reason = cuda.why_not()
+    if reason:
+        raise LeftOut(reason)
+    from .machine import Machine
+    return Machine()
+
+
+class Work:
+    """What the parts share: the folder, the machine, the sizes and the time."""
+
+    def __init__(self, part, folder, machine, sizes, seconds, among):
+        self.part, self.folder, self.machine, self.sizes, self.among = part, folder, machine, SIZES[sizes], among
+        self.device = machine.device
+        self._end = time.monotonic() + seconds
+
+    def left(self):
+        return self._end - time.monotonic()
+
+    def keep(self, found):
+        self.folder.write(RESULTS, self.part, found)
+
+
+def main(part, folder, machine, sizes, seconds, without):
+    """Do a part → exit status."""
+    with contextlib.suppress(OSError, AttributeError):  # if the parent is killed nothing else would end this
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    module, name = machine.split(":")
+    if part in ("tutorial", "quick", "grid", "variants"):
+        # Before CuPy loads its CUDA libraries: PyTorch brings others, of the same names.
+        with contextlib.suppress(ImportError, OSError):  # told again where it is to be timed
+            importlib.import_module("torch")
+    try:
+        the_machine = getattr(importlib.import_module(module), name)()
+        with the_machine.current():
+            work = Work(part, folder, the_machine, sizes, seconds, [f for f in variants.FAMILIES if f not in without])
+            return _PARTS[part.split("-")[0]](work)
+    except LeftOut as sentence:
+        print(sentence, file=sys.stderr)
+        return LEFT_OUT
+    except checks.Lost as lost:
+        print(f"The GPU answers no more: {lost}", file=sys.stderr)
+        return LOST
+
+
+# --- the parts
+
+def _alive(work):
+    """See that the GPU answers."""
+    checks.see_alive(work.machine, "the GPU", RuntimeError("it was asked whether it answers"))
+    return DONE
+
+
+def _device(work):
+    from rnn_ops import __version__
+
+    from ..environment import describe
+    work.keep({"date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), "gpu": work.machine.describe(),
+               "environment": describe(), "rnn_ops": __version__, "kernels": _digest()})
+    return DONE
+
+
+def _digest():
+    """Of all that decides what is launched: results of other kernels do not belong into the same folder."""
+    texts = [sources.text(family) for family in (*variants.FAMILIES, "sums")]
+    for module in (variants, launcher):
+        with open(module.__file__, encoding="utf-8") as file:
+            texts.append(file.read())
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+
+
+def planned(device, sizes):
+    """All calls that a run makes, as (shape, dtype, tokens, variant), each once."""
+    from . import timing
+    found = []
+    for plan in (sizes.first, sizes.check, sizes.repeats, sizes.sanitized):
+        for task in checks.plan(device, **plan):
+            found += [(task.shape, task.dtype, task.tokens, variant) for variant in task.variants]
+    for cell in [sizes.tutorial, *sizes.quick, *sizes.grid]:
+        chosen = timing.timed_variants(device, cell)
+        found += [(tuple(cell), checks.FLOAT32, True, variant) for variant in chosen]
+        found.append((tuple(cell), checks.FLOAT32, False, chosen[0]))
+    for cell in sizes.quick:
+        found += [(tuple(cell), checks.FLOAT32, True, variant) for variant in timing.timed_variants(device, cell, True)]
+    return list(dict.fromkeys(found))
+
+
+def planned_items(device, sizes):
+    """What those calls put into a stream: recorded items, each launch of a kernel with the same sizes once."""
+    found = {}
+    for shape, dtype, tokens, variant in planned(device, sizes):
+        T, *rest = shape
+        for item in launches.record(device, (min(T, 3), *rest), dtype, tokens, variant):  # from the third on steps are alike
+            if hasattr(item, "launch"):
+                found.setdefault(item.launch, item)
+    return list(found.values())
+
+
+def _compile(work):
+    from rnn_ops.backends.cuda import compiler
+    kernels = launches.kernels(planned_items(work.device, work.sizes))
+    started = time.monotonic()
+    results = compiler.compile_all(kernels, work.device.compute_capability, work.machine.cuda_driver)
+    failed = [f"{kernel}: {' '.join(str(result).split())[:300]}" for kernel, result in results.items()
+              if isinstance(result, Exception)]
+    work.keep({"kernels": len(kernels), "seconds": time.monotonic() - started, "folder": compiler.folder(),
+               "failed": failed})
+    return FOUND if failed else DONE
+
+
+def _first(work):
+    family = work.part.split("-")[1]
+    return _checked(work, dict(work.sizes.first, among=(family,)))
+
+
+def _check(work):
+    return _checked(work, dict(work.sizes.check, among=work.among))
+
+
+def _repeats(work):
+    return _checked(work, dict(work.sizes.repeats, among=work.among))
+
+
+def _checked(work, plan):
+    """The tasks of a plan, from where an earlier process was cut off. What has ended a process is a finding."""
+    tasks = checks.plan(work.device, **plan)
+    found = work.folder.read(RESULTS, work.part) or {
+        "tasks": len(tasks), "done": [], "now": None, "count": 0, "failed": [], "families": {}}
+    if found["now"]:
+        found["failed"].append(f"{found['now']}: its process has ended, or hung until it was")
+        found["done"].append(found["now"])
+    for task in tasks:
+        if task.name in found["done"]:
+            continue
+        if work.left() < 0:
+            found["now"] = None
+            work.keep(found)
+            return CUT
+        found["now"] = task.name
+        work.keep(found)
+        print(f"[{len(found['done']) + 1}/{len(tasks)}] {task.name}", flush=True)
+        try:
+            results = checks.run(work.machine, [task])
+        except checks.Lost as lost:
+            _count(found, lost.results)
+            found["done"].append(found["now"])
+            found["now"] = None
+            work.keep(found)
+            raise
+        _count(found, results)
+        found["done"].append(task.name)
+        found["now"] = None
+    work.keep(found)
+    print(f"{found['count']:,} checks, {len(found['failed'])} failed")
+    return FOUND if found["failed"] else DONE
+
+
+def _count(found, results):
+    """Add results to what a check has found."""
+    for result in results:
+        found["count"] += 1
+        its = found["families"].setdefault(result.family, {"count": 0, "right": 0, "share": 0, "nearest": ""})
+        its["count"] += 1
+        its["right"] += bool(result.passed)
+        if not result.passed:
+            found["failed"].append(str(result))
+            print(f"FAILED  {result}", flush=True)
+        share = result.error / result.bound if result.bound else 0
+        if its["share"] < share < np.inf:
+            its.update(share=float(share), nearest=f"{result.case}: {result.what}")
+
+
+def _tutorial(work):
+    return _timed(work, [work.sizes.tutorial])
+
+
+def _quick(work):
+    return _timed(work, work.sizes.quick)
+
+
+def _grid(work):
+    return _timed(work, work.sizes.grid)
+
+
+def _timed(work, cells):
+    """The cells that are not timed yet."""
+    from . import tables, timing
+    failed, facts = [], ""
+
+    def keep(done):
+        work.keep({"cells": done, "of": len(cells), "failed": failed, "facts": facts})
+
+    for done, cell in enumerate(cells):
+        keep(done)
+        name, number = str(cell), work.sizes.grid.index(cell)
+        before = work.folder.read(CELLS, name)
+        if before and "began" in before:
+            before = {"number": number, "rows": [], "failed": [f"{cell}: its process has ended, or hung until it was"]}
+            work.folder.write(CELLS, name, before)
+        if before:
+            failed += before["failed"]
+            continue
+        if work.left() < 0:
+            return CUT
+        print(cell, flush=True)
+        work.folder.write(CELLS, name, {"began": True})
+        found = {"number": number, "rows": [], "failed": []}
+        try:
+            found["rows"] = timing.measure(work.machine, cell, work.sizes.rounds, among=work.among)
+            found["failed"] = [f"{cell}, {row['variant']}, {row['input']}: {row['reason']}" for row in found["rows"]
+                               if row["status"] == timing.FAILED and row["provider"] == timing.OURS]
+        except checks.Lost as lost:
+            found["failed"] = [str(lost)]
+            work.folder.write(CELLS, name, found)
+            raise
+        except Exception as error:  # such as too little memory for this cell
+            found["failed"] = [f"{cell}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"]
+            checks.see_alive(work.machine, str(cell), error)
+        work.folder.write(CELLS, name, found)
+        for line in found["failed"]:
+            print(f"FAILED  {line}", flush=True)
+        failed += found["failed"]
+        facts = tables.timed_headline(found["rows"], cell)
+        work.machine.free()
+    keep(len(cells))
+    return FOUND if failed else DONE
+
+
+def _variants(work):
+    """Every variant at the quick shapes: what the chooser's numbers are to be fitted to."""
+    from . import timing
+    found = work.folder.read(RESULTS, work.part) or {"cells": [], "rows": [], "failed": []}
+    for cell in work.sizes.quick:
+        if str(cell) in found["cells"]:
+            continue
+        if work.left() < 0:
+            return CUT
+        found["cells"].append(str(cell))
+        work.keep(found)  # whatever happens, the next process begins behind it
+        rows = timing.measure(work.machine, cell, timing.FEWEST_ROUNDS, all_variants=True, among=work.among, alone=True)
+        found["rows"] += rows
+        found["failed"] += [f"{cell}, {row['variant']}: {row['reason']}" for row in rows if row["status"] == timing.FAILED]
+        work.keep(found)
+        work.machine.free()
+    return FOUND if found["failed"] else DONE
+
+
+def _microbench(work):
+    from . import microbench
+    cubin = microbench.compiled(work.device.compute_capability, work.machine.cuda_driver).cubin
+    found = {"rows": [], "failed": []}
+
+    def keep(rows):
+        found.update(rows=rows, failed=[f"{row['kernel']}: {row['reason']}" for row in rows if "reason" in row])
+        work.keep(found)
+
+    microbench.measure(work.machine, cubin, keep)
+    return FOUND if found["failed"] else DONE
+
+
+def _occupancy(work):
+    """Of each kernel with the largest shared memory that it is launched with."""
+    largest = {}
+    for item in planned_items(work.device, work.sizes):
+        launch = item.launch
+        if launch.kernel not in largest or largest[launch.kernel].shared < launch.shared:
+            largest[launch.kernel] = launch
+    found = {"rows": [], "failed": []}
+    for kernel, launch in largest.items():
+        try:
+            blocks, clusters = work.machine.occupancy(launch)
+        except Exception as error:
+            found["failed"].append(f"{kernel}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            checks.see_alive(work.machine, str(kernel), error)
+            continue
+        found["rows"].append({
+            "kernel": str(kernel), "family": kernel.family, "threads": launch.block, "shared": launch.shared,
+            "cluster": launch.cluster, "blocks": blocks, "clusters": clusters})
+    work.keep(found)
+    return FOUND if found["failed"] else DONE
+
+
+def _training(work):
+    try:
+        from timemachine import text
+    except ImportError as error:
+        raise LeftOut(f"{error}: install rnn_ops or, in a clone, set PYTHONPATH=python") from error
+    from . import training
+
+    def show(number, loss):
+        print(f"epoch {number:,}: loss {loss:.4f}", flush=True)
+        work.keep({"failed": [], "so_far": {"epochs": number, "loss": loss}})
+
+    try:
+        book = text.load("timemachine")
+        book = book._replace(characters=book.characters[:work.sizes.characters])
+        found = training.measure(work.machine, book, work.sizes.epochs, show, **work.sizes.model)
+    except checks.Lost as lost:
+        work.keep({"failed": [str(lost)]})
+        raise
+    except Exception as error:
+        found = {"failed": [f"{type(error).__name__}: {' '.join(str(error).split())}"]}
+        work.keep(found)
+        checks.see_alive(work.machine, "training", error)
+    work.keep(found)
+    return FOUND if found["failed"] else DONE
+
+
+def _sanitizer(work):
+    from . import sanitizer
+    if sanitizer.find() is None:
+        raise LeftOut("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
+    found = sanitizer.run(print, work.left, work.keep)
+    return FOUND if any(what != sanitizer.CLEAN for what in found.values()) else DONE
+
+
+def _sanitized(work):
+    """What compute-sanitizer is to see: a few kernels, every array an allocation of its own, no guard cells."""
+    work.machine.no_pool()
+    work.machine.patience = 100
+    results = checks.run(work.machine, checks.plan(work.device, **work.sizes.sanitized, guard=0))
+    for result in results:
+        if not result.passed:
+            print(f"FAILED  {result}", flush=True)
+    return DONE if all(result.passed for result in results) else FOUND
+
+
+def _jax(work):
+    try:
+        from . import jax_peer
+    except ImportError as error:
+        raise LeftOut(f"{error}") from error
+    rows = jax_peer.measure(work.sizes.tutorial)
+    failed = [row["reason"] for row in rows if "reason" in row]
+    work.keep({"rows": rows, "failed": failed})
+    return FOUND if failed else DONE
+
+
+_PARTS = {"alive": _alive, "device": _device, "compile": _compile, "first": _first, "tutorial": _tutorial,
+          "microbench": _microbench, "occupancy": _occupancy, "quick": _quick, "training": _training, "check": _check,
+          "grid": _grid, "repeats": _repeats, "jax": _jax, "sanitizer": _sanitizer, "sanitized": _sanitized,
+          "variants": _variants}

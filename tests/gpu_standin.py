@@ -1,0 +1,44 @@
+"""The benchmark's own machine (benchmarks/gpu/machine.py) on the real CuPy and cuda_standin.py, for processes.
+
+Our kernels and cuBLAS's products are computed, by the machine of tests/cuda_host and by NumPy. CuPy's own kernels compute
+nothing; so truths are NumPy's, as on a host where CuPy finds no headers of CUDA's.
+"""
+import ctypes
+
+import cuda_standin
+
+
+def machine():
+    driver, _ = cuda_standin.install()
+    import numpy as np
+    from cuda_host import Host
+    from cuda_host import driver as host_driver
+    from rnn_ops_benchmarks.gpu import work
+    found = work.gpu()
+    runtime = found.runtime
+    version, _ = cuda_standin.cublas_names()
+    cublas = ctypes.CDLL(f"libcublas.so.{version}")
+    for name, role in cuda_standin.GEMM.items():
+        getattr(cublas, f"set_{name}")(ctypes.c_void_p(host_driver.functions()[role]))
+    host, now, views = Host(runtime.device), [], []
+    launch, address = runtime.launch, runtime.address
+
+    def run(launched):
+        if now:  # else it is one of CuPy's own, or a micro-benchmark
+            host.launch(now[0]._replace(grid=launched.grid, block=launched.block[0], shared=launched.shared),
+                        [ctypes.create_string_buffer(value, len(value)) for value in launched.arguments])
+
+    def launch_and_compute(wanted, values):
+        now[:] = [wanted]
+        try:
+            launch(wanted, values)
+        finally:
+            now.clear()
+
+    def address_of(array):  # which the machine must know
+        views.append(np.frombuffer((ctypes.c_char * array.nbytes).from_address(array.data.ptr), np.uint8))
+        host.address(views[-1])
+        return address(array)
+
+    runtime.launch, runtime.address, driver.run = launch_and_compute, address_of, run
+    return found

@@ -1,0 +1,404 @@
+"""A run of benchmarks/gpu from its start to its report: real processes, killed and crashing ones too; NumPy for the GPU."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rnn_ops.backends.cuda import compiler
+from rnn_ops_benchmarks.gpu import contract, folder, launches, microbench, parts, rehearsal, run, work
+from rnn_ops_benchmarks.gpu.cells import Cell
+from rnn_ops_benchmarks.gpu.folder import CELLS, DONE, FAILED, NO_TIME, PARTS, RESULTS
+from rnn_ops_benchmarks.gpu.numpy_machine import NumPyMachine
+from rnn_ops_benchmarks.gpu.work import planned_items
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+H100 = rehearsal.variants.known_device(90, 132)
+EVERY = {part.name: part for part in parts.parts(90)}
+
+
+@pytest.fixture(autouse=True)
+def machines(monkeypatch, tmp_path):
+    """The processes find gpu_machines.py."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("GPU_MACHINES", str(tmp_path))
+
+
+@pytest.fixture
+def results(tmp_path):
+    found = folder.Folder(str(tmp_path / "out"))
+    found.make()
+    return found
+
+
+def do(results, machine, names, **kwargs):
+    """Some parts with a machine of gpu_machines.py → (exit status, how each ended by name)."""
+    chosen = [EVERY[name]._replace(**kwargs) for name in names]
+    status = run.Run(results, None, f"gpu_machines:{machine}", "small").parts(chosen)
+    return status, {name: results.read(PARTS, name) for name in names}
+
+
+def command(out, *arguments, machine="right", **kwargs):
+    return subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine",
+                           f"gpu_machines:{machine}", "--sizes", "small", *arguments], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, **kwargs)
+
+
+# --- what fits
+
+def test_the_parts_are_in_order_of_worth():
+    names = list(EVERY)
+    assert names[:7] == ["device", "compile", "first-resident", "first-cluster", "first-grid", "first-stepwise", "tutorial"]
+    order = ["tutorial", "microbench", "quick", "training", "check", "grid", "repeats", "sanitizer"]
+    assert [name for name in names if name in order] == order
+    assert "first-cluster" not in [part.name for part in parts.parts(80)]
+    assert all(0 < part.seconds <= part.limit for part in EVERY.values())
+    assert sum(part.seconds for part in EVERY.values()) < 15 * 60
+
+
+def test_what_fits_into_the_minutes_is_told_at_the_start():
+    chosen = list(EVERY.values())
+    lines = parts.table(chosen, 4, {"jax": "JAX is not installed"}, {"device"})
+    text = dict(line.split(maxsplit=1) for line in lines[2:])
+    assert "done before" in text["device"] and "LEFT OUT: JAX is not installed" in text["jax"]
+    assert "LEFT OUT" not in text["tutorial"] and "LEFT OUT" not in text["microbench"]
+    assert "LEFT OUT by estimate" in text["sanitizer"] and "LEFT OUT by estimate" in text["variants"]
+    divided = [line for line in lines if "as far as it comes" in line]
+    assert len(divided) == 1 and EVERY[divided[0].split()[0]].divisible
+    assert "LEFT OUT" not in "".join(parts.table(chosen, None, {}, ()))
+    assert all(len(line) < 125 for line in lines)
+
+
+@pytest.mark.parametrize("left, seconds", [(None, 400), (1000, 400), (50, 50), (14, None)])
+def test_a_divisible_part_takes_what_there_is(left, seconds):
+    assert parts.allotted(EVERY["check"], left) == seconds
+
+
+def test_a_part_in_one_piece_is_not_begun_without_its_estimate():
+    assert parts.allotted(EVERY["tutorial"], EVERY["tutorial"].seconds - 1) is None
+
+
+# --- a whole run
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small run of everything → (the folder's path, the process)."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
+        return out, command(out)
+
+
+def test_a_run_does_all_its_parts(whole):
+    out, process = whole
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert list(result["parts"]) == list(EVERY)
+    ended = {name: its["status"] for name, its in result["parts"].items()}
+    assert {name for name, how in ended.items() if how != DONE} <= {"jax", "sanitizer"}
+    assert result["complete"] and result["format"] == folder.FORMAT and result["gpu"]["name"].startswith("NumPy")
+    assert {family for its in result["checks"].values() for family in its["families"]} == {
+        "resident", "cluster", "grid", "stepwise"}
+    assert {(row["T"], row["B"], row["H"]) for row in result["rows"]} == {(5, 3, 12), (5, 2, 20), (3, 2, 40)}
+    assert result["training"]["epochs"] == 3 and len(result["microbench"]["rows"]) == len(microbench.measurements(H100))
+    assert len(result["occupancy"]["rows"]) == len(launches.kernels(planned_items(H100, parts.SIZES["small"])))
+    text = (out / "report.md").read_text(encoding="utf-8")
+    for title in ("**Checks**", "**Alone, in cycles**", "**At once**", "**Training**", "**Every variant"):
+        assert title in text
+    assert len(process.stdout) < 6000 and "first-cluster   done" in process.stdout
+    for name in (CELLS, PARTS, RESULTS):  # no half-written file is left
+        assert all(file.endswith(".json") and file[0] != "." for file in os.listdir(out / name))
+
+
+def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
+    out, _ = whole
+
+    def written():
+        return [(out / RESULTS / "check.json").stat().st_mtime_ns, (out / CELLS / "T5-B3-V7-H12.json").stat().st_mtime_ns]
+
+    before = written()
+    process = command(out)
+    assert process.returncode == 0 and written() == before
+    assert process.stdout.count("done before") + process.stdout.count("LEFT OUT") == len(EVERY) - 1
+    process = command(out, "--only", "tutorial")
+    assert process.returncode == 0 and "first" not in process.stdout and "tutorial        done" in process.stdout
+    assert written()[0] == before[0] and written()[1] > before[1]
+
+
+def test_a_report_is_rebuilt_from_the_files(whole):
+    out, _ = whole
+    text = (out / "report.md").read_text(encoding="utf-8")
+    for name in ("report.md", "result.json"):
+        os.unlink(out / name)
+    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", str(out)], text=True,
+                             stdout=subprocess.PIPE)
+    assert process.returncode == 0 and "report.md" in process.stdout
+    again = (out / "report.md").read_text(encoding="utf-8")
+    assert again == text and (out / "result.json").exists()
+    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", str(out / "none")], text=True,
+                             stderr=subprocess.PIPE)
+    assert process.returncode == 2 and "has no results of a run" in process.stderr
+
+
+def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
+    out, _ = whole
+    device = (out / RESULTS / "device.json").read_bytes()
+    process = command(out, machine="two")
+    assert process.returncode == 2 and "needs another folder" in process.stderr
+    assert (out / RESULTS / "device.json").read_bytes() == device
+    changed = json.loads(device)
+    changed["kernels"] = "of another day"
+    (out / RESULTS / "device.json").write_text(json.dumps(changed))
+    process = command(out)
+    assert process.returncode == 2 and "other kernels than these" in process.stderr
+    (out / RESULTS / "device.json").write_bytes(device)
+
+
+# --- what goes wrong
+
+def test_what_is_wrong_is_in_the_status_and_in_few_lines(results):
+    status, ended = do(results, "wrong", ["first-resident", "check"])
+    assert status == 1 and ended["check"]["status"] == FAILED
+    failed = results.read(RESULTS, "check")["failed"]
+    assert any("ulp in tanh" in line for line in failed)
+    lines = run.summary(EVERY["check"], ended["check"], dict(results.read(RESULTS, "check"), failed=["x" * 500] * 300))
+    assert len(lines) == 2 + run._SHOWN and sum(map(len, lines)) < 2000 and "295 more" in lines[-1]
+
+
+@pytest.mark.parametrize("machine, why", [("crashing", "SIGSEGV"), ("lost", "a kernel hangs")])
+def test_a_family_that_takes_its_process_with_it_costs_itself(machine, why, results):
+    status, ended = do(results, machine, ["first-resident", "first-cluster", "first-grid", "tutorial"])
+    assert status == 1 and why in ended["first-cluster"]["reason"]
+    assert {name: its["status"] for name, its in ended.items()} == {
+        "first-resident": DONE, "first-cluster": FAILED, "first-grid": DONE, "tutorial": DONE}
+    rows = results.read(CELLS, "T5-B3-V7-H12")["rows"]
+    assert {row["family"] for row in rows if row["provider"] == "ours"} == {"resident", "grid", "stepwise"}
+
+
+def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypatch):
+    monkeypatch.setattr(run, "_GRACE", 1)
+    started = time.monotonic()
+    status, ended = do(results, "hanging", ["first-cluster", "microbench"], limit=6, seconds=1)
+    assert time.monotonic() - started < 60
+    assert status == 1 and ended["first-cluster"]["status"] == FAILED and ended["microbench"]["status"] == DONE
+    assert re.fullmatch(r"did not end within \d s and was killed", ended["first-cluster"]["reason"])
+    assert results.read(RESULTS, "first-cluster")["now"]
+
+
+def test_a_gpu_that_answers_no_more_ends_the_run(results, capsys):
+    status, ended = do(results, "gone", ["first-resident", "first-cluster", "first-grid"])
+    assert status == 1 and ended["first-resident"]["status"] == DONE and ended["first-grid"] is None
+    assert "answers no more in a new process either" in capsys.readouterr().out
+
+
+def test_a_check_goes_on_behind_what_has_ended_its_process(results):
+    """Tries of one call, then those of the next one: each task that ends the process is told once, all others are done."""
+    status, first = do(results, "small_crash", ["check"])
+    assert first["check"]["status"] == FAILED and "ended with status 77" in first["check"]["reason"]
+    status, second = do(results, "small_crash", ["check"])
+    found = results.read(RESULTS, "check")
+    assert status == 1 and second["check"]["reason"] == ""
+    assert len(found["done"]) == found["tasks"] == len(set(found["done"])) and found["now"] is None
+    ended = [line for line in found["failed"] if "its process has ended" in line]
+    assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
+
+
+def test_a_cell_that_has_no_memory_costs_itself(results):
+    status, ended = do(results, "out_of_memory", ["quick"])
+    assert status == 1 and ended["quick"]["status"] == FAILED
+    assert results.read(CELLS, "T5-B3-V7-H12")["rows"]
+    assert results.read(CELLS, "T5-B2-V7-H20") == {
+        "number": 1, "rows": [], "failed": ["T5-B2-V7-H20: MemoryError: no memory for an array"]}
+    assert results.read(RESULTS, "quick")["failed"] == ["T5-B2-V7-H20: MemoryError: no memory for an array"]
+
+
+def test_a_part_whose_time_is_over_keeps_what_it_has(results):
+    machine = NumPyMachine()
+    late = work.Work("check", results, machine, "small", -1, rehearsal.variants.FAMILIES)
+    assert work._check(late) == work.CUT and results.read(RESULTS, "check")["done"] == []
+    assert work._check(work.Work("check", results, machine, "small", 60, rehearsal.variants.FAMILIES)) == work.DONE
+    late = work.Work("quick", results, machine, "small", -1, rehearsal.variants.FAMILIES)
+    assert work._quick(late) == work.CUT and results.names(CELLS) == []
+
+
+def test_no_time_is_no_failure(results):
+    its = run.Run(results, 0.1, "gpu_machines:right", "small")
+    assert its.parts([EVERY["tutorial"]]) == 0
+    record = results.read(PARTS, "tutorial")
+    assert record["status"] == NO_TIME and record["reason"].startswith("about 40 s, and ")
+    results.write(RESULTS, "device", {"gpu": NumPyMachine().describe()})
+    for name in EVERY:
+        results.write(PARTS, name, dict(record, status=DONE))
+    assert folder.assemble(results, list(EVERY))["complete"]
+    results.write(PARTS, "tutorial", record)
+    assert not folder.assemble(results, list(EVERY))["complete"]
+
+
+@pytest.mark.parametrize("machine, sentence", [
+    ("no_gpu", "benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
+    ("missing", "benchmarks.gpu: ended with status 1: AttributeError: ")])
+def test_without_a_machine_nothing_is_left_behind(machine, sentence, tmp_path):
+    process = command(tmp_path / "new", machine=machine)
+    assert process.returncode == 2 and process.stderr.startswith(sentence) and process.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    process = command(tmp_path / "file" / "out")
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr == f"benchmarks.gpu: --out: cannot write {tmp_path}/file/out: Not a directory\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_measured(number, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_machines:hanging", "--sizes",
+         "small"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    results = folder.Folder(str(out))
+    deadline = time.monotonic() + 120
+    while not (results.read(RESULTS, "first-cluster") or {}).get("now") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == "interrupted\n"
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert result["checks"]["first-resident"]["families"]["resident"]["right"] > 0 and not result["complete"]
+    assert "**Incomplete.**" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_part_ends_with_its_parent(tmp_path):
+    """Nothing is left on the GPU if the run is killed outright."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_machines:hanging", "--sizes",
+         "small"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    results = folder.Folder(str(out))
+    deadline = time.monotonic() + 120
+    while not (results.read(RESULTS, "first-cluster") or {}).get("now") and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    def children():
+        path = f"/proc/{process.pid}/task/{process.pid}/children"
+        return open(path).read().split() if os.path.exists(path) else []
+
+    started = children()
+    assert started
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(_runs(child) for child in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_runs(child) for child in started)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_two_gpus_and_an_older_one(tmp_path):
+    process = command(tmp_path / "two", "--only", "microbench", machine="two")
+    assert process.returncode == 0 and "2 GPUs: the first one is used" in process.stdout
+    process = command(tmp_path / "old", "--only", "microbench", "first", machine="old")
+    assert process.returncode == 0 and "cluster" not in process.stdout
+    rows = folder.Folder(str(tmp_path / "old")).read(RESULTS, "microbench")["rows"]
+    assert len(rows) == len(microbench.measurements(rehearsal.variants.known_device(80, 108)))
+
+
+# --- the rehearsal and what it stands on
+
+def test_launches_out_of_bounds_are_found():
+    items = launches.record(H100, (3, 5, 7, 61))
+    assert launches.faults(H100, items) == []
+    item = items[0]
+    for change, word in [
+            (dict(block=2048), "threads a block"), (dict(shared=232449), "shared memory"), (dict(grid=(0, 1, 1)), "grid"),
+            (dict(grid=(1, 70000, 1)), "grid"), (dict(cluster=3), "cluster"),
+            (dict(cluster=2, grid=(3, 1, 1)), "cluster"),
+            (dict(grid=(133, 1, 1), cooperative=True), "cooperative grid")]:
+        found = launches.faults(H100, [item._replace(launch=item.launch._replace(**change))])
+        assert len(found) == 1 and f": {word}: got " in found[0]
+    assert launches.faults(H100, [item._replace(begins=[0, 4])])
+
+
+def test_the_plan_names_every_kernel_that_a_run_launches():
+    found = {kernel.family for kernel in launches.kernels(planned_items(H100, parts.SIZES["full"]))}
+    assert found == {"resident", "cluster", "grid", "stepwise", "sums"}
+    cell = Cell(1024, 32, 77, 256)
+    assert (tuple(cell), rehearsal.checks.FLOAT32, False) in {call[:3] for call in work.planned(H100, parts.SIZES["full"])}
+
+
+def test_names_are_read_off_a_source():
+    source = ("import cupy\nfrom cupy.cuda import runtime as r\nimport numpy as np\ncupy.a.b(r.c)\nnp.d\n"
+              "def f():\n  r = 1\n  r.e\n")
+    assert set(contract.names(source)) == {"cupy.a", "cupy.a.b", "cupy.cuda.runtime.c"}
+
+
+def test_the_contract_with_cupy():
+    pytest.importorskip("cupy")
+    assert contract.faults() == []
+
+
+def test_a_broken_contract_is_found(monkeypatch):
+    pytest.importorskip("cupy")
+    monkeypatch.setattr(contract, "_OBJECTS", {"cupy.ndarray": "data nothing"})
+    monkeypatch.setattr(contract, "_FUNCTIONS", {"take": "somewhere"})
+    monkeypatch.setattr(contract, "_ATTRIBUTES", ("ComputeCapabilityMajor",))
+    monkeypatch.setattr(contract, "names", lambda source: ["cupy.cuda.runtime.noSuchThing", "cupy.empty"])
+    found = " ".join(contract.faults())
+    for word in ("ndarray.nothing", "got somewhere", "no ComputeCapabilityMajor", "noSuchThing"):
+        assert word in found
+    assert "cupy.empty:" not in found
+
+
+@pytest.mark.parametrize("architecture", [75, 90])
+def test_the_microbenchmarks_compile(architecture):
+    device = rehearsal.variants.known_device(architecture, rehearsal.MULTIPROCESSORS[architecture])
+    try:
+        code = microbench.compiled(architecture)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    for one in microbench.measurements(device):
+        resources = compiler.resources(code.log, one.kernel)
+        assert resources.spill_stores == resources.spill_loads == resources.stack == 0, one
+    assert "ROUNDS = 1024" in microbench.text() and microbench.ROUNDS == 1024
+
+
+def test_the_rehearsal(capsys, monkeypatch):
+    """All of it but the compilation of every kernel, which the compile tests do."""
+    monkeypatch.setattr(rehearsal, "_kernels", lambda device: "")
+    monkeypatch.setattr(rehearsal, "_machine_code", lambda device: "")
+    monkeypatch.setattr(rehearsal, "_no_mxnet", lambda: "")  # other tests have imported it
+    assert rehearsal.main(90) == 0, capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "All is as a run needs it." and len(lines) == 12
+
+
+def test_a_rehearsal_that_finds_something_says_so(capsys, monkeypatch):
+    for other in ("_contract", "_truths", "_tables", "_small_run"):
+        monkeypatch.setattr(rehearsal, other, lambda: "")
+    for other in ("_kernels", "_microbench", "_machine_code"):
+        monkeypatch.setattr(rehearsal, other, lambda device: "")
+    monkeypatch.setitem(sys.modules, "mxnet", None)
+    monkeypatch.setitem(sys.modules, "rnn_ops_benchmarks.gpu.tables", None)
+    limits = launches.faults
+    monkeypatch.setattr(launches, "faults", lambda device, items: limits(device._replace(shared_memory=1000), items))
+    assert rehearsal.main(90) == 1
+    found = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
+    assert [line.split("  ")[0] for line in found] == ["imports", "plan: shapes, variants, launches", "no MXNet"]
+    assert "rnn_ops_benchmarks.gpu.tables" in found[0] and "needs at most 1000 bytes" in found[1]
+
+
+def test_a_kernel_that_does_not_compile_is_a_finding(monkeypatch, results):
+    broken = launches.kernels(launches.record(H100, (3, 5, 7, 61)))[0]._replace(macros=(("PASS", "nothing"),))
+    monkeypatch.setattr(launches, "kernels", lambda items: [broken])
+    assert work._compile(work.Work("compile", results, NumPyMachine(), "small", 60, ())) == work.FOUND
+    assert "nothing" in results.read(RESULTS, "compile")["failed"][0]
