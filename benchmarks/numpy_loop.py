@@ -9,8 +9,8 @@ import numpy as np
 
 
 def namespace(array):
-    """The module whose functions take the array: NumPy, or CuPy."""
-    return sys.modules[type(array).__module__.partition(".")[0]]
+    """The module whose functions take the array: NumPy, for subclasses of its arrays too, or CuPy."""
+    return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def forward(inputs, state, Wxh, Whh, bh, activation="tanh"):
