@@ -15,7 +15,7 @@ import time
 import numpy as np
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import checks, launches, machine_code, microbench, parts, sass, tables, work
+from . import checks, launches, machine_code, microbench, parts, paths, sass, tables, work
 from .cells import BOTH, FORWARD, MODES, STEPS, TUTORIAL, cells, floor_cycles
 from .folder import FORMAT
 from .numpy_machine import NumPyMachine
@@ -123,7 +123,7 @@ def _machine_code(device):
     kernels = list(dict.fromkeys(variant.kernel(direction) for variant in tiled for direction in ("Forward", "Backward")))
     codes = {kernel: _code(path) for kernel, path in compiler.compile_all(kernels, device.architecture).items()}
     found = [f"{kernel}: {sentence}" for kernel, (function,) in zip(kernels, sass.disassemble(list(codes.values())))
-             for sentence in sass.Loop(function).gates()]
+             for sentence in paths.Loop(function).gates()]
     if found:
         raise ValueError(f"{len(found)} sentences: {'; '.join(found)}")
     chosen = variants.choose(device, np.float32, TUTORIAL.B, TUTORIAL.H)
