@@ -36,7 +36,7 @@ def test_a_run(environment, tmp_path):
     out = tmp_path / "out"
     process = subprocess.run(
         [sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_standin:machine", "--sizes",
-         "small", "--only", "first", "tutorial", "microbench", "occupancy", "training"], env=environment, text=True,
+         "small", "--only", "first", "tutorial", "microbench", "occupancy", "training"], env=environment, cwd=tmp_path, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.returncode == 1, process.stdout
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
