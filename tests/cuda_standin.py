@@ -1,14 +1,15 @@
-"""A GPU's driver and the CUDA runtime under the real CuPy, where there is neither: memory is the host's, nothing is computed.
+"""A GPU's driver and the CUDA runtime under the real CuPy, where there is neither. Memory is the host's.
 
 What a test gets from it is everything of CuPy and of rnn_ops/backends/cuda/runtime.py that runs before a kernel does: real
 signatures, real argument checks, real machine code whose kernels and parameters are looked up.
 
 - libcuda.so.1 is a library of our own, built here, whose functions are those of `Driver`. CuPy and our code find it as
-  they find the real one, by its name: the process needs its folder in LD_LIBRARY_PATH from the start (`build`, `environment`).
+  they find the real one, by its name: the process needs its folder in LD_LIBRARY_PATH from the start: `build`
+  makes it, `environment` names it.
 - The CUDA runtime is inside CuPy's wheels, and asks a driver to prove that it is NVIDIA's, which ours does not. So its place is
   taken one level higher: CuPy's other modules call `cupy_backends.cuda.api.runtime` through the table of C functions
-  that every Cython module has, and `install` puts those of `Runtime` into the table, with the very signatures, before CuPy is
-  imported.
+  that every Cython module has, and `install` puts those of `Runtime` into the table, with the very signatures, before CuPy
+  is imported.
 """
 import collections
 import ctypes
@@ -135,11 +136,10 @@ class Driver:
 
     def cuOccupancyMaxActiveClusters(self, count, function, config):
         function = self.function(function)
-        grid, block, (shared, stream, attributes, number) = (
-            struct.unpack("<3I", ctypes.string_at(config, 12)), struct.unpack("<3I", ctypes.string_at(config + 12, 12)),
-            struct.unpack("<I4xQQI", ctypes.string_at(config + 24, 28)))
+        *sizes, shared, _, attributes, number = struct.unpack("<7I4xQQI", ctypes.string_at(config, 52))
+        grid, block = sizes[:3], sizes[3:]
         identity, *cluster = struct.unpack("<I4x3I", ctypes.string_at(attributes, 20))
-        if (number, identity, block[1:], cluster[1:]) != (1, 4, (1, 1), [1, 1]) or grid[0] % cluster[0] or (
+        if (number, identity, block[1:], cluster[1:]) != (1, 4, [1, 1], [1, 1]) or grid[0] % cluster[0] or (
                 shared > function.attributes.get(8, 48 << 10)) or cluster[0] > (16 if function.attributes.get(14) else 8):
             return 1
         _put(count, self.clusters[cluster[0]], 4)

@@ -1,5 +1,5 @@
-"""rnn_ops/backends/cuda on the real CuPy with stand-ins below it (cuda_standin.py): run by test_cuda_standin.py, in a process
-that finds the stand-in driver.
+"""rnn_ops/backends/cuda on the real CuPy with stand-ins below it (cuda_standin.py): run by test_cuda_standin.py, in a
+process that finds the stand-in driver.
 
 The launches are run by the machine of tests/cuda_host on the arrays' memory, the products by NumPy.
 """
@@ -171,9 +171,9 @@ def test_no_memory_is_a_sentence(gpu):
     pool.free_all_blocks()
     pool.set_limit(size=pool.total_bytes() + 1)
     try:
-        with gpu.current(), pytest.raises(MemoryError, match=r"GPU 0 \(Stand-in H100\) has no memory for an array of \(1000, 1000\) "
-                                                             "float32 that the recurrence needs"):
-            gpu.empty((1000, 1000), "float32")
+        with gpu.current(), pytest.raises(MemoryError, match=r"GPU 0 \(Stand-in H100\) has no memory for an array of "
+                                                             r"\(99999, 9999\) float32 that the recurrence needs"):
+            gpu.empty((99999, 9999), "float32")
     finally:
         pool.set_limit(size=0)
 

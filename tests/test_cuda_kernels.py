@@ -288,13 +288,17 @@ def changed(family, pattern, number, new):
     return edit
 
 
-@pytest.mark.parametrize("family, barriers", [("resident", 3), ("cluster", 10), ("grid", 7)])
+@pytest.mark.parametrize("family, barriers", [("resident", 4), ("cluster", 12), ("grid", 7)])
 def test_with_all_barriers_the_kernels_run(family, barriers):
     execute(family)
     assert len(BARRIER.findall(text_of(family))) == barriers
 
 
-@pytest.mark.parametrize("family, number", list(places(BARRIER)))
+# In headers, and not in these families: only the grid's warps share the k's, only the others put state 0 for themselves.
+NOT_THEIRS = {("resident", 0), ("cluster", 0), ("grid", 1)}
+
+
+@pytest.mark.parametrize("family, number", [place for place in places(BARRIER) if place.values not in NOT_THEIRS])
 def test_without_one_barrier_they_do_not(family, number):
     with pytest.raises(KernelError):
         execute(family, changed(family, BARRIER, number, ";"))
@@ -315,7 +319,7 @@ FAULTS = {
     "more bytes are expected than come": ("SIZE = 4 * Tile::ROWS * Tile::K;", "SIZE = 4 * Tile::ROWS * Tile::K + 16;"),
     "every thread arms": ("if (wanted && threadIdx.x == 0) mbarrier_expect", "if (wanted) mbarrier_expect"),
     "the last state is sent, and nobody waits for it": ("tile, values, at.n + 1 < steps);", "tile, values, true);"),
-    "one lane does not send": ("store_async(wanted && this->sends(i)", "store_async(wanted && this->sends(i) && threadIdx.x != 5"),
+    "one lane does not send": ("store_async(wanted && this->sends(i)", "store_async(wanted && this->sends(i) && threadIdx.x != 32"),
     "a lane sends twice": ("store_async(wanted && this->sends(i), to[i], signal[i], four);",
                            "store_async(wanted && this->sends(i), to[i], signal[i], four),"
                            " store_async(wanted && threadIdx.x == 5, to[i], signal[i], four);"),

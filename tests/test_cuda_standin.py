@@ -1,4 +1,5 @@
-"""The CUDA half on the real CuPy, down to the driver: standin_cases.py in a process of its own, and processes that find cuBLAS.
+"""The CUDA half on the real CuPy, down to the driver: standin_cases.py in a process of its own, and processes that find
+cuBLAS.
 
 What cuda_standin.py says of itself holds here: no GPU, no driver, and everything of CuPy that runs before a kernel does.
 """
@@ -62,7 +63,7 @@ import cuda_standin
 cuda_standin.install()
 from rnn_ops.backends import cuda
 class Found(ctypes.Structure):
-    _fields_ = [("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p)]
+    _fields_ = [("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p), ("at", ctypes.c_void_p)]
 try:
     functions = cuda.gpu(0).functions()
 except RuntimeError as error:
@@ -131,7 +132,8 @@ def test_without_cublas_a_sentence_says_what_to_install(folder):
     status, printed = run(folder, "-c", FIND, HERE, PYTHONPATH="")
     package = "nvidia-cublas" if VERSION >= 13 else f"nvidia-cublas-cu{VERSION}"
     last = printed.strip().splitlines()[-1]
-    assert status == 1 and last.startswith("cuBLAS cannot be loaded (") and last.endswith(f": pip install {package}"), printed
+    assert status == 1, printed
+    assert last.startswith("cuBLAS cannot be loaded (") and last.endswith(f": pip install {package}")
 
 
 # The stand-in itself.
@@ -140,7 +142,8 @@ def test_without_cublas_a_sentence_says_what_to_install(folder):
 def test_parameters_are_read_from_machine_code():
     """Of a kernel with some of every size, one of them a structure with padding."""
     from rnn_ops.backends.cuda import compiler
-    text = "struct Odd { char a; double b; int c; };\nextern \"C\" __global__ void kernel(int* a, Odd b, char c, long long d) {}"
+    text = """struct Odd { char a; double b; int c; };
+              extern "C" __global__ void kernel(int* a, Odd b, char c, long long d) {}"""
     for nvrtc in compiler.found():
         sections = cuda_standin.elf_sections(nvrtc.compile(text, [], 80).cubin)
         assert cuda_standin.parameters(sections[".nv.info.kernel"]) == [8, 24, 1, 8]

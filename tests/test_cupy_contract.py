@@ -1,7 +1,7 @@
 """Every line that uses CuPy, held against the CuPy that is installed: what it names exists and takes what it is given.
 
-The sources are read, not run, so that no line is left out: names are followed from the imports, calls are bound to signatures.
-Cython's functions have theirs in their documentation. Lines up to the driver are run by test_cuda_standin.py.
+The sources are read, not run, so that no line is left out: names are followed from the imports, calls are bound to
+signatures. Cython's functions have theirs in their documentation. Lines up to the driver are run by test_cuda_standin.py.
 """
 import ast
 import glob
@@ -22,7 +22,8 @@ INSTANCES = {  # what functions return, by their names
     "cupy.cuda.Stream.end_capture": "cupy.cuda.Graph", "cupy.ndarray.data": "cupy.cuda.MemoryPointer",
     "cupy.ndarray.device": "cupy.cuda.Device", "cupy.cuda.Stream.null": "cupy.cuda.Stream"}
 OF_INSTANCES = {"cupy.cuda.Stream.ptr", "cupy.cuda.Event.ptr"}  # which a class does not show
-INSTANCES.update((f"cupy.{name}", "cupy.ndarray") for name in ("asarray", "empty", "zeros", "arange", "from_dlpack", "ndarray"))
+INSTANCES.update((f"cupy.{name}", "cupy.ndarray")
+                 for name in ("asarray", "empty", "zeros", "arange", "from_dlpack", "ndarray"))
 
 
 def sources():
@@ -41,7 +42,8 @@ class Reader(ast.NodeVisitor):
 
     def __init__(self, text):
         self.faults, self.seen = [], set()
-        self._names = [{"xp": ("cupy", cupy)}]  # of each function around: name → (full name, object), a class for an instance
+        # Of each function around: name → (full name, object), where that is a class perhaps for an instance.
+        self._names = [{"xp": ("cupy", cupy)}]
         self.visit(ast.parse(text))
 
     def visit_Import(self, node):
@@ -173,8 +175,8 @@ def runtime():
 
 
 def is_property(key):
-    """Whether getDeviceProperties gives a key, which it tells only where there is a GPU: CuPy itself takes it, or the compiled
-    module has the word."""
+    """Whether getDeviceProperties gives a key, which it tells only where there is a GPU: CuPy itself takes it, or the
+    compiled module has the word."""
     with open(importlib.util.find_spec("cupyx._runtime").origin, encoding="utf-8") as file:
         if f"props['{key}']" in file.read():
             return True
@@ -233,10 +235,10 @@ def test_the_lines_that_count_are_seen():
     """Else the test above might see nothing."""
     seen = set().union(*(Reader(text).seen for _, text in sources()))
     assert {"cupy.cuda.Device.compute_capability", "cupy.cuda.Device.attributes", "attributes.MultiProcessorCount",
-            "properties.name", "cupy.RawModule", "cupy.RawModule.get_function", "cupy.RawKernel.kernel", "cupy.cuda.UnownedMemory",
-            "cupy.cuda.MemoryPointer", "cupy_backends.cuda.api.driver.launchKernel", "cupy.from_dlpack",
-            "cupy_backends.cuda.libs.cublas", "cupy.cuda.Stream.begin_capture", "cupy.cuda.Stream.ptr", "cupy.cuda.Graph.launch",
-            "cupy.cuda.Event.record", "cupy.cuda.using_allocator", "attributes.ClockRate", "properties.totalGlobalMem",
+            "properties.name", "cupy.RawModule", "cupy.RawModule.get_function", "cupy.RawKernel.kernel",
+            "cupy.cuda.UnownedMemory", "cupy.cuda.MemoryPointer", "cupy_backends.cuda.api.driver.launchKernel",
+            "cupy.from_dlpack", "cupy_backends.cuda.libs.cublas", "cupy.cuda.Stream.begin_capture", "cupy.cuda.Stream.ptr",
+            "cupy.cuda.Graph.launch", "cupy.cuda.Event.record", "cupy.cuda.using_allocator", "attributes.ClockRate", "properties.totalGlobalMem",
             "cupy.take", "cupy.amax"} <= seen
 
 
@@ -252,14 +254,18 @@ def test_the_lines_that_count_are_seen():
     ("import cupy\ncupy.RawModule(file='x')", "cupy.RawModule: .* do not take 0 arguments and \\['file'\\]"),
     ("import cupy\ncupy.RawModule(path='x').get_function('y').nothing", "cupy.RawKernel.nothing does not exist"),
     ("import cupy\ncupy.get_default_memory_pool().nothing()", "cupy.cuda.MemoryPool.nothing does not exist"),
-    ("from cupy_backends.cuda.api import driver\ndriver.funcSetAttribute(1, 2)", ".*funcSetAttribute: .* do not take 2 arg.*"),
-    ("from cupy_backends.cuda.api import driver\ndriver.funcSetAttribute(1, 2, 3, 4)", ".*funcSetAttribute: .* do not take 4.*"),
-    ("import cupy\nwith cupy.cuda.Stream(nonblocking=True) as s:\n    pass", ".*Stream: .* do not take 0 arg.*'nonblocking'.*"),
+    ("from cupy_backends.cuda.api import driver\ndriver.funcSetAttribute(1, 2)",
+     ".*funcSetAttribute: .* do not take 2 arg.*"),
+    ("from cupy_backends.cuda.api import driver\ndriver.funcSetAttribute(1, 2, 3, 4)",
+     ".*funcSetAttribute: .* do not take 4.*"),
+    ("import cupy\nwith cupy.cuda.Stream(nonblocking=True) as s:\n    pass",
+     ".*Stream: .* do not take 0 arg.*'nonblocking'.*"),
     ("import cupy\na, b = cupy.cuda.Event(), cupy.cuda.Event()\nb.recorded()", "cupy.cuda.Event.recorded does not exist"),
     ("import cupy\ncupy.cuda.get_current_stream().pointer", "cupy.cuda.Stream.pointer does not exist"),
     ("import cupy\ncupy.empty(3, 'f').data.pointer", "cupy.cuda.MemoryPointer.pointer does not exist"),
     ("import cupy\ncupy.empty(3, 'f').data.memset_async(0)", ".*memset_async: .* do not take 1 arg.*"),
-    ("def f(machine):\n    xp = machine.xp\n    xp.amax(1, axis=0, keepdim=True)", "cupy.amax: .* do not take 1 arg.*'keepdim'.*"),
+    ("def f(machine):\n    xp = machine.xp\n    xp.amax(1, axis=0, keepdim=True)",
+     "cupy.amax: .* do not take 1 arg.*'keepdim'.*"),
     ("def f(machine):\n    xp = machine.xp\n    xp.add(1, axis=0)", "cupy.add: a ufunc of 2 inputs .*"),
 ], ids=range(18))
 def test_a_fault_is_seen(text, fault):

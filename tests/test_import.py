@@ -6,8 +6,8 @@ import sys
 import numpy
 import pytest
 
-WITHOUT_MXNET = ["rnn_ops", "rnn_ops.backends", "rnn_ops.backends.cpu", "rnn_ops.backends.cuda", "rnn_ops.backends.cuda.compiler",
-                 "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.gpu", "rnn_ops_benchmarks.gpu.__main__",
+WITHOUT_MXNET = ["rnn_ops", "rnn_ops.backends", "rnn_ops.backends.cpu", "rnn_ops.backends.cuda",
+                 "rnn_ops.backends.cuda.compiler", "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.gpu", "rnn_ops_benchmarks.gpu.__main__",
                  "rnn_ops_benchmarks.gpu.training", "rnn_ops_benchmarks.gpu.providers", "rnn_ops_benchmarks.gpu.timing",
                  "rnn_ops_benchmarks.gpu.machine"]
 LENDS = "bool" not in vars(numpy)  # NumPy has to be changed for the import of MXNet
@@ -15,8 +15,9 @@ LENDS = "bool" not in vars(numpy)  # NumPy has to be changed for the import of M
 
 def python(code, *arguments, folder=None, status=0):
     """What a fresh Python prints."""
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          universal_newlines=True, cwd=str(folder or os.path.dirname(os.path.abspath(__file__))))
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True,
+                          cwd=str(folder or os.path.dirname(os.path.abspath(__file__))))
     assert done.returncode == status, done.stdout
     return done.stdout
 
@@ -50,8 +51,8 @@ def test_looking_for_a_gpu_imports_no_mxnet():
     assert python(code) == "False\n"
 
 
-@pytest.mark.parametrize("ask", ["from rnn_ops import rnn_sequence", "import rnn_ops; rnn_ops.rnn_step", "import rnn_ops; rnn_ops.use",
-                                 "from rnn_ops import gluon", "import rnn_ops.reference", "from rnn_ops._mxnet import mx",
+@pytest.mark.parametrize("ask", ["from rnn_ops import rnn_sequence", "import rnn_ops; rnn_ops.rnn_step",
+                                 "import rnn_ops; rnn_ops.use", "from rnn_ops import gluon", "import rnn_ops.reference", "from rnn_ops._mxnet import mx",
                                  "import rnn_ops, mxnet", "import rnn_ops; import mxnet.gluon", "import rnn_ops.operators",
                                  "import rnn_ops\nimport mxnet as mx\nfrom rnn_ops import rnn_sequence"])
 def test_whoever_asks_gets_it_with_the_operators(graph, ask):

@@ -17,10 +17,10 @@ ARCHITECTURE = 90
 
 
 def kernels():
-    """{`sources.Kernel`: its `variants.Tile`}, both directions of all that can be chosen."""
+    """{`sources.Kernel`: its `variants.Tile`}, both directions of all that can be chosen on any architecture."""
     return {variants.Variant(family, tile, blocks or 1).kernel(direction): tile
-            for family in variants.FAMILIES[:-1] for tile, blocks in variants.tiles(family, ARCHITECTURE)
-            for direction in ("Forward", "Backward")}
+            for architecture in variants.ARCHITECTURES for family in variants.FAMILIES[:-1]
+            for tile, blocks in variants.tiles(family, architecture) for direction in ("Forward", "Backward")}
 
 
 def predictions(cubins):

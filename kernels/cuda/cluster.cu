@@ -65,7 +65,7 @@ struct Cluster {
 template <class Tile>
 struct Async : Cluster<Tile> {
   using Base = Cluster<Tile>;
-  Mbarrier* barriers;            // [tile of rows][state n & 1]
+  Mbarrier* barriers;            // [tile of rows][whether the state's number is odd]
   Remote barrier[Base::SENDS];   // the first one, of the blocks that this lane sends to
 
   __device__ Async(Mbarrier* barriers, float* states, int rows) : Base(states, rows), barriers(barriers) {

@@ -61,8 +61,8 @@ def _cublas_set_stream(handle, stream):
 
 
 def product(a, b):
-    """a·b from copies that have one layout: BLAS may sum in another order for another layout, and what is multiplied here and
-    by `Host.multiply` must have the same bits."""
+    """a·b from copies that have one layout: BLAS may sum in another order for another layout, and what is multiplied here
+    and by `Host.multiply` must have the same bits."""
     return np.array(a, order="C") @ np.array(b, order="C")
 
 

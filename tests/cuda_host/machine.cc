@@ -24,8 +24,10 @@ namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t STACK = 256 << 10;
+constexpr int64_t AROUND = 0;  // ASan's own is there
 #else
 constexpr size_t STACK = 64 << 10;
+constexpr int64_t AROUND = 4096;  // bytes before and after a block's shared memory that are nobody's
 #endif
 constexpr int64_t MOST_BYTES = (1 << 20) - 1;  // of an mbarrier's tx-count, above and below 0
 
@@ -424,7 +426,7 @@ Word* words_at(const char* address, size_t size, bool& is_global, int32_t code) 
       return nullptr;
     }
   const int64_t past = address - block.shared;
-  if (past >= -4096 && past < run->launch->shared + 4096)
+  if (past >= -AROUND && past < run->launch->shared + AROUND)
     fail(code, 0, "%s uses byte %lld of the block's %lld bytes of shared memory", Name(current->number).text,
          static_cast<long long>(past), static_cast<long long>(run->launch->shared));
   else
@@ -671,7 +673,8 @@ std::unique_ptr<Block> make_block(int x, int y, int z, char* stacks) {
   const machine_launch& launch = *run->launch;
   auto block = std::make_unique<Block>();
   block->index = {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};
-  block->shared = static_cast<char*>(aligned_alloc(16, (static_cast<size_t>(launch.shared) + 15) / 16 * 16 + 16));
+  const size_t size = (static_cast<size_t>(launch.shared) + 15) / 16 * 16 + 16 + 2 * AROUND;
+  block->shared = static_cast<char*>(aligned_alloc(16, size)) + AROUND;
   memset(block->shared, 0xff, static_cast<size_t>(launch.shared));  // NaN
 #if !defined(__SANITIZE_ADDRESS__)
   block->words.resize(static_cast<size_t>(launch.shared + 3) / 4);
@@ -765,7 +768,7 @@ void run_blocks() {
         fail(mbarrier->last_code, 0, "block (%u, %u, %u) may have ended before a delivery from %s into its shared memory",
              mbarrier->block->index.x, mbarrier->block->index.y, mbarrier->block->index.z, Name(mbarrier->last_sender).text);
     }
-  for (auto& block : run->blocks) free(block->shared);
+  for (auto& block : run->blocks) free(block->shared - AROUND);
   run->reads.resize(1);
   run->free_reads = 0;
   run->blocks.clear();

@@ -13,8 +13,8 @@ from importlib import metadata
 
 _CUPY_11 = ("cuda_runtime/lib/libcudart.so.11.0", "cuda_nvrtc/lib/libnvrtc.so.11.2", "cublas/lib/libcublasLt.so.11",
             "cublas/lib/libcublas.so.11")
-# Files in NVIDIA's folder that a distribution needs, each after those it needs itself. For CuPy not all that it could use: torch
-# in the same process may bring the others.
+# Files in NVIDIA's folder that a distribution needs, each after those it needs itself. For CuPy not all that it could use:
+# torch in the same process may bring the others.
 _FILES = {
     "cupy-cuda11x": _CUPY_11,
     "cupy-cuda12x": ("cuda_nvrtc/lib/libnvrtc.so.12", "cublas/lib/libcublasLt.so.12", "cublas/lib/libcublas.so.12"),

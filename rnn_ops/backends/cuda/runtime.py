@@ -1,8 +1,8 @@
 """What the launcher runs on where there is a GPU: CuPy loads kernels, allocates memory and launches.
 
 Four things CuPy does not do, or does otherwise, are done one level below it: kernels are compiled by compiler.py, launched
-cooperatively (CuPy's own links a library that only a CUDA toolkit brings) and in clusters of 16 blocks, and matrix products are
-such that a CUDA graph can hold them (blas.py).
+cooperatively (CuPy's own links a library that only a CUDA toolkit brings) and in clusters of 16 blocks, and matrix products
+are such that a CUDA graph can hold them (blas.py).
 """
 import contextlib
 import ctypes
@@ -216,7 +216,7 @@ class Runtime:
         """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
         driver, version = ctypes.CDLL("libcuda.so.1"), runtime.runtimeGetVersion() // 1000
         try:
-            # CuPy loads cuBLAS, from where it finds it: by `from` and no other import does CuPy 14 look into pip's wheels ...
+            # CuPy loads cuBLAS, from where it finds it. CuPy 14 looks into pip's wheels when it is asked by `from` ...
             from cupy_backends.cuda.libs import cublas  # noqa: F401
             blas = ctypes.CDLL(f"libcublas.so.{version}")  # ... and this is that one
         except (ImportError, OSError) as error:

@@ -40,6 +40,7 @@ _GRID_K = (256, 512, 768, 1024, 1536, 2048)
 _STEPWISE = 12000  # two launches
 
 _MOST_BESIDE = 2  # blocks on a multiprocessor that are worth a candidate
+_DELAY = 0.6
 
 _PREDICTIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "predictions.json")
 
@@ -282,10 +283,11 @@ def _with_shared(tile, architecture):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
     compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 on those before."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
-    few = tile.k_lanes == 4
-    besides = ({1: 57, 2: 80 if few else 63, 4: 120 if few else 80} if architecture >= 90 else
-               {1: 80, 2: 80, 4: 140 if few else 98})[tile.rows]
-    return tile._replace(in_shared=max(0, tile.chunks - (registers - besides) // 16))
+    if architecture >= 90:
+        besides = {1: 57, 2: 80 if tile.k_lanes == 4 else 63, 4: 120 if tile.k_lanes == 4 else 80}
+    else:
+        besides = {1: 80 if architecture == 70 and tile.k_warps > 1 else 66, 2: 80, 4: 140 if tile.k_lanes == 4 else 98}
+    return tile._replace(in_shared=max(0, tile.chunks - (registers - besides[tile.rows]) // 16))
 
 
 def _variants(family, device, tile, blocks, B, H):
@@ -328,14 +330,17 @@ def _beside(device, variant):
 
 
 def _cycles(device, variant, at_once, beside, direction):
-    """Predicted cycles a step. Blocks on one multiprocessor wait at different times, and share what it computes in a cycle."""
+    """Predicted cycles a step. Blocks on one multiprocessor wait at different times, and share what it computes in a cycle: the
+    simulation of two clusters of 4 blocks puts what the one costs the other at _DELAY of the time that it keeps it busy."""
     tiles = variant.rows // variant.tile.rows
     step, two, tile, busy, _ = predictions()[str(variant.kernel(direction))]
     slower = 128 / device.lanes  # than sm_90, in multiply-adds a cycle
-    alone = step if tiles == 1 else two + (tiles - 2) * tile
+    multiply_adds = variant.tile.k * variant.tile.columns * variant.tile.rows / 128
+    alone = (step if tiles == 1 else two + (tiles - 2) * tile) + (slower - 1) * tiles * multiply_adds
+    busy = tiles * max(busy, slower * multiply_adds)
     turns = -(-variant.groups // (at_once * beside))
     together = -(-variant.groups // at_once) if turns == 1 else beside
-    return turns * max(alone + (slower - 1) * tiles * busy, together * tiles * slower * busy)
+    return turns * max(alone + (together - 1) * _DELAY * busy, together * busy)
 
 
 @functools.lru_cache(maxsize=None)
