@@ -11,7 +11,7 @@ import pytest
 from rnn_ops.backends.cuda import compiler
 from rnn_ops_benchmarks.gpu import contract, folder, launches, microbench, parts, rehearsal, run, work
 from rnn_ops_benchmarks.gpu.cells import Cell
-from rnn_ops_benchmarks.gpu.folder import CELLS, DONE, FAILED, NO_TIME, PARTS, RESULTS
+from rnn_ops_benchmarks.gpu.folder import CELLS, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS
 from rnn_ops_benchmarks.gpu.numpy_machine import NumPyMachine
 from rnn_ops_benchmarks.gpu.work import planned_items
 
@@ -22,7 +22,8 @@ EVERY = {part.name: part for part in parts.parts(90)}
 
 @pytest.fixture(autouse=True)
 def machines(monkeypatch, tmp_path):
-    """The processes find gpu_machines.py."""
+    """The processes find gpu_machines.py and, from another folder than the source's, the installed package."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("GPU_MACHINES", str(tmp_path))
 
@@ -86,10 +87,11 @@ def test_a_part_in_one_piece_is_not_begun_without_its_estimate():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A small run of everything → (the folder's path, the process)."""
-    out = tmp_path_factory.mktemp("whole") / "out"
+    home = tmp_path_factory.mktemp("whole")
+    out = home / "out"
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
-        return out, command(out)
+        return out, command(out, cwd=home)
 
 
 def test_a_run_does_all_its_parts(whole):
@@ -176,6 +178,14 @@ def test_a_family_that_takes_its_process_with_it_costs_itself(machine, why, resu
         "first-resident": DONE, "first-cluster": FAILED, "first-grid": DONE, "tutorial": DONE}
     rows = results.read(CELLS, "T5-B3-V7-H12")["rows"]
     assert {row["family"] for row in rows if row["provider"] == "ours"} == {"resident", "grid", "stepwise"}
+
+
+def test_without_any_family_nothing_is_timed(results):
+    its = run.Run(results, None, "gpu_machines:right", "small")
+    its._without = list(rehearsal.variants.FAMILIES)
+    assert its.parts([EVERY["tutorial"], EVERY["check"]]) == 0
+    assert all(results.read(PARTS, name)["status"] == LEFT_OUT and "every family" in results.read(PARTS, name)["reason"]
+               for name in ("tutorial", "check"))
 
 
 def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypatch):

@@ -17,7 +17,7 @@ launches.py    what the launcher launches for a call, written down without a GPU
 microbench.py, microbench.cu   what a step waits for, each thing alone: st.async, barriers, shared memory
 training.py    the tutorial's whole training, checked and timed
 tables.py, picture.py   Markdown for the README, and the chart
-sass.py, schedule.py, machine_code.py, predict.py   the kernels' machine code, and what it predicts
+sass.py, paths.py, schedule.py, machine_code.py, predict.py   the kernels' machine code, and what it predicts
 rehearsal.py   all of a run but the launches, without a GPU
 contract.py    what the run uses of CuPy, held against the CuPy that is installed
 

@@ -20,6 +20,8 @@ from .parts import SIZES
 
 DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an exception that nobody expected
 DEFAULT_MACHINE = f"{__package__}.work:gpu"
+_TIMED = ("tutorial", "quick", "grid", "variants")
+_OF_FAMILIES = _TIMED + ("check", "repeats")
 _DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
 
@@ -56,12 +58,14 @@ def main(part, folder, machine, sizes, seconds, without):
     with contextlib.suppress(OSError, AttributeError):  # if the parent is killed nothing else would end this
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     module, name = machine.split(":")
-    if part in ("tutorial", "quick", "grid", "variants"):
+    if part in _TIMED:
         # Before CuPy loads its CUDA libraries: PyTorch brings others, of the same names.
         with contextlib.suppress(ImportError, OSError):  # told again where it is to be timed
             importlib.import_module("torch")
     try:
         the_machine = getattr(importlib.import_module(module), name)()
+        if set(variants.FAMILIES) <= set(without) and part in _OF_FAMILIES:
+            raise LeftOut("every family's first check has ended its process")
         with the_machine.current():
             work = Work(part, folder, the_machine, sizes, seconds, [f for f in variants.FAMILIES if f not in without])
             return _PARTS[part.split("-")[0]](work)
