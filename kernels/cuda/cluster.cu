@@ -9,9 +9,9 @@
 //   Barrier   one cluster barrier a step. It also waits for stores to global memory (MEMBAR), and is here to be compared with.
 //
 // Why two states are enough for Async, with no barrier: a warp sends its part of state n + 1 only when it has read all of state
-// n, and nobody can send state n + 2, which takes the place of n, before he has all of n + 1. The mbarrier of n is told to
-// expect n + 2 by a thread that has waited for n and not yet sent
-// its part of n + 1. And nobody ends before all that is sent to him has come.
+// n. State n + 2 takes the place of n, and a warp sends it only when it has all of n + 1, so when all have read n. The mbarrier of
+// n is told to expect n + 2 by a thread that has waited for n and has not yet sent its part of n + 1. A block ends when it has
+// all of the last state that is sent, so nothing is on its way to it any more.
 //
 //   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
 //   shared memory   mbarriers: 2 a tile of rows, 16 bytes | those weights | states: 2 (this one, next one) × rows × K

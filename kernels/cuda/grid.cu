@@ -11,7 +11,7 @@
 //   shared memory   those weights | partial sums: TILE::PARTIALS | two tiles of rows: 2 × ROWS × K
 //
 // Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
-// is more, and once a step about 2000 for the way through L2: stores, counter, poll, first copy.
+// is more, and for the way through L2 (stores, counter, poll, first copy) see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
 template <class Tile>

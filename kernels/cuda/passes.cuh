@@ -15,11 +15,12 @@
 //   start(b, j)             s_0, which STARTS_STORED says whether to store
 //   column(j)               what is known of a column: where it begins in each array, its bias
 //   line(m, b)              of row b of step n, m = n·B; of step -1 for s_0
-//   token(when, line, token)       a load; nothing where not `when`
-//   term(when, column, token, line, term)    what the step adds to the sum, a load that needs the token
-//   addend(column, term)         the same, ready: whatever can be computed without the sum
-//   finish(sum, addend)          s_{n+1}
-//   store(when, column, line, value)    where s_{n+1} goes
+//   token(line)             where the token is, null where there are none
+//   place(column, token, line)    where what the step adds to the sum is
+//   read(when, place, term)       reads it, where `when`
+//   addend(column, term)          the same, ready: whatever can be computed without the sum
+//   finish(sum, addend)           s_{n+1}
+//   store(when, column, line, value)    stores it, where `when`
 #pragma once
 
 #include "primitives.cuh"

@@ -13,9 +13,10 @@
 //   meet(n)                    after all rows of state n have been put
 //
 // What lies between the arrival of a state and the last put is what a step takes: it holds the multiply-adds, the tree, f and
-// nothing else. All the rest comes after the put, while the new state is on its way: storing it to global memory, and reading
-// what the next tiles add to their sums. That is asked for two tiles ahead, tokens three, so that nobody waits for it. What does
-// not change from step to step is kept in registers (`kept`): left to itself, the compiler works it out at every step.
+// nothing else. The rest comes after the put, while the new state is on its way: it is stored to global memory, and the place of what
+// the next tiles add to their sums is worked out. That is read at the start of a tile for the one after it, tokens for the one
+// after that, so that nobody waits for it. What does not change from step to step is kept in registers (`kept`): left to itself,
+// the compiler works it out at every step.
 #pragma once
 
 #include "passes.cuh"

@@ -104,8 +104,8 @@ class Launcher:
 
     def _recurrence(self, direction, arguments, dtype, variant, factors):
         """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
-        if arguments.T * arguments.B >= 2 ** 31:
-            variant = "stepwise"  # the others count (T·B) rows in 32 bits
+        if (arguments.T + 3) * arguments.B >= 2 ** 31:
+            variant = "stepwise"  # the others count rows of (T·B, H) in 32 bits, and look ahead
         if not isinstance(variant, variants.Variant):
             variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, variant)
         if variant.family == "stepwise":
