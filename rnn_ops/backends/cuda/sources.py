@@ -1,14 +1,14 @@
 """The CUDA kernels (kernels/cuda) as what a compiler is given: a text and macros.
 
-CuPy's cache on disk knows a kernel by its text and options. So the includes are joined here: a new version of a header makes
-a new text, and an old binary is never taken for it. And what a template would be told is told by macros: for names of
-templates CuPy asks the compiler anew in every process.
+What is compiled is kept on disk under a hash of its text and options (compiler.py). So the includes are joined here: a new version
+of a header makes a new text, and an old binary is never taken for it. What a template would be told is told by macros, so
+that a kernel has a plain name, which a profiler shows.
 """
 import os
 import re
 from typing import NamedTuple
 
-OPTIONS = ("--std=c++17",)  # of the compiler; CuPy adds -ftz=true
+OPTIONS = ("--std=c++17",)  # of the compiler, which compiler.py adds to
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 # Installed, the kernels are a folder of the package; in a source folder they lie beside it.
