@@ -51,7 +51,7 @@ MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assum
 FLIGHT = {
     "async": 200,            # assumed: st.async to its mbarrier (a load from another block: published, 180-200)
     "cluster barrier": 200,  # assumed: from the last arrival to the end of the wait
-    "grid": 430,             # assumed: a reduction's way to L2, and what remains of a poll that just missed it
+    "grid": 260,             # a reduction on its way to L2, 250, and half of a poll that missed it; all of a poll, 280, is in the code
     "block barrier": BAR,
 }
 _LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler (CUDA C++ Programming Guide, arithmetic instructions)

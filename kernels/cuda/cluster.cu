@@ -45,10 +45,6 @@ struct Cluster {
     for (int i = 0; i < SENDS; i++) state[i] = remote(four, rank(i));
   }
   __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
-  template <class Pass>
-  __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {
-    put_start<Tile>(pass, states, owned, first_row, left);  // each block for itself
-  }
 
  protected:
   // The block that this lane's send i goes to, if it is one of the cluster's. Not everybody begins with block 0.
@@ -83,6 +79,12 @@ struct Async : Cluster<Tile> {
     }
     cluster_barrier();  // a block's shared memory may be written once the block has started
   }
+  template <class Pass>
+  __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {
+    put_start<Tile>(pass, this->states, this->owned, first_row, left);
+    block_barrier();
+  }
+  __device__ void fetch(int, int, int) const {}
   __device__ const float* rows(int n, int r, int) const {
     const int place = kept(this->place(n, r));
     mbarrier_wait(of(n, r), n >> 1 & 1);
@@ -98,8 +100,6 @@ struct Async : Cluster<Tile> {
 #pragma unroll
     for (int i = 0; i < Base::SENDS; i++) store_async(wanted && this->sends(i), to[i], signal[i], four);
   }
-  __device__ void fetch(int, int, int) const {}
-  __device__ void meet(int) const {}
 
  private:
   static constexpr int SIZE = 4 * Tile::ROWS * Tile::K;  // bytes of a tile's state
@@ -111,8 +111,13 @@ template <class Tile>
 struct Barrier : Cluster<Tile> {
   using Base = Cluster<Tile>;
 
-  __device__ Barrier(Mbarrier*, float* states, int rows) : Base(states, rows) {
-    cluster_barrier();  // a block's shared memory may be written once the block has started
+  __device__ Barrier(Mbarrier*, float* states, int rows) : Base(states, rows) {}
+  template <class Pass>
+  __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {
+    put_start<Tile>(pass, this->states, this->owned, first_row, left);
+  }
+  __device__ void fetch(int, int r, int) const {
+    if (r == 0) cluster_barrier();
   }
   __device__ const float* rows(int n, int r, int) const { return this->states + this->place(n, r); }
   __device__ void put(int n, int r, const Tile&, const float* values, bool wanted) const {
@@ -121,8 +126,6 @@ struct Barrier : Cluster<Tile> {
     for (int i = 0; i < Base::SENDS; i++)
       if (wanted && this->sends(i)) store_to_block(this->state[i] + 4 * this->place(n, r), four);
   }
-  __device__ void fetch(int, int, int) const {}
-  __device__ void meet(int) const { cluster_barrier(); }
 };
 
 // Macros: NAME, PASS, TILE, BLOCKS, EXCHANGE.

@@ -19,7 +19,17 @@ struct Grid {
   float *even, *odd;  // the group's two states
   unsigned* counter;
   float* staged;
+  int offset[Tile::COUNT];  // of the thread's elements in a tile of them
+  bool owns[Tile::COUNT];
 
+  __device__ Grid(const Tile& tile, float* even, float* odd, unsigned* counter, float* staged)
+      : even(kept(even)), odd(kept(odd)), counter(kept(counter)), staged(staged) {
+#pragma unroll
+    for (int i = 0; i < Tile::COUNT; i++) {
+      offset[i] = kept(tile.row(i) * Tile::K + first_column() + tile.column(i));
+      owns[i] = kept(static_cast<int>(tile.owns(i)));
+    }
+  }
   __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
   template <class Pass>
   __device__ void start(const Pass& pass, const Tile& tile, int first_row, int left, int end) const {
@@ -32,12 +42,15 @@ struct Grid {
       }
       put(0, r, tile, values, true);
     }
-    meet(0);
   }
-  // The place of the rows after next was read before the last partial sums were met for.
   __device__ void fetch(int n, int r, int end) const {
-    if (r == 0) copy(n, 0);
-    if (r + Tile::ROWS < end) copy(n, r + Tile::ROWS);
+    const float* from = kept((n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K);
+    if (r == 0) {
+      group_barrier(counter, gridDim.x, n + 1);
+      copy(from, r);
+    }
+    // The place of the rows after next was read before the last partial sums were met for.
+    if (r + Tile::ROWS < end) copy(from + Tile::ROWS * Tile::K, r + Tile::ROWS);
   }
   __device__ const float* rows(int n, int r, int end) const {
     if (r + Tile::ROWS < end)
@@ -47,18 +60,15 @@ struct Grid {
     block_barrier();
     return staged + r / Tile::ROWS % 2 * Tile::ROWS * Tile::K;
   }
-  __device__ void put(int n, int r, const Tile& tile, const float* values, bool) const {
-    float* state = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K + first_column();
+  __device__ void put(int n, int r, const Tile&, const float* values, bool) const {
+    float* state = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K;
 #pragma unroll
-    for (int i = 0; i < Tile::COUNT; i++)
-      if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
+    for (int i = 0; i < Tile::COUNT; i++) store_when(owns[i], state + offset[i], values[i]);
   }
-  __device__ void meet(int n) const { group_barrier(counter, gridDim.x, n + 1); }
 
  private:
-  __device__ void copy(int n, int r) const {
+  __device__ void copy(const float* from, int r) const {
     constexpr int SIZE = Tile::ROWS * Tile::K, AT_ONCE = 4 * Tile::THREADS;
-    const float* from = (n & 1 ? odd : even) + static_cast<long long>(r) * Tile::K;
     float* to = staged + r / Tile::ROWS % 2 * SIZE;
 #pragma unroll
     for (int i = 0; i < SIZE; i += AT_ONCE) {
@@ -77,7 +87,6 @@ extern "C" __global__ void __launch_bounds__(TILE::THREADS, 1) NAME(PASS pass, i
   tile.load(pass, blockIdx.x * TILE::COLUMNS, weights);
   float* even = states + static_cast<long long>(blockIdx.y) * rows * TILE::K;
   float* odd = even + static_cast<long long>(gridDim.y) * rows * TILE::K;
-  Grid<TILE> exchange = {kept(even), kept(odd), kept(counters + 32 * blockIdx.y),
-                         weights + TILE::SHARED_WEIGHTS + TILE::PARTIALS};
+  Grid<TILE> exchange(tile, even, odd, counters + 32 * blockIdx.y, weights + TILE::SHARED_WEIGHTS + TILE::PARTIALS);
   recurrence(pass, tile, exchange, blockIdx.y * rows, rows);
 }

@@ -5,12 +5,11 @@
 // of the new state (passes.cuh) and put them where all blocks that own the same rows will look for them. Where that is and how
 // they wait is the family's Exchange, which counts rows from the block's first, r = 0, ROWS, 2·ROWS ...:
 //   first_column()             this block's
-//   start(pass, ...)           all elements of state 0 are put, and all see them
-//   fetch(n, r, end)           state n has been met; rows(n, r, end) comes soon
+//   start(pass, ...)           the elements of state 0 are put
+//   fetch(n, r, end)           rows(n, r, end) comes soon; r = 0: state n has been put, and is met for
 //   rows(n, r, end)            ROWS rows of state n from r on, (ROWS, K) in shared memory, once they are there
 //   put(n, r, tile, values, wanted)    the thread's elements of these rows of state n, as Tile numbers them; nobody will look for
 //                              the last state, which is not wanted
-//   meet(n)                    after all rows of state n have been put
 //
 // What lies between the arrival of a state and the last put is what a step takes: it holds the multiply-adds, the tree, f and
 // nothing else. The rest comes after the put, while the new state is on its way: it is stored to global memory, and the place of what
@@ -38,7 +37,6 @@ __device__ void put_start(const Pass& pass, float* state, int owned, int first_r
     const int row = i / Tile::K, j = i % Tile::K;
     state[i] = row < left && j < pass.H ? pass.start(first_row + row, j) : 0;
   }
-  block_barrier();
 }
 
 template <class Pass, class Tile, class Exchange>
@@ -127,10 +125,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
     exchange.put(at.n + 1, at.r, tile, values, at.n + 1 < steps);
     const Position done = at;
     at.advance(ROWS, end, B);
-    if (at.n < steps) {
-      if (at.n > done.n) exchange.meet(at.n);
-      exchange.fetch(at.n, at.r, end);
-    }
+    if (at.n < steps) exchange.fetch(at.n, at.r, end);
     store(done, values);
     make_addend();
     find_term();

@@ -25,8 +25,9 @@ struct Resident {
     for (int i = 0; i < Tile::COUNT; i++)
       if (tile.owns(i)) state[tile.row(i) * Tile::K + tile.column(i)] = values[i];
   }
-  __device__ void fetch(int, int, int) const {}
-  __device__ void meet(int) const { block_barrier(); }
+  __device__ void fetch(int, int r, int) const {
+    if (r == 0) block_barrier();
+  }
 };
 
 // Macros: NAME, PASS, TILE.
