@@ -460,6 +460,27 @@ def test_the_barrier_is_slower_than_st_async():
     assert old > new + schedule.MEMBAR
 
 
+# Instructions a step and tile of rows that are neither a multiply-add nor a read of the state or of weights, at most, by rows: a
+# few more than there are now.
+MOST_OTHERS = {"resident": {1: 120, 2: 175, 4: 270}, "cluster": {1: 145, 2: 170, 4: 210}, "grid": {1: 225, 4: 340}}
+
+
+def test_every_kernel_passes_the_gates():
+    tiles = predict.kernels()
+    cubins = []
+    for path in compiler.compile_all(tiles, 90).values():
+        with open(path, "rb") as file:
+            cubins.append(file.read())
+    wrong, chosen = [], {tile for family in MOST_OTHERS for tile, _ in variants.tiles(family, 90)}
+    for (kernel, tile), (function,) in zip(tiles.items(), sass.disassemble(cubins)):
+        if tile in chosen:  # others are for architectures that are not looked at here
+            reads = tile.chunks * tile.rows + 4 * tile.in_shared
+            wrong += paths.Loop(function).gates(reads + MOST_OTHERS[kernel.family][tile.rows])
+        if function.registers != variants.predictions()[str(kernel)].registers:
+            wrong.append(f"{kernel}: {function.registers} registers; run python -m benchmarks.gpu.predict")
+    assert len(cubins) == len(tiles) > 200 and not wrong, "\n".join(wrong)
+
+
 # ---- what the choice goes by
 
 def test_every_kernel_that_can_be_chosen_is_predicted():
