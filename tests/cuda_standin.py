@@ -193,7 +193,7 @@ class Runtime:
 
     def __init__(self, real, version):
         self._real = real
-        self.version, self.driver_version = version, max(version, 12040)
+        self.version, self.driver_version = version, max(version, 13000)
         self.device, self.memory, self.handles = 0, {}, 0
         self.capturing = None  # the stream that is captured
         self.graphs = 0        # that have been launched

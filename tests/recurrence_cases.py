@@ -32,6 +32,7 @@ def run(backend, arrays, doutputs, dlast_state, **options):
 
 class _InOrder(np.ndarray):
     """A matrix whose products add one term after the other."""
+    __module__ = "numpy"  # whose other functions take it
 
     def __matmul__(self, other):
         left, right = np.asarray(self), np.asarray(other)

@@ -34,10 +34,11 @@ def test_no_growth_over_20000_calls():
         mx.nd.waitall()
         return psutil.Process().memory_info().rss
 
-    before = calls(6000)  # MXNet's own pools fill up meanwhile
-    after = calls(14000)
-    # One (B, H) state kept by every call would be 28 MB.
-    assert after - before < 4e6, f"{(after - before) / 1e6:.1f} MB"
+    sizes = [calls(6000), calls(14000)]  # MXNet's own pools fill up meanwhile, on a busy machine later
+    while len(sizes) < 4 and sizes[-1] - sizes[-2] >= 4e6:
+        sizes.append(calls(14000))
+    # One (B, H) state kept by every call would be 28 MB, every time.
+    assert sizes[-1] - sizes[-2] < 4e6, f"{(sizes[-1] - sizes[-2]) / 1e6:.1f} MB"
 
 
 def test_threads_get_exact_results():

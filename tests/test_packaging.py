@@ -1,5 +1,6 @@
 """What pip makes of the project: a base without MXNet, the sentences for what is missing, NumPy left as it was."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_base_needs_numpy_alone(base, tmp_path):
             "print(np.allclose(outputs, np.tanh(1)))")
     assert run(base / "python", "-c", code, cwd=tmp_path) == (0, "True\n")
     status, printed = run(base / "rnn-ops", "info", cwd=tmp_path)
-    assert status == 0 and "CPU kernels" in printed and "GPU kernels  none: CuPy is not installed" in printed
+    assert status == 0 and "CPU kernels" in printed and re.search("GPU kernels +none: CuPy is not installed", printed)
 
 
 def test_the_cuda_kernels_come_along(base, tmp_path):
