@@ -24,6 +24,7 @@
 // also in REPLICAS - 1 other lanes; these lanes share the blocks of the cluster.
 template <class Tile>
 struct Cluster {
+  static constexpr bool FLIES = true;
   static constexpr int STRIDE = Tile::COLUMN_LANES * Tile::REPLICAS;  // lanes between two neighbouring columns
   static constexpr int SENDERS = 4 * Tile::REPLICAS;                  // of the same 16 bytes
   static constexpr int SENDS = (BLOCKS + SENDERS - 1) / SENDERS;

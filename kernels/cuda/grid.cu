@@ -16,6 +16,8 @@
 
 template <class Tile>
 struct Grid {
+  static constexpr bool FLIES = true;  // from L2
+
   float *even, *odd;  // the group's two states
   unsigned* counter;
   float* staged;

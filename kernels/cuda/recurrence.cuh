@@ -11,11 +11,13 @@
 //   put(n, r, tile, values, wanted)    the thread's elements of these rows of state n, as Tile numbers them; nobody will look for
 //                              the last state, which is not wanted
 //
-// What lies between the arrival of a state and the last put is what a step takes: it holds the multiply-adds, the tree, f and
-// nothing else. The rest comes after the put, while the new state is on its way: it is stored to global memory, and the place of what
-// the next tiles add to their sums is worked out. That is read at the start of a tile for the one after it, tokens for the one
-// after that, so that nobody waits for it. What does not change from step to step is kept in registers (`kept`): left to itself,
-// the compiler works it out at every step.
+//   FLIES                      whether time passes between the last put and the arrival of a state
+//
+// What lies between the arrival of a state and the last put is what a step takes: the multiply-adds, the tree and f. The rest
+// (`prepare`) is done while the new state is on its way or, where nothing flies, in the gaps that multiplying leaves: a state is
+// stored to global memory, and the place of what the next tiles add to their sums is worked out. That is read at the start of a
+// tile for the one after it, tokens for the one after that, so that nobody waits for it. What does not change from step to step is
+// kept in registers (`kept`): left to itself, the compiler works it out at every step.
 #pragma once
 
 #include "passes.cuh"
@@ -95,10 +97,14 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
     for (int i = 0; i < COUNT; i++)
       pass.store(at.r < below[i], column[i], line(at, i), values[i]);
   };
+  auto prepare = [&](const Position& done, const float* values) {
+    store(done, values);
+    make_addend();
+    find_term();
+    find_token();
+  };
   find_token(), read();
   find_term(), find_token(), read();
-  make_addend();
-  find_term(), find_token();
 
   if constexpr (Pass::STARTS_STORED)
     for (int r = 0; r < end; r += ROWS) {
@@ -111,10 +117,13 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   exchange.start(pass, tile, first_row, left, end);
   exchange.fetch(0, 0, end);
 
+  float values[COUNT] = {};
+  Position done = {0, 0, end};  // nobody's
+  if constexpr (Exchange::FLIES) prepare(done, values);
 #pragma unroll 1
   while (at.n < steps) {
-    float values[COUNT];
     const float* state = exchange.rows(at.n, at.r, end);
+    if constexpr (!Exchange::FLIES) prepare(done, values);
     read();
     tile.multiply(state, values);
 #pragma unroll
@@ -123,12 +132,10 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
       if (at.r >= below[i]) values[i] = 0;
     }
     exchange.put(at.n + 1, at.r, tile, values, at.n + 1 < steps);
-    const Position done = at;
+    done = at;
     at.advance(ROWS, end, B);
     if (at.n < steps) exchange.fetch(at.n, at.r, end);
-    store(done, values);
-    make_addend();
-    find_term();
-    find_token();
+    if constexpr (Exchange::FLIES) prepare(done, values);
   }
+  if constexpr (!Exchange::FLIES) store(done, values);
 }

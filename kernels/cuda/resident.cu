@@ -13,6 +13,8 @@ struct Resident {
   float* states;
   int owned;  // rows
 
+  static constexpr bool FLIES = false;
+
   __device__ int first_column() const { return 0; }
   template <class Pass>
   __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {

@@ -284,7 +284,7 @@ def _with_shared(tile, architecture):
     compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 on those before."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
     if architecture >= 90:
-        besides = {1: 57, 2: 80 if tile.k_lanes == 4 else 63, 4: 128 if tile.k_lanes == 4 else 80}
+        besides = {1: 57, 2: 80 if tile.k_lanes == 4 else 63, 4: 128 if tile.k_lanes == 4 else 82}
     else:
         besides = {1: 80 if architecture == 70 and tile.k_warps > 1 else 66, 2: 80, 4: 140 if tile.k_lanes == 4 else 98}
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides[tile.rows]) // 16))
