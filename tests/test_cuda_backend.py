@@ -1,4 +1,6 @@
 """rnn_ops.backends.cuda, the door: it computes, and refuses what it cannot compute before anything is launched."""
+import importlib.util
+import re
 import subprocess
 import sys
 
@@ -136,6 +138,8 @@ def test_without_a_gpu_it_says_so():
         pytest.skip("there is a GPU")
     sentence = cuda.why_not()
     assert "CuPy is not installed: install rnn_ops[cu112]" in sentence or "nvidia-smi" in sentence or "CuPy is" in sentence
+    if "nvidia-smi" in sentence and importlib.util.find_spec("cupy"):
+        assert re.search(r"the driver is \d{3}\.\d\d or newer for CUDA 1[123]$", sentence)
     assert cuda.devices() == []
     with pytest.raises(RuntimeError) as raised:
         cuda.forward(**arguments())

@@ -186,12 +186,17 @@ def _moved(one, offset):
     return one._replace(address=one.address - offset, operands=operands)
 
 
+_ENDS = ("EXIT", "RET", "BRA", "BRX", "JMP", "CALL")  # of what is executed one after the other
+
+
 def _leaving(instructions):
-    """A call of an EXIT, by which ptxas leaves a loop at times (seen on sm_80 to 89), is no call: it is made a branch."""
+    """A call of code that ends in EXIT and never returns, by which ptxas leaves a loop at times (seen on sm_80 to 89), is no
+    call: it is made a branch."""
     for one in instructions:
         place = target(one)
-        leaves = one.name == "CALL" and place is not None and place // 16 < len(instructions) and (
-            str(instructions[place // 16]) == "EXIT")
+        ends = [] if one.name != "CALL" or place is None else [
+            other.name for other in instructions[place // 16:] if not other.predicate and other.name in _ENDS]
+        leaves = ends[:1] == ["EXIT"]
         yield one._replace(opcode="BRA") if leaves else one
 
 

@@ -32,14 +32,18 @@ class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
                 ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_LaunchAttribute)), ("count", ctypes.c_uint)]
 
 
+_DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}  # that a CUDA version needs at the least (CUDA Toolkit Release Notes)
+
+
 def count():
     """The number of GPUs. A RuntimeError says why there are none."""
     try:
         return runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
-        raise RuntimeError(
-            f"the NVIDIA driver finds no GPU that this CuPy can use ({error}): see that nvidia-smi lists one, that "
-            "CUDA_VISIBLE_DEVICES does not hide it and that the driver is 450.80 or newer for CUDA 11") from None
+        cuda = driver.get_build_version() // 1000  # of CuPy; the runtime does not tell without a driver
+        newer = f" and that the driver is {_DRIVERS[cuda]} or newer for CUDA {cuda}" if cuda in _DRIVERS else ""
+        raise RuntimeError(f"the NVIDIA driver finds no GPU that this CuPy can use ({error}): see that nvidia-smi lists one, that "
+                           f"CUDA_VISIBLE_DEVICES does not hide it{newer}") from None
 
 
 def versions():

@@ -281,12 +281,12 @@ def _k_warps(k, columns):
 
 def _with_shared(tile, architecture):
     """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
-    compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 on those before."""
+    compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 or 13.0 on those before."""
     registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
     if architecture >= 90:
         besides = {1: 57, 2: 80 if tile.k_lanes == 4 else 63, 4: 128 if tile.k_lanes == 4 else 82}
     else:
-        besides = {1: 80 if architecture == 70 and tile.k_warps > 1 else 66, 2: 80, 4: 140 if tile.k_lanes == 4 else 98}
+        besides = {1: 80 if architecture == 70 and tile.k_warps > 1 else 73, 2: 96, 4: 140 if tile.k_lanes == 4 else 98}
     return tile._replace(in_shared=max(0, tile.chunks - (registers - besides[tile.rows]) // 16))
 
 
