@@ -1,6 +1,7 @@
 """Machines for the tests of benchmarks/gpu: any one thing wrong with NumPy's; processes that the tests start have them too."""
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -159,6 +160,19 @@ class _SmallCrash(Defective):
         if options.get("activation") == "relu":
             os._exit(77)
         super().forward(*arguments, **options)
+
+
+class _GridCrash(Defective):
+    """The process of a timed part ends when the grid family is launched."""
+
+    def forward(self, *arguments, **options):
+        if "tutorial" in sys.argv and getattr(options.get("variant"), "family", None) == "grid":
+            os._exit(77)
+        super().forward(*arguments, **options)
+
+
+def grid_crash():
+    return _GridCrash()
 
 
 def crashing():

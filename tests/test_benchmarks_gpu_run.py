@@ -216,6 +216,15 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
 
 
+def test_a_variant_that_ends_its_process_costs_itself_alone(results):
+    status, ended = do(results, "grid_crash", ["tutorial"])
+    assert status == 1 and ended["tutorial"]["status"] == FAILED and ended["tutorial"]["reason"] == ""
+    cell = results.read(CELLS, "T5-B3-V7-H12")
+    assert {row["family"] for row in cell["rows"] if row["provider"] == "ours"} == {"resident", "cluster", "stepwise"}
+    assert [row for row in cell["rows"] if row["chosen"] and "median" in row] and "tried" not in cell
+    assert len(cell["failed"]) == 1 and ", ours, grid: " in cell["failed"][0] and "process has ended" in cell["failed"][0]
+
+
 def test_a_cell_that_has_no_memory_costs_itself(results):
     status, ended = do(results, "out_of_memory", ["quick"])
     assert status == 1 and ended["quick"]["status"] == FAILED

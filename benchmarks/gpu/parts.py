@@ -17,6 +17,7 @@ class Part(NamedTuple):
     limit: int               # seconds after which it is ended
     divisible: bool = False  # does what fits, and goes on another time where it was cut off
     family: str = ""         # it is about
+    resumes: bool = False    # if it ends its process, the next one goes on behind what has done so; so does a divisible part
 
 
 class Sizes(NamedTuple):
@@ -58,7 +59,7 @@ def parts(architecture):
         Part(COMPILE, "every kernel, in processes; nothing where they are on disk", 15, 240)] + [
         Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 40, family=family)
         for family in families] + [
-        Part("tutorial", "all variants at the tutorial's shape, timed beside cuDNN", 40, 120),
+        Part("tutorial", "all variants at the tutorial's shape, timed beside cuDNN", 40, 120, resumes=True),
         Part("microbench", "st.async, barriers, shared memory, in cycles", 10, 60),
         Part("occupancy", "blocks a multiprocessor and clusters at once, of every kernel", 15, 90),
         Part("quick", "few shapes, timed beside cuDNN", 50, 180, True),

@@ -20,7 +20,7 @@ from .cells import TUTORIAL
 from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
 from .parts import COMPILE, DEVICE
 
-_TRIES = 3       # of a divisible part that crashes; each goes on behind what has ended the last one
+_TRIES = 3       # of a part that crashes and can go on; each goes on behind what has ended the last one
 _GRACE = 20      # seconds from when a part should have come to its end to when it is killed
 _REPORT = 5      # seconds that are kept for the report
 _ALIVE = 60      # seconds that the GPU has to answer in a new process
@@ -81,7 +81,7 @@ class Run:
 
     def _part(self, part, seconds):
         """A part, again if it crashes and can go on behind what has crashed it."""
-        for _ in range(_TRIES if part.divisible else 1):
+        for _ in range(_TRIES if part.divisible or part.resumes else 1):
             record = self._attempt(part, seconds)
             if "crash" not in record:
                 return record

@@ -22,6 +22,7 @@ DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an e
 DEFAULT_MACHINE = f"{__package__}.work:gpu"
 _TIMED = ("tutorial", "quick", "grid", "variants")
 _OF_FAMILIES = _TIMED + ("check", "repeats")
+_ARGUMENTS = "its arguments and truth"  # what a cell begins with
 _DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
 
@@ -227,37 +228,68 @@ def _timed(work, cells):
     for done, cell in enumerate(cells):
         keep(done)
         name, number = str(cell), work.sizes.grid.index(cell)
-        before = work.folder.read(CELLS, name)
-        if before and "began" in before:
-            before = {"number": number, "rows": [], "failed": [f"{cell}: its process has ended, or hung until it was"]}
-            work.folder.write(CELLS, name, before)
-        if before:
-            failed += before["failed"]
-            continue
-        if work.left() < 0:
-            return CUT
-        print(cell, flush=True)
-        work.folder.write(CELLS, name, {"began": True})
-        found = {"number": number, "rows": [], "failed": []}
-        try:
-            found["rows"] = timing.measure(work.machine, cell, work.sizes.rounds, among=work.among)
-            found["failed"] = [f"{cell}, {row['variant']}, {row['input']}: {row['reason']}" for row in found["rows"]
-                               if row["status"] == timing.FAILED and row["provider"] == timing.OURS]
-        except checks.Lost as lost:
-            found["failed"] = [str(lost)]
-            work.folder.write(CELLS, name, found)
-            raise
-        except Exception as error:  # such as too little memory for this cell
-            found["failed"] = [f"{cell}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"]
-            checks.see_alive(work.machine, str(cell), error)
-        work.folder.write(CELLS, name, found)
-        for line in found["failed"]:
-            print(f"FAILED  {line}", flush=True)
-        failed += found["failed"]
-        facts = tables.timed_headline(found["rows"], cell)
-        work.machine.free()
+        found = work.folder.read(CELLS, name) or {"number": number, "rows": [], "failed": [], "tried": [], "now": None}
+        if "tried" in found:
+            if work.left() < 0:
+                return CUT
+            print(cell, flush=True)
+            try:
+                over = not _cell(work, cell, found)
+            finally:
+                failed += found["failed"]
+                facts = tables.timed_headline(found["rows"], cell)
+                keep(done)
+            if over:
+                return CUT
+            work.machine.free()
+        else:
+            failed += found["failed"]
     keep(len(cells))
     return FOUND if failed else DONE
+
+
+def _cell(work, cell, found):
+    """Time a cell, from behind what has ended an earlier process; ``found`` is its file → whether there was time for it all."""
+    from . import timing
+
+    def keep(now):
+        found["now"] = now
+        work.folder.write(CELLS, str(cell), found)
+
+    def fail(line):
+        print(f"FAILED  {line}", flush=True)
+        found["failed"].append(line)
+
+    if found["now"]:
+        fail(f"{cell}, {found['now']}: its process has ended, or hung until it was")
+        found["tried"].append(found["now"])
+    if _ARGUMENTS not in found["tried"]:
+        keep(_ARGUMENTS)
+        try:
+            for names, rows in timing.stages(work.machine, cell, work.sizes.rounds, among=work.among,
+                                             without=found["tried"]):
+                if rows is None:
+                    keep(names[0])
+                    continue
+                for row in rows:
+                    if row["status"] == timing.FAILED and row["provider"] == timing.OURS:
+                        fail(f"{cell}, {row['variant']}, {row['input']}: {row['reason']}")
+                found["rows"] += rows
+                found["tried"] += names
+                keep(None)
+                if work.left() < 0:
+                    return False
+        except checks.Lost as lost:
+            fail(str(lost))
+            found["tried"].append(found["now"])
+            keep(None)
+            raise
+        except Exception as error:  # such as too little memory for this cell
+            fail(f"{cell}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            checks.see_alive(work.machine, str(cell), error)
+    del found["tried"], found["now"]
+    work.folder.write(CELLS, str(cell), found)
+    return True
 
 
 def _variants(work):
