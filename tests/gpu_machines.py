@@ -162,6 +162,20 @@ class _SmallCrash(Defective):
         super().forward(*arguments, **options)
 
 
+class _ChosenCrash(Defective):
+    """The process ends when the family that the chooser takes is launched, by name or by default."""
+
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
+        chosen = variants.choose(self.device, np.dtype("float32"), *state.shape).family
+        if getattr(variant, "family", chosen) == "resident":
+            os._exit(77)
+        super().forward(inputs, state, Wxh, Whh, bh, outputs, activation, variant)
+
+
+def chosen_crash():
+    return _ChosenCrash()
+
+
 class _GridCrash(Defective):
     """The process of a timed part ends when the grid family is launched."""
 

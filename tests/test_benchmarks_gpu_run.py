@@ -216,6 +216,30 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
 
 
+def test_training_takes_the_best_family_that_is_left(results):
+    status, ended = do(results, "chosen_crash", ["first-resident", "training"])
+    assert status == 1 and ended["first-resident"]["status"] == FAILED and ended["training"]["status"] == DONE
+    assert not results.read(RESULTS, "training")["variant"].startswith("resident")
+
+
+def test_the_sanitizer_leaves_out_what_has_ended_its_process(results, monkeypatch):
+    from rnn_ops_benchmarks.gpu import sanitizer
+    asked = []
+    monkeypatch.setattr(sanitizer, "find", lambda: "tool")
+    monkeypatch.setattr(sanitizer, "_run_tool", lambda command, seconds: asked.append((command, seconds)) or sanitizer.CLEAN)
+    without = ["cluster"]
+    among = [family for family in rehearsal.variants.FAMILIES if family not in without]
+    its = work.Work("sanitizer", results, NumPyMachine(), "small", 200, among, without)
+    assert work._sanitizer(its) == work.DONE and len(asked) == 4
+    assert all(command[-2:] == ["--without", "cluster"] for command, _ in asked)
+    assert asked[0][1] <= 50  # its share: the part as a whole has an end
+    launched = []
+    monkeypatch.setattr(NumPyMachine, "forward", lambda self, *_, variant=None, **__: launched.append(variant.family))
+    monkeypatch.setattr(NumPyMachine, "backward", lambda self, *_, **__: None)
+    work._sanitized(its)
+    assert set(launched) == set(among)
+
+
 def test_a_variant_that_ends_its_process_costs_itself_alone(results):
     status, ended = do(results, "grid_crash", ["tutorial"])
     assert status == 1 and ended["tutorial"]["status"] == FAILED and ended["tutorial"]["reason"] == ""

@@ -68,7 +68,7 @@ def parts(architecture):
         Part("grid", "all shapes, timed beside cuDNN", 120, 600, True),
         Part("repeats", "the same bits in 1,000 runs", 30, 120, True),
         Part("jax", "jax.lax.scan under jit at the tutorial's shape", 40, 120),
-        Part("sanitizer", "a few kernels under compute-sanitizer", 120, 500),
+        Part("sanitizer", "a few kernels under compute-sanitizer", 120, 200),
         Part("variants", "every variant at the quick shapes", 150, 600, True)]
 
 

@@ -21,7 +21,7 @@ from .parts import SIZES
 DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an exception that nobody expected
 DEFAULT_MACHINE = f"{__package__}.work:gpu"
 _TIMED = ("tutorial", "quick", "grid", "variants")
-_OF_FAMILIES = _TIMED + ("check", "repeats")
+_OF_FAMILIES = _TIMED + ("check", "repeats", "training", "sanitizer", "sanitized")
 _ARGUMENTS = "its arguments and truth"  # what a cell begins with
 _DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
@@ -42,8 +42,9 @@ def gpu():
 class Work:
     """What the parts share: the folder, the machine, the sizes and the time."""
 
-    def __init__(self, part, folder, machine, sizes, seconds, among):
-        self.part, self.folder, self.machine, self.sizes, self.among = part, folder, machine, SIZES[sizes], among
+    def __init__(self, part, folder, machine, sizes, seconds, among, without=()):
+        self.part, self.folder, self.machine, self.sizes = part, folder, machine, SIZES[sizes]
+        self.among, self.without = among, without  # families, and those whose first check has ended its process
         self.device = machine.device
         self._end = time.monotonic() + seconds
 
@@ -68,7 +69,8 @@ def main(part, folder, machine, sizes, seconds, without):
         if set(variants.FAMILIES) <= set(without) and part in _OF_FAMILIES:
             raise LeftOut("every family's first check has ended its process")
         with the_machine.current():
-            work = Work(part, folder, the_machine, sizes, seconds, [f for f in variants.FAMILIES if f not in without])
+            among = [family for family in variants.FAMILIES if family not in without]
+            work = Work(part, folder, the_machine, sizes, seconds, among, without)
             return _PARTS[part.split("-")[0]](work)
     except LeftOut as sentence:
         print(sentence, file=sys.stderr)
@@ -360,7 +362,7 @@ def _training(work):
     try:
         book = text.load("timemachine")
         book = book._replace(characters=book.characters[:work.sizes.characters])
-        found = training.measure(work.machine, book, work.sizes.epochs, show, **work.sizes.model)
+        found = training.measure(work.machine, book, work.sizes.epochs, show, **work.sizes.model, among=work.among)
     except checks.Lost as lost:
         work.keep({"failed": [str(lost)]})
         raise
@@ -376,7 +378,8 @@ def _sanitizer(work):
     from . import sanitizer
     if sanitizer.find() is None:
         raise LeftOut("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
-    found = sanitizer.run(print, work.left, work.keep)
+    without = [word for family in work.without for word in ("--without", family)]
+    found = sanitizer.run(print, work.left, work.keep, without)
     return FOUND if any(what != sanitizer.CLEAN for what in found.values()) else DONE
 
 
@@ -384,7 +387,7 @@ def _sanitized(work):
     """What compute-sanitizer is to see: a few kernels, every array an allocation of its own, no guard cells."""
     work.machine.no_pool()
     work.machine.patience = 100
-    results = checks.run(work.machine, checks.plan(work.device, **work.sizes.sanitized, guard=0))
+    results = checks.run(work.machine, checks.plan(work.device, **work.sizes.sanitized, guard=0, among=work.among))
     for result in results:
         if not result.passed:
             print(f"FAILED  {result}", flush=True)
