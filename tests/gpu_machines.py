@@ -176,6 +176,19 @@ def chosen_crash():
     return _ChosenCrash()
 
 
+class _AsyncCrash(Defective):
+    """The process ends when the cluster family is launched with st.async; its older exchange works."""
+
+    def forward(self, *arguments, variant=None, **options):
+        if getattr(variant, "family", None) == "cluster" and variant.exchange == "async":
+            os._exit(77)
+        super().forward(*arguments, variant=variant, **options)
+
+
+def async_crash():
+    return _AsyncCrash()
+
+
 class _GridCrash(Defective):
     """The process of a timed part ends when the grid family is launched."""
 

@@ -52,17 +52,18 @@ def command(out, *arguments, machine="right", **kwargs):
 
 def test_the_parts_are_in_order_of_worth():
     names = list(EVERY)
-    assert names[:7] == ["device", "compile", "first-resident", "first-cluster", "first-grid", "first-stepwise", "tutorial"]
+    assert names[:8] == ["device", "compile", "first-resident", "first-cluster", "first-cluster-barrier", "first-grid",
+                         "first-stepwise", "tutorial"]
     order = ["tutorial", "microbench", "quick", "training", "check", "grid", "repeats", "sanitizer"]
     assert [name for name in names if name in order] == order
-    assert "first-cluster" not in [part.name for part in parts.parts(80)]
+    assert not [part.name for part in parts.parts(80) if "cluster" in part.name]
     assert all(0 < part.seconds <= part.limit for part in EVERY.values())
     assert sum(part.seconds for part in EVERY.values()) < 15 * 60
 
 
 def test_what_fits_into_the_minutes_is_told_at_the_start():
     chosen = list(EVERY.values())
-    lines = parts.table(chosen, 4, {"jax": "JAX is not installed"}, {"device"})
+    lines = parts.table(chosen, 4.1, {"jax": "JAX is not installed"}, {"device"})
     text = dict(line.split(maxsplit=1) for line in lines[2:])
     assert "done before" in text["device"] and "LEFT OUT: JAX is not installed" in text["jax"]
     assert "LEFT OUT" not in text["tutorial"] and "LEFT OUT" not in text["microbench"]
@@ -214,6 +215,16 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     assert len(found["done"]) == found["tasks"] == len(set(found["done"])) and found["now"] is None
     ended = [line for line in found["failed"] if "its process has ended" in line]
     assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
+
+
+def test_where_async_does_not_work_the_older_exchange_stands_in(results):
+    names = ["first-cluster", "first-cluster-barrier", "tutorial"]
+    status, ended = do(results, "async_crash", names)
+    assert [ended[name]["status"] for name in names] == [FAILED, DONE, DONE]
+    assert results.read(RESULTS, "first-cluster-barrier")["families"]["cluster"]["right"] > 0
+    rows = [row for row in results.read(CELLS, "T5-B3-V7-H12")["rows"] if row["provider"] == "ours"]
+    assert {row["family"] for row in rows} == {"resident", "cluster", "grid", "stepwise"}
+    assert all("cluster barriers" in row["variant"] for row in rows if row["family"] == "cluster")
 
 
 def test_training_takes_the_best_family_that_is_left(results):

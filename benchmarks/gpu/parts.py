@@ -51,14 +51,22 @@ DEVICE, COMPILE = "device", "compile"
 _START = 15  # seconds that a divisible part must have to be worth its start
 
 
+def _first(family):
+    """A family's first check; behind that of "cluster" its older exchange, which may work where st.async does not."""
+    found = [Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 40, family=family)]
+    if family == "cluster":
+        found.append(Part(f"first-{checks.BARRIER}", "the same with the older exchange, cluster barriers", 5, 40,
+                          family=checks.BARRIER))
+    return found
+
+
 def parts(architecture):
     """All `Part`s for a GPU of an architecture (90 for 9.0), the most important first."""
     families = [family for family in variants.FAMILIES if family != "cluster" or architecture >= 90]
     return [
         Part(DEVICE, "devices and versions", 10, 120),
         Part(COMPILE, "every kernel, in processes; nothing where they are on disk", 15, 240)] + [
-        Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 40, family=family)
-        for family in families] + [
+        part for family in families for part in _first(family)] + [
         Part("tutorial", "all variants at the tutorial's shape, timed beside cuDNN", 40, 120, resumes=True),
         Part("microbench", "st.async, barriers, shared memory, in cycles", 10, 60),
         Part("occupancy", "blocks a multiprocessor and clusters at once, of every kernel", 15, 90),

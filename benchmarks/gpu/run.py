@@ -15,7 +15,7 @@ import sys
 import time
 
 from . import parts as planning
-from . import sanitizer, tables, work
+from . import checks, sanitizer, tables, work
 from .cells import TUTORIAL
 from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
 from .parts import COMPILE, DEVICE
@@ -46,7 +46,9 @@ class Run:
         self.folder, self._machine, self._sizes = folder, machine, sizes
         self._minutes = minutes
         self._end = None if minutes is None else time.monotonic() + 60 * minutes - _REPORT
-        self._without = []  # families whose first check did not come to an end
+        # Families whose first check did not come to an end. If that of "cluster" did not, its older exchange must first show
+        # that it works.
+        self._without = []
 
     def left(self):
         return None if self._end is None else self._end - time.monotonic()
@@ -84,12 +86,14 @@ class Run:
         for _ in range(_TRIES if part.divisible or part.resumes else 1):
             record = self._attempt(part, seconds)
             if "crash" not in record:
+                if part.family in self._without:
+                    self._without.remove(part.family)
                 return record
             alive = self._attempt(planning.Part("alive", "", 0, _ALIVE), _ALIVE)
             if alive["status"] != DONE:
                 return dict(record, gone=True)
             if part.family:
-                self._without.append(part.family)
+                self._without += [checks.BARRIER] * (part.family == "cluster") + [part.family]
             left = self.left()
             if left is not None and left < seconds:
                 seconds = left

@@ -32,19 +32,21 @@ _WAITED = 20          # calls that are waited for one by one
 TOGETHER = "the rounds of all"  # what `stages` tries besides single providers
 
 
-def timed_variants(device, cell, all_variants=False, among=variants.FAMILIES):
+def timed_variants(device, cell, all_variants=False, among=checks.EVERY):
     """Our variants that are timed at a cell, in the order of their predicted cycles: the chosen one first.
 
-    At the tutorial's shape it is all of them, and the older exchange of the cluster family too.
+    At the tutorial's shape it is all of them, and the older exchange of the cluster family too. ``among`` is what
+    `checks.those_of` takes.
     """
     if all_variants or cell == TUTORIAL:
         found, _ = variants.candidates(device, np.float32, cell.B, cell.H)
         found.sort(key=variants.total_cycles)
     else:
         found = checks.families(device, np.float32, cell)
-    if cell == TUTORIAL:
-        found += [variant._replace(exchange="barrier") for variant in found if variant.family == "cluster"]
-    return [variant for variant in found if variant.family in among]
+    ours = checks.those_of(found, among)
+    if cell == TUTORIAL and {"cluster", checks.BARRIER} <= set(among):
+        ours += checks.those_of(found, [checks.BARRIER])
+    return ours
 
 
 def members(machine, cell, sets, problem, all_variants, among, alone):
@@ -70,7 +72,7 @@ def members(machine, cell, sets, problem, all_variants, among, alone):
     return found, others
 
 
-def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=variants.FAMILIES,
+def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=checks.EVERY,
             alone=False):
     """Time all providers of a cell → list of dict, one row for each provider and mode. Arguments as those of `stages`."""
     rows = []
@@ -79,7 +81,7 @@ def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, a
     return rows
 
 
-def stages(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=variants.FAMILIES, alone=False,
+def stages(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=checks.EVERY, alone=False,
            without=()):
     """Time the providers of a cell, bit by bit.
 

@@ -194,7 +194,7 @@ def true_losses(machine, arrays, inputs, labels, epochs):
     return losses
 
 
-def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B, H=TUTORIAL.H, among=variants.FAMILIES):
+def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B, H=TUTORIAL.H, among=checks.EVERY):
     """Check the training, then time ``epochs`` of it.
 
     Each way to launch it is run for CHECKED epochs twice from the same start: the losses must be NumPy's within BOUND, the
@@ -220,8 +220,7 @@ def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B,
     vocabulary = data.Vocabulary(book.characters)
     inputs, labels = data.batches(vocabulary.encode(book.characters), T, B)
     arrays = initial(len(vocabulary), H)
-    variant = next(variant for variant in checks.families(machine.device, np.float32, (T, B, len(vocabulary), H))
-                   if variant.family in among)
+    variant = checks.those_of(checks.families(machine.device, np.float32, (T, B, len(vocabulary), H)), among)[0]
     trainer = Trainer(machine, arrays, inputs, labels, variant)
     found = {"text": book.name, "notice": book.notice, "T": T, "B": B, "V": len(vocabulary), "H": H, "batches": len(inputs),
              "variant": str(variant), "checked_epochs": CHECKED, "bound": BOUND,

@@ -69,7 +69,7 @@ def main(part, folder, machine, sizes, seconds, without):
         if set(variants.FAMILIES) <= set(without) and part in _OF_FAMILIES:
             raise LeftOut("every family's first check has ended its process")
         with the_machine.current():
-            among = [family for family in variants.FAMILIES if family not in without]
+            among = [family for family in checks.EVERY if family not in without]
             work = Work(part, folder, the_machine, sizes, seconds, among, without)
             return _PARTS[part.split("-")[0]](work)
     except LeftOut as sentence:
@@ -110,7 +110,7 @@ def planned(device, sizes):
     """All calls that a run makes, as (shape, dtype, tokens, variant), each once."""
     from . import timing
     found = []
-    for plan in (sizes.first, sizes.check, sizes.repeats, sizes.sanitized):
+    for plan in (sizes.first, dict(sizes.first, among=(checks.BARRIER,)), sizes.check, sizes.repeats, sizes.sanitized):
         for task in checks.plan(device, **plan):
             found += [(task.shape, task.dtype, task.tokens, variant) for variant in task.variants]
     for cell in [sizes.tutorial, *sizes.quick, *sizes.grid]:
@@ -146,7 +146,7 @@ def _compile(work):
 
 
 def _first(work):
-    family = work.part.split("-")[1]
+    family = work.part.split("-", 1)[1]
     return _checked(work, dict(work.sizes.first, among=(family,)))
 
 
