@@ -189,6 +189,19 @@ def async_crash():
     return _AsyncCrash()
 
 
+class _Raising(Defective):
+    """Every launch raises, at length."""
+
+    def forward(self, *arguments, **options):
+        raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED: " + "x" * 400)
+
+    backward = forward
+
+
+def raising():
+    return _Raising()
+
+
 class _GridCrash(Defective):
     """The process of a timed part ends when the grid family is launched."""
 

@@ -111,7 +111,7 @@ def test_a_run_does_all_its_parts(whole):
     text = (out / "report.md").read_text(encoding="utf-8")
     for title in ("**Checks**", "**Alone, in cycles**", "**At once**", "**Training**", "**Every variant"):
         assert title in text
-    assert len(process.stdout) < 6000 and "first-cluster   done" in process.stdout
+    assert len(process.stdout) < 6000 and "first-cluster         done" in process.stdout
     for name in (CELLS, PARTS, RESULTS):  # no half-written file is left
         assert all(file.endswith(".json") and file[0] != "." for file in os.listdir(out / name))
 
@@ -127,7 +127,7 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
     assert process.returncode == 0 and written() == before
     assert process.stdout.count("done before") + process.stdout.count("LEFT OUT") == len(EVERY) - 1
     process = command(out, "--only", "tutorial")
-    assert process.returncode == 0 and "first" not in process.stdout and "tutorial        done" in process.stdout
+    assert process.returncode == 0 and "first" not in process.stdout and "tutorial              done" in process.stdout
     assert written()[0] == before[0] and written()[1] > before[1]
 
 
@@ -215,6 +215,12 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     assert len(found["done"]) == found["tasks"] == len(set(found["done"])) and found["now"] is None
     ended = [line for line in found["failed"] if "its process has ended" in line]
     assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
+
+
+def test_where_everything_fails_the_words_are_few(tmp_path):
+    process = command(tmp_path / "out", machine="raising")
+    assert process.returncode == 1 and len(process.stdout) < 10000, len(process.stdout)
+    assert process.stdout.count("    FAILED  ") >= 10 and "more: results/check.json" in process.stdout
 
 
 def test_where_async_does_not_work_the_older_exchange_stands_in(results):

@@ -104,7 +104,7 @@ def table(chosen, minutes, why_not, done):
     done : names of parts that an earlier run has done
     """
     left = None if minutes is None else 60 * minutes
-    lines = [f"{'part':<16}{'about s':>8}{'at most':>8}  what", "-" * 79]
+    lines = [f"{'part':<22}{'about s':>8}{'at most':>8}  what", "-" * 79]
     for part in chosen:
         text = part.what
         if part.name in done:
@@ -119,5 +119,5 @@ def table(chosen, minutes, why_not, done):
                 if part.seconds > left:
                     text += " (as far as it comes)"
                 left -= min(part.seconds, left)
-        lines.append(f"{part.name:<16}{part.seconds:>8}{part.limit:>8}  {text}")
+        lines.append(f"{part.name:<22}{part.seconds:>8}{part.limit:>8}  {text}")
     return lines

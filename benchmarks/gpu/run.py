@@ -25,7 +25,7 @@ _GRACE = 20      # seconds from when a part should have come to its end to when 
 _REPORT = 5      # seconds that are kept for the report
 _ALIVE = 60      # seconds that the GPU has to answer in a new process
 _KILL = 20       # seconds that a killed process may take to go
-_SHOWN = 5       # failures of a part that are printed; all are in its results
+_SHOWN = 5       # failures that are printed of the first part that has some, then one a part; all are in its results
 
 
 class Run:
@@ -64,7 +64,7 @@ class Run:
 
     def parts(self, chosen):
         """Do the parts → exit status: 0, or 1 where one has found something wrong or has not ended by itself."""
-        status = 0
+        status, shown = 0, _SHOWN
         for part in chosen:
             left = self.left()
             seconds = planning.allotted(part, left)
@@ -74,8 +74,10 @@ class Run:
                 record = self._part(part, seconds)
             self.folder.write(PARTS, part.name, record)
             status |= record["status"] == FAILED
-            for line in summary(part, record, self.folder.read(RESULTS, part.name)):
-                print(line, flush=True)
+            found = self.folder.read(RESULTS, part.name)
+            print("\n".join(summary(part, record, found, shown)), flush=True)
+            if (found or {}).get("failed"):
+                shown = 1
             if record.get("gone"):
                 print("The GPU answers no more in a new process either: nothing after this was run.", flush=True)
                 break
@@ -212,14 +214,14 @@ def unavailable(gpu):
     return found
 
 
-def summary(part, record, found):
-    """What is printed of a part that has ended, as lines."""
-    head = f"{part.name:<16}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
+def summary(part, record, found, most=_SHOWN):
+    """What is printed of a part that has ended, with so many failures at most, as lines."""
+    head = f"{part.name:<22}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
     facts = tables.headline(part.name, found) if found else ""
     failed = [line for line in (found or {}).get("failed", [])]
-    shown = [f"    FAILED  {line[:200]}" for line in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        shown.append(f"    ... and {len(failed) - _SHOWN} more: {RESULTS}/{part.name}.json")
+    shown = [f"    FAILED  {line[:200]}" for line in failed[:most]]
+    if len(failed) > most:
+        shown.append(f"    ... and {len(failed) - most} more: {RESULTS}/{part.name}.json")
     return [f"{head}{'  ' if facts else ''}{facts[:300]}"] + shown
 
 
