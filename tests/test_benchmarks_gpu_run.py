@@ -223,6 +223,16 @@ def test_where_everything_fails_the_words_are_few(tmp_path):
     assert process.stdout.count("    FAILED  ") >= 10 and "more: results/check.json" in process.stdout
 
 
+def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path / "file" / "cache"))
+    process = command(tmp_path / "out", "--only", "compile")
+    assert process.returncode == 0, process.stdout
+    assert f"RNN_OPS_CACHE: cannot write {tmp_path}/file/cache: Not a directory; " in process.stdout
+    assert any(name.endswith(".cubin") for name in os.listdir(tmp_path / "out" / "cubins"))
+    assert run.unwritable(str(tmp_path / "new")) is None
+
+
 def test_where_async_does_not_work_the_older_exchange_stands_in(results):
     names = ["first-cluster", "first-cluster-barrier", "tutorial"]
     status, ended = do(results, "async_crash", names)

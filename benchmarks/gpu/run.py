@@ -12,7 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+
+from rnn_ops.backends.cuda import compiler
 
 from . import parts as planning
 from . import checks, sanitizer, tables, work
@@ -176,6 +179,10 @@ def _parts(run, folder, every, chosen, device, minutes):
     done = {part.name for part in every if (folder.read(PARTS, part.name) or {}).get("status") == DONE}
     why_not = {name: why for name, why in unavailable(device["gpu"]).items()}
     print(tables.facts(device))
+    reason = unwritable(compiler.folder())
+    if reason:  # every part would compile anew
+        print(f"RNN_OPS_CACHE: cannot write {compiler.folder()}: {reason}; compiled kernels go to {folder.at('cubins')}")
+        os.environ["RNN_OPS_CACHE"] = folder.at("cubins")
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: cuDNN is not timed beside ours.")
     print("\n".join(planning.table(chosen, minutes, why_not, done)), flush=True)
@@ -183,6 +190,16 @@ def _parts(run, folder, every, chosen, device, minutes):
         if name in [part.name for part in chosen]:
             folder.write(PARTS, name, _record(LEFT_OUT, why))
     return run.parts([part for part in chosen if part.name not in done and part.name not in why_not])
+
+
+def unwritable(path):
+    """Why no file can be written into a folder, which is made where it is not there; None where one can."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def choose(folder, every, only):
