@@ -202,6 +202,21 @@ def raising():
     return _Raising()
 
 
+class _MicrobenchCrash(Defective):
+    """One micro-benchmark ends its process, others find nothing."""
+
+    def program(self, cubin):
+        def run(one):
+            if one.kernel == "barrier_4":
+                os._exit(77)
+            return -1 if one.kernel in ("shuffle", "exchange_2") else 1000
+        return run
+
+
+def microbench_crash():
+    return _MicrobenchCrash()
+
+
 class _GridCrash(Defective):
     """The process of a timed part ends when the grid family is launched."""
 

@@ -233,6 +233,15 @@ def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
     assert run.unwritable(str(tmp_path / "new")) is None
 
 
+def test_a_micro_benchmark_that_ends_its_process_costs_itself(results):
+    status, ended = do(results, "microbench_crash", ["microbench"])
+    assert status == 1 and ended["microbench"]["reason"] == ""
+    found = results.read(RESULTS, "microbench")
+    assert [row["kernel"] for row in found["rows"]] == [one.kernel for one in microbench.measurements(H100)]
+    assert found["failed"] == ["shuffle: wrote no result", "exchange_2: gave up waiting for another block",
+                               "barrier_4: its process has ended, or hung until it was"]
+
+
 def test_where_async_does_not_work_the_older_exchange_stands_in(results):
     names = ["first-cluster", "first-cluster-barrier", "tutorial"]
     status, ended = do(results, "async_crash", names)

@@ -68,7 +68,7 @@ def parts(architecture):
         Part(COMPILE, "every kernel, in processes; nothing where they are on disk", 15, 240)] + [
         part for family in families for part in _first(family)] + [
         Part("tutorial", "all variants at the tutorial's shape, timed beside cuDNN", 40, 120, resumes=True),
-        Part("microbench", "st.async, barriers, shared memory, in cycles", 10, 60),
+        Part("microbench", "st.async, barriers, shared memory, in cycles", 10, 60, resumes=True),
         Part("occupancy", "blocks a multiprocessor and clusters at once, of every kernel", 15, 90),
         Part("quick", "few shapes, timed beside cuDNN", 50, 180, True),
         Part("training", "2,000 epochs of the tutorial", 60, 180),
