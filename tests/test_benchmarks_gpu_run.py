@@ -146,6 +146,15 @@ def test_a_report_is_rebuilt_from_the_files(whole):
     assert process.returncode == 2 and "has no results of a run" in process.stderr
 
 
+def test_a_report_that_cannot_be_written_is_a_sentence(results):
+    results.write(RESULTS, "device", {"gpu": NumPyMachine().describe()})
+    os.mkdir(results.at("result.json"))
+    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", results.path], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr == f"rnn_ops_benchmarks.gpu: --report: cannot write {results.path}: Is a directory\n"
+
+
 def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
     out, _ = whole
     device = (out / RESULTS / "device.json").read_bytes()

@@ -21,7 +21,11 @@ def main(argv=None):
         from . import rehearsal
         return rehearsal.main(options.architecture)
     if options.report:
-        return 0 if run.write_report(Folder(options.report)) else 2
+        try:
+            return 0 if run.write_report(Folder(options.report)) else 2
+        except OSError as error:
+            print(f"{__package__}: --report: cannot write {options.report}: {error.strerror or error}", file=sys.stderr)
+            return 2
     if options.minutes is not None and not options.minutes > 0:
         parser.error(f"--minutes: got {options.minutes}, needs more than 0")
     try:
