@@ -509,7 +509,7 @@ def test_without_a_gpu_one_sentence_and_status_2(arguments, tmp_path, without_gp
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.returncode == 2, process.stderr
     assert process.stdout == "" and len(process.stderr.splitlines()) == 1
-    assert process.stderr.startswith("benchmarks.gpu: ")
+    assert process.stderr.startswith("rnn_ops_benchmarks.gpu: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -531,6 +531,7 @@ def test_help_explains(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for word in ("--only", "--minutes", "--out", "--report", "--rehearse", "RNN_OPS_CACHE", "Exit status", "goes on"):
         assert word in text
+    assert "usage: python -m rnn_ops_benchmarks.gpu " in text
     assert "--part" not in text and "--machine" not in text
 
 

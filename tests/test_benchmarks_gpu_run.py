@@ -326,8 +326,8 @@ def test_no_time_is_no_failure(results):
 
 
 @pytest.mark.parametrize("machine, sentence", [
-    ("no_gpu", "benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
-    ("missing", "benchmarks.gpu: ended with status 1: AttributeError: ")])
+    ("no_gpu", "rnn_ops_benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
+    ("missing", "rnn_ops_benchmarks.gpu: ended with status 1: AttributeError: ")])
 def test_without_a_machine_nothing_is_left_behind(machine, sentence, tmp_path):
     process = command(tmp_path / "new", machine=machine)
     assert process.returncode == 2 and process.stderr.startswith(sentence) and process.stdout == ""
@@ -338,7 +338,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     process = command(tmp_path / "file" / "out")
     assert process.returncode == 2 and process.stdout == ""
-    assert process.stderr == f"benchmarks.gpu: --out: cannot write {tmp_path}/file/out: Not a directory\n"
+    assert process.stderr == f"rnn_ops_benchmarks.gpu: --out: cannot write {tmp_path}/file/out: Not a directory\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -156,13 +156,13 @@ def main(folder, minutes, only, machine, sizes):
         if reason:
             if new:
                 shutil.rmtree(folder.path)
-            print(f"benchmarks.gpu: {reason}", file=sys.stderr)
+            print(f"{__package__}: {reason}", file=sys.stderr)
             return 2
         device = folder.read(RESULTS, DEVICE)
         other = before and _other(before, device)
         if other:
             folder.write(RESULTS, DEVICE, before)
-            print(f"benchmarks.gpu: --out: got {folder.path}, which has results of {other}, needs another folder",
+            print(f"{__package__}: --out: got {folder.path}, which has results of {other}, needs another folder",
                   file=sys.stderr)
             return 2
         every = planning.parts(round(10 * device["gpu"]["compute_capability"]))
