@@ -261,6 +261,17 @@ def test_where_async_does_not_work_the_older_exchange_stands_in(results):
     assert all("cluster barriers" in row["variant"] for row in rows if row["family"] == "cluster")
 
 
+def test_what_hangs_at_the_tutorials_shape_costs_no_other_part_its_tries(results):
+    begun = {"number": 0, "rows": [{"status": "ok"}], "failed": ["one"], "tried": ["one"], "now": "another"}
+    results.write(CELLS, "T5-B3-V7-H12", begun)
+    its = work.Work("quick", results, NumPyMachine(), "small", 60, rehearsal.variants.FAMILIES)
+    assert work._quick(its) == work.FOUND and results.read(RESULTS, "quick")["failed"] == ["one"]
+    assert results.read(CELLS, "T5-B3-V7-H12") == begun and results.read(CELLS, "T5-B2-V7-H20")["rows"]
+    results.write(CELLS, "T5-B3-V7-H12", dict(begun, rows=[]))  # not even the best: tried again
+    work._quick(its)
+    assert len(results.read(CELLS, "T5-B3-V7-H12")["rows"]) > 1
+
+
 def test_training_takes_the_best_family_that_is_left(results):
     status, ended = do(results, "chosen_crash", ["first-resident", "training"])
     assert status == 1 and ended["first-resident"]["status"] == FAILED and ended["training"]["status"] == DONE

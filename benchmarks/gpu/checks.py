@@ -197,7 +197,7 @@ def different_cells(a, b):
 
 def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPTION_SHAPES, bits_shapes=BITS_SHAPES,
          most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD, among=variants.FAMILIES):
-    """All Tasks for a device, each with the variants of the families `those_of` ``among``; those that have none are left out."""
+    """All Tasks for a device, each with its variants that are `those_of` ``among``; those that have none are left out."""
     tasks = []
 
     def add(name, check, shape, dtype, kind, chosen, **more):
@@ -251,8 +251,8 @@ def families(device, dtype, shape):
 
 
 def those_of(chosen, among):
-    """Of the variants those whose family is ``among`` some. If of "cluster" only BARRIER is, its variants come last, with the
-    older exchange: how long that takes is not predicted."""
+    """Of the variants those whose family is ``among`` some. If of "cluster" only BARRIER is, its variants come last, with
+    the older exchange: how long that takes is not predicted."""
     found = [variant for variant in chosen if variant.family in among]
     if BARRIER in among and "cluster" not in among:
         found += [variant._replace(exchange="barrier") for variant in chosen if variant.family == "cluster"]

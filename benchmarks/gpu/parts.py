@@ -114,7 +114,7 @@ def table(chosen, minutes, why_not, done):
         else:
             seconds = allotted(part, left)
             if seconds is None:
-                text = f"LEFT OUT by estimate, unless others are faster: {text}"
+                text = f"LEFT OUT by estimate, may still fit: {text}"
             elif left is not None:
                 if part.seconds > left:
                     text += " (as far as it comes)"

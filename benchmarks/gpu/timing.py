@@ -1,10 +1,11 @@
 """Interleaved rounds over the providers of a cell, and their statistics.
 
-First come the chosen variant, the best of each other family and the peers, in rounds together; then every other variant that is
-asked for, alone: one that hangs costs itself. In a round every provider takes its turn in every mode, in another order each round. A turn is a few calls one after the
-other, each on the next set of arguments, between two CUDA events. The launches are in the GPU's queue before it starts
-on them (`Machine.time`): what counts is the GPU's time, not Python's. A call with more launches than the queue holds is
-recorded as a CUDA graph, which counts as one. Only providers whose results are right are timed.
+First come the chosen variant, the best of each other family and the peers, in rounds together; then every other variant
+that is asked for, alone: one that hangs costs itself. In a round every provider takes its turn in every mode, in
+another order each round. A turn is a few calls one after the other, each on the next set of arguments, between two CUDA
+events. The launches are in the GPU's queue before it starts on them (`Machine.time`): what counts is the GPU's time,
+not Python's. A call with more launches than the queue holds is recorded as a CUDA graph, which counts as one. Only
+providers whose results are right are timed.
 """
 import functools
 import importlib.util
@@ -104,8 +105,8 @@ def stages(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, am
     Yields
     ------
     list of names, list of dict or None
-        Before something is tried, its name and None. After it, the names of the providers that are done and their rows: one for
-        each provider and mode.
+        Before something is tried, its name and None. After it, the names of the providers that are done and their rows: one
+        for each provider and mode.
     """
     problem = problems.Recurrence(problems.Shape(cell.T, cell.B, cell.V, cell.H, tokens=True))
     truth = checks.evaluate_on(machine, checks.Problem(
