@@ -1,6 +1,7 @@
 """Machines for the tests of benchmarks/gpu: any one thing wrong with NumPy's; processes that the tests start have them too."""
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -159,6 +160,74 @@ class _SmallCrash(Defective):
         if options.get("activation") == "relu":
             os._exit(77)
         super().forward(*arguments, **options)
+
+
+class _ChosenCrash(Defective):
+    """The process ends when the family that the chooser takes is launched, by name or by default."""
+
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
+        chosen = variants.choose(self.device, np.dtype("float32"), *state.shape).family
+        if getattr(variant, "family", chosen) == "resident":
+            os._exit(77)
+        super().forward(inputs, state, Wxh, Whh, bh, outputs, activation, variant)
+
+
+def chosen_crash():
+    return _ChosenCrash()
+
+
+class _AsyncCrash(Defective):
+    """The process ends when the cluster family is launched with st.async; its older exchange works."""
+
+    def forward(self, *arguments, variant=None, **options):
+        if getattr(variant, "family", None) == "cluster" and variant.exchange == "async":
+            os._exit(77)
+        super().forward(*arguments, variant=variant, **options)
+
+
+def async_crash():
+    return _AsyncCrash()
+
+
+class _Raising(Defective):
+    """Every launch raises, at length."""
+
+    def forward(self, *arguments, **options):
+        raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED: " + "x" * 400)
+
+    backward = forward
+
+
+def raising():
+    return _Raising()
+
+
+class _MicrobenchCrash(Defective):
+    """One micro-benchmark ends its process, others find nothing."""
+
+    def program(self, cubin):
+        def run(one):
+            if one.kernel == "barrier_4":
+                os._exit(77)
+            return -1 if one.kernel in ("shuffle", "exchange_2") else 1000
+        return run
+
+
+def microbench_crash():
+    return _MicrobenchCrash()
+
+
+class _GridCrash(Defective):
+    """The process of a timed part ends when the grid family is launched."""
+
+    def forward(self, *arguments, **options):
+        if "tutorial" in sys.argv and getattr(options.get("variant"), "family", None) == "grid":
+            os._exit(77)
+        super().forward(*arguments, **options)
+
+
+def grid_crash():
+    return _GridCrash()
 
 
 def crashing():

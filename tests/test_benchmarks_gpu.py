@@ -308,6 +308,24 @@ def test_at_the_tutorials_shape_all_variants_and_the_wall(monkeypatch):
     assert not any("wall" in row for row in timing.measure(NumPyMachine(), Cell(2, 2, 5, 33), rounds=1))
 
 
+def test_the_best_come_first_and_what_was_tried_is_left_out(monkeypatch):
+    cell = Cell(3, 2, 5, 33)
+    monkeypatch.setattr(timing, "TUTORIAL", cell)
+    machine = NumPyMachine()
+    stages = list(timing.stages(machine, cell, rounds=1))
+    ends = [number for number, (_, rows) in enumerate(stages) if rows is not None]
+    names, rows = stages[ends[0]]
+    assert stages[ends[0] - 1] == ([timing.TOGETHER], None) and [[name] for name in names] == [
+        tried for tried, _ in stages[:ends[0] - 1]]
+    assert {row["family"] for row in rows if row["provider"] == OURS} == set(variants.FAMILIES)
+    assert any(row["provider"] == TORCH for row in rows) and rows[0]["chosen"]
+    for before, after in zip(stages[ends[0] + 1::2], stages[ends[0] + 2::2]):  # the others one by one
+        assert before[1] is None and before[0] == after[0] and len({row["variant"] for row in after[1]}) == 1
+    tried = [timing.TOGETHER, *names[1:]]
+    again = list(timing.stages(machine, cell, rounds=1, without=tried))
+    assert [tried for tried, _ in again[:2]] == [[names[0]]] * 2 and len(again) == 2 + len(stages) - ends[0] - 1
+
+
 def test_a_wrong_provider_is_not_timed():
     rows = timing.measure(NumPyMachine(defect="dWhh of T = 1 only"), Cell(5, 3, 7, 12), rounds=1, seconds=60)
     ours = [row for row in rows if row["provider"] == OURS]
@@ -491,7 +509,7 @@ def test_without_a_gpu_one_sentence_and_status_2(arguments, tmp_path, without_gp
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.returncode == 2, process.stderr
     assert process.stdout == "" and len(process.stderr.splitlines()) == 1
-    assert process.stderr.startswith("benchmarks.gpu: ")
+    assert process.stderr.startswith("rnn_ops_benchmarks.gpu: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -513,6 +531,7 @@ def test_help_explains(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for word in ("--only", "--minutes", "--out", "--report", "--rehearse", "RNN_OPS_CACHE", "Exit status", "goes on"):
         assert word in text
+    assert "usage: python -m rnn_ops_benchmarks.gpu " in text
     assert "--part" not in text and "--machine" not in text
 
 

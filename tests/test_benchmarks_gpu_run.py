@@ -52,17 +52,18 @@ def command(out, *arguments, machine="right", **kwargs):
 
 def test_the_parts_are_in_order_of_worth():
     names = list(EVERY)
-    assert names[:7] == ["device", "compile", "first-resident", "first-cluster", "first-grid", "first-stepwise", "tutorial"]
+    assert names[:8] == ["device", "compile", "first-resident", "first-cluster", "first-cluster-barrier", "first-grid",
+                         "first-stepwise", "tutorial"]
     order = ["tutorial", "microbench", "quick", "training", "check", "grid", "repeats", "sanitizer"]
     assert [name for name in names if name in order] == order
-    assert "first-cluster" not in [part.name for part in parts.parts(80)]
+    assert not [part.name for part in parts.parts(80) if "cluster" in part.name]
     assert all(0 < part.seconds <= part.limit for part in EVERY.values())
     assert sum(part.seconds for part in EVERY.values()) < 15 * 60
 
 
 def test_what_fits_into_the_minutes_is_told_at_the_start():
     chosen = list(EVERY.values())
-    lines = parts.table(chosen, 4, {"jax": "JAX is not installed"}, {"device"})
+    lines = parts.table(chosen, 4.1, {"jax": "JAX is not installed"}, {"device"})
     text = dict(line.split(maxsplit=1) for line in lines[2:])
     assert "done before" in text["device"] and "LEFT OUT: JAX is not installed" in text["jax"]
     assert "LEFT OUT" not in text["tutorial"] and "LEFT OUT" not in text["microbench"]
@@ -110,7 +111,7 @@ def test_a_run_does_all_its_parts(whole):
     text = (out / "report.md").read_text(encoding="utf-8")
     for title in ("**Checks**", "**Alone, in cycles**", "**At once**", "**Training**", "**Every variant"):
         assert title in text
-    assert len(process.stdout) < 6000 and "first-cluster   done" in process.stdout
+    assert len(process.stdout) < 6000 and "first-cluster         done" in process.stdout
     for name in (CELLS, PARTS, RESULTS):  # no half-written file is left
         assert all(file.endswith(".json") and file[0] != "." for file in os.listdir(out / name))
 
@@ -126,7 +127,7 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
     assert process.returncode == 0 and written() == before
     assert process.stdout.count("done before") + process.stdout.count("LEFT OUT") == len(EVERY) - 1
     process = command(out, "--only", "tutorial")
-    assert process.returncode == 0 and "first" not in process.stdout and "tutorial        done" in process.stdout
+    assert process.returncode == 0 and "first" not in process.stdout and "tutorial              done" in process.stdout
     assert written()[0] == before[0] and written()[1] > before[1]
 
 
@@ -143,6 +144,15 @@ def test_a_report_is_rebuilt_from_the_files(whole):
     process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", str(out / "none")], text=True,
                              stderr=subprocess.PIPE)
     assert process.returncode == 2 and "has no results of a run" in process.stderr
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence(results):
+    results.write(RESULTS, "device", {"gpu": NumPyMachine().describe()})
+    os.mkdir(results.at("result.json"))
+    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", results.path], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr == f"rnn_ops_benchmarks.gpu: --report: cannot write {results.path}: Is a directory\n"
 
 
 def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
@@ -216,6 +226,85 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
 
 
+def test_where_everything_fails_the_words_are_few(tmp_path):
+    process = command(tmp_path / "out", machine="raising")
+    assert process.returncode == 1 and len(process.stdout) < 10000, len(process.stdout)
+    assert process.stdout.count("    FAILED  ") >= 10 and "more: results/check.json" in process.stdout
+
+
+def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path / "file" / "cache"))
+    process = command(tmp_path / "out", "--only", "compile")
+    assert process.returncode == 0, process.stdout
+    assert f"RNN_OPS_CACHE: cannot write {tmp_path}/file/cache: Not a directory; " in process.stdout
+    assert any(name.endswith(".cubin") for name in os.listdir(tmp_path / "out" / "cubins"))
+    assert run.unwritable(str(tmp_path / "new")) is None
+
+
+def test_a_micro_benchmark_that_ends_its_process_costs_itself(results):
+    status, ended = do(results, "microbench_crash", ["microbench"])
+    assert status == 1 and ended["microbench"]["reason"] == ""
+    found = results.read(RESULTS, "microbench")
+    assert [row["kernel"] for row in found["rows"]] == [one.kernel for one in microbench.measurements(H100)]
+    assert found["failed"] == ["shuffle: wrote no result", "exchange_2: gave up waiting for another block",
+                               "barrier_4: its process has ended, or hung until it was"]
+
+
+def test_where_async_does_not_work_the_older_exchange_stands_in(results):
+    names = ["first-cluster", "first-cluster-barrier", "tutorial"]
+    status, ended = do(results, "async_crash", names)
+    assert [ended[name]["status"] for name in names] == [FAILED, DONE, DONE]
+    assert results.read(RESULTS, "first-cluster-barrier")["families"]["cluster"]["right"] > 0
+    rows = [row for row in results.read(CELLS, "T5-B3-V7-H12")["rows"] if row["provider"] == "ours"]
+    assert {row["family"] for row in rows} == {"resident", "cluster", "grid", "stepwise"}
+    assert all("cluster barriers" in row["variant"] for row in rows if row["family"] == "cluster")
+
+
+def test_what_hangs_at_the_tutorials_shape_costs_no_other_part_its_tries(results):
+    begun = {"number": 0, "rows": [{"status": "ok"}], "failed": ["one"], "tried": ["one"], "now": "another"}
+    results.write(CELLS, "T5-B3-V7-H12", begun)
+    its = work.Work("quick", results, NumPyMachine(), "small", 60, rehearsal.variants.FAMILIES)
+    assert work._quick(its) == work.FOUND and results.read(RESULTS, "quick")["failed"] == ["one"]
+    assert results.read(CELLS, "T5-B3-V7-H12") == begun and results.read(CELLS, "T5-B2-V7-H20")["rows"]
+    results.write(CELLS, "T5-B3-V7-H12", dict(begun, rows=[]))  # not even the best: tried again
+    work._quick(its)
+    assert len(results.read(CELLS, "T5-B3-V7-H12")["rows"]) > 1
+
+
+def test_training_takes_the_best_family_that_is_left(results):
+    status, ended = do(results, "chosen_crash", ["first-resident", "training"])
+    assert status == 1 and ended["first-resident"]["status"] == FAILED and ended["training"]["status"] == DONE
+    assert not results.read(RESULTS, "training")["variant"].startswith("resident")
+
+
+def test_the_sanitizer_leaves_out_what_has_ended_its_process(results, monkeypatch):
+    from rnn_ops_benchmarks.gpu import sanitizer
+    asked = []
+    monkeypatch.setattr(sanitizer, "find", lambda: "tool")
+    monkeypatch.setattr(sanitizer, "_run_tool", lambda command, seconds: asked.append((command, seconds)) or sanitizer.CLEAN)
+    without = ["cluster"]
+    among = [family for family in rehearsal.variants.FAMILIES if family not in without]
+    its = work.Work("sanitizer", results, NumPyMachine(), "small", 200, among, without)
+    assert work._sanitizer(its) == work.DONE and len(asked) == 4
+    assert all(command[-2:] == ["--without", "cluster"] for command, _ in asked)
+    assert asked[0][1] <= 50  # its share: the part as a whole has an end
+    launched = []
+    monkeypatch.setattr(NumPyMachine, "forward", lambda self, *_, variant=None, **__: launched.append(variant.family))
+    monkeypatch.setattr(NumPyMachine, "backward", lambda self, *_, **__: None)
+    work._sanitized(its)
+    assert set(launched) == set(among)
+
+
+def test_a_variant_that_ends_its_process_costs_itself_alone(results):
+    status, ended = do(results, "grid_crash", ["tutorial"])
+    assert status == 1 and ended["tutorial"]["status"] == FAILED and ended["tutorial"]["reason"] == ""
+    cell = results.read(CELLS, "T5-B3-V7-H12")
+    assert {row["family"] for row in cell["rows"] if row["provider"] == "ours"} == {"resident", "cluster", "stepwise"}
+    assert [row for row in cell["rows"] if row["chosen"] and "median" in row] and "tried" not in cell
+    assert len(cell["failed"]) == 1 and ", ours, grid: " in cell["failed"][0] and "process has ended" in cell["failed"][0]
+
+
 def test_a_cell_that_has_no_memory_costs_itself(results):
     status, ended = do(results, "out_of_memory", ["quick"])
     assert status == 1 and ended["quick"]["status"] == FAILED
@@ -248,8 +337,8 @@ def test_no_time_is_no_failure(results):
 
 
 @pytest.mark.parametrize("machine, sentence", [
-    ("no_gpu", "benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
-    ("missing", "benchmarks.gpu: ended with status 1: AttributeError: ")])
+    ("no_gpu", "rnn_ops_benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
+    ("missing", "rnn_ops_benchmarks.gpu: ended with status 1: AttributeError: ")])
 def test_without_a_machine_nothing_is_left_behind(machine, sentence, tmp_path):
     process = command(tmp_path / "new", machine=machine)
     assert process.returncode == 2 and process.stderr.startswith(sentence) and process.stdout == ""
@@ -260,7 +349,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     process = command(tmp_path / "file" / "out")
     assert process.returncode == 2 and process.stdout == ""
-    assert process.stderr == f"benchmarks.gpu: --out: cannot write {tmp_path}/file/out: Not a directory\n"
+    assert process.stderr == f"rnn_ops_benchmarks.gpu: --out: cannot write {tmp_path}/file/out: Not a directory\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

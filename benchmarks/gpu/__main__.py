@@ -21,19 +21,23 @@ def main(argv=None):
         from . import rehearsal
         return rehearsal.main(options.architecture)
     if options.report:
-        return 0 if run.write_report(Folder(options.report)) else 2
+        try:
+            return 0 if run.write_report(Folder(options.report)) else 2
+        except OSError as error:
+            print(f"{__package__}: --report: cannot write {options.report}: {error.strerror or error}", file=sys.stderr)
+            return 2
     if options.minutes is not None and not options.minutes > 0:
         parser.error(f"--minutes: got {options.minutes}, needs more than 0")
     try:
         return run.main(Folder(options.out), options.minutes, options.only, options.machine, options.sizes)
     except OSError as error:
-        print(f"benchmarks.gpu: --out: cannot write {options.out}: {error.strerror or error}", file=sys.stderr)
+        print(f"{__package__}: --out: cannot write {options.out}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
+        prog=f"python -m {__package__}",  # `benchmarks.gpu` in a checkout, `rnn_ops_benchmarks.gpu` installed
         description="On a GPU of compute capability 7.0 or more, with CuPy and without MXNet: check every CUDA kernel "
                     "against float64, time them beside one another, the floor and, where PyTorch is installed, "
                     "torch.nn.RNN (cuDNN), measure what nobody has published (st.async, barriers), do the tutorial's 2,000 "

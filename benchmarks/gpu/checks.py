@@ -46,6 +46,10 @@ REPEATS = dict(shapes=(), variant_shapes=(), option_shapes=(), bits_shapes=BITS_
 # A few kernels of each family, for tools that run them hundreds of times slower.
 TINY = dict(shapes=((3, 3, 5, 37), (2, 5, 3, 300)), variant_shapes=(), option_shapes=(), bits_shapes=(), sweep=2 ** 8)
 
+# The cluster family with its older exchange, where families are named; it stands in where "cluster" is not among them.
+BARRIER = "cluster-barrier"
+EVERY = (*variants.FAMILIES, BARRIER)
+
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 _NAMES = ("dstate", "dWxh", "dWhh", "dbh", "dinputs")
 
@@ -193,11 +197,11 @@ def different_cells(a, b):
 
 def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPTION_SHAPES, bits_shapes=BITS_SHAPES,
          most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD, among=variants.FAMILIES):
-    """All Tasks for a device, each with the variants of the families ``among``; those that have none are left out."""
+    """All Tasks for a device, each with its variants that are `those_of` ``among``; those that have none are left out."""
     tasks = []
 
     def add(name, check, shape, dtype, kind, chosen, **more):
-        chosen = [variant for variant in chosen if variant.family in among]
+        chosen = those_of(chosen, among)
         if not chosen:
             return
         letters = "×".join(map(str, shape))
@@ -244,6 +248,15 @@ def families(device, dtype, shape):
     for variant in sorted(found, key=variants.total_cycles):
         best.setdefault(variant.family, variant)
     return list(best.values())
+
+
+def those_of(chosen, among):
+    """Of the variants those whose family is ``among`` some. If of "cluster" only BARRIER is, its variants come last, with
+    the older exchange: how long that takes is not predicted."""
+    found = [variant for variant in chosen if variant.family in among]
+    if BARRIER in among and "cluster" not in among:
+        found += [variant._replace(exchange="barrier") for variant in chosen if variant.family == "cluster"]
+    return found
 
 
 def run(machine, tasks, report=None):

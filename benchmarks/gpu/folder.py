@@ -2,7 +2,7 @@
 
 parts/NAME.json    how a part ended, by the parent: status, reason, seconds
 results/NAME.json  what it has found, by the part itself, again and again as it goes on
-cells/CELL.json    the rows of a timed cell; {"began": true} while it is measured, or if that has ended the process
+cells/CELL.json    the rows of a timed cell; while it is not done also what was "tried" of it, and what is tried "now"
 logs/NAME.txt      what the part printed
 result.json, report.md, chart.png   all of it together, rebuilt whenever a run ends and by --report
 """

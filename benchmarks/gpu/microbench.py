@@ -67,18 +67,20 @@ def compiled(architecture, driver=None):
     return compiler.find(architecture, driver).compile(text(), OPTIONS, architecture)
 
 
-def measure(machine, cubin, show):
-    """Run all of them → a row for each; ``show`` gets the rows so far.
+def measure(machine, cubin, show, rows=()):
+    """Run all of them, from behind the ``rows`` that there are → a row for each; ``show`` gets the rows so far.
 
-    What fails says why; Lost where the machine answers no more.
+    What fails says why; Lost where the machine answers no more. A row is shown before it is tried, too: if that ends the
+    process, the next one goes on behind it.
     """
-    run, rows = machine.program(cubin), []
-    for one in measurements(machine.device):
+    run, rows = machine.program(cubin), list(rows)
+    for one in measurements(machine.device)[len(rows):]:
         row = {"kernel": one.kernel, "what": one.what, "threads": one.threads, "blocks": one.blocks}
+        show(rows + [dict(row, reason="its process has ended, or hung until it was")])
         try:
             cycles = [run(one) for _ in range(TIMES)]
             if min(cycles) < 0:
-                row["reason"] = "gave up waiting for another block"
+                row["reason"] = "gave up waiting for another block" if one.blocks > 1 else "wrote no result"
             else:
                 low, high = (value / (ROUNDS * one.of) for value in (min(cycles), max(cycles)))
                 row.update(cycles=low, most=high)

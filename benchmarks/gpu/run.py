@@ -12,20 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
+from rnn_ops.backends.cuda import compiler
+
 from . import parts as planning
-from . import sanitizer, tables, work
+from . import checks, sanitizer, tables, work
 from .cells import TUTORIAL
 from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
 from .parts import COMPILE, DEVICE
 
-_TRIES = 3       # of a divisible part that crashes; each goes on behind what has ended the last one
+_TRIES = 3       # of a part that crashes and can go on; each goes on behind what has ended the last one
 _GRACE = 20      # seconds from when a part should have come to its end to when it is killed
 _REPORT = 5      # seconds that are kept for the report
 _ALIVE = 60      # seconds that the GPU has to answer in a new process
 _KILL = 20       # seconds that a killed process may take to go
-_SHOWN = 5       # failures of a part that are printed; all are in its results
+_SHOWN = 5       # failures that are printed of the first part that has some, then one a part; all are in its results
 
 
 class Run:
@@ -46,7 +49,9 @@ class Run:
         self.folder, self._machine, self._sizes = folder, machine, sizes
         self._minutes = minutes
         self._end = None if minutes is None else time.monotonic() + 60 * minutes - _REPORT
-        self._without = []  # families whose first check did not come to an end
+        # Families whose first check did not come to an end. If that of "cluster" did not, its older exchange must first show
+        # that it works.
+        self._without = []
 
     def left(self):
         return None if self._end is None else self._end - time.monotonic()
@@ -62,7 +67,7 @@ class Run:
 
     def parts(self, chosen):
         """Do the parts → exit status: 0, or 1 where one has found something wrong or has not ended by itself."""
-        status = 0
+        status, shown = 0, _SHOWN
         for part in chosen:
             left = self.left()
             seconds = planning.allotted(part, left)
@@ -72,8 +77,10 @@ class Run:
                 record = self._part(part, seconds)
             self.folder.write(PARTS, part.name, record)
             status |= record["status"] == FAILED
-            for line in summary(part, record, self.folder.read(RESULTS, part.name)):
-                print(line, flush=True)
+            found = self.folder.read(RESULTS, part.name)
+            print("\n".join(summary(part, record, found, shown)), flush=True)
+            if (found or {}).get("failed"):
+                shown = 1
             if record.get("gone"):
                 print("The GPU answers no more in a new process either: nothing after this was run.", flush=True)
                 break
@@ -81,15 +88,17 @@ class Run:
 
     def _part(self, part, seconds):
         """A part, again if it crashes and can go on behind what has crashed it."""
-        for _ in range(_TRIES if part.divisible else 1):
+        for _ in range(_TRIES if part.divisible or part.resumes else 1):
             record = self._attempt(part, seconds)
             if "crash" not in record:
+                if part.family in self._without:
+                    self._without.remove(part.family)
                 return record
             alive = self._attempt(planning.Part("alive", "", 0, _ALIVE), _ALIVE)
             if alive["status"] != DONE:
                 return dict(record, gone=True)
             if part.family:
-                self._without.append(part.family)
+                self._without += [checks.BARRIER] * (part.family == "cluster") + [part.family]
             left = self.left()
             if left is not None and left < seconds:
                 seconds = left
@@ -147,13 +156,13 @@ def main(folder, minutes, only, machine, sizes):
         if reason:
             if new:
                 shutil.rmtree(folder.path)
-            print(f"benchmarks.gpu: {reason}", file=sys.stderr)
+            print(f"{__package__}: {reason}", file=sys.stderr)
             return 2
         device = folder.read(RESULTS, DEVICE)
         other = before and _other(before, device)
         if other:
             folder.write(RESULTS, DEVICE, before)
-            print(f"benchmarks.gpu: --out: got {folder.path}, which has results of {other}, needs another folder",
+            print(f"{__package__}: --out: got {folder.path}, which has results of {other}, needs another folder",
                   file=sys.stderr)
             return 2
         every = planning.parts(round(10 * device["gpu"]["compute_capability"]))
@@ -170,6 +179,10 @@ def _parts(run, folder, every, chosen, device, minutes):
     done = {part.name for part in every if (folder.read(PARTS, part.name) or {}).get("status") == DONE}
     why_not = {name: why for name, why in unavailable(device["gpu"]).items()}
     print(tables.facts(device))
+    reason = unwritable(compiler.folder())
+    if reason:  # every part would compile anew
+        print(f"RNN_OPS_CACHE: cannot write {compiler.folder()}: {reason}; compiled kernels go to {folder.at('cubins')}")
+        os.environ["RNN_OPS_CACHE"] = folder.at("cubins")
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: cuDNN is not timed beside ours.")
     print("\n".join(planning.table(chosen, minutes, why_not, done)), flush=True)
@@ -177,6 +190,16 @@ def _parts(run, folder, every, chosen, device, minutes):
         if name in [part.name for part in chosen]:
             folder.write(PARTS, name, _record(LEFT_OUT, why))
     return run.parts([part for part in chosen if part.name not in done and part.name not in why_not])
+
+
+def unwritable(path):
+    """Why no file can be written into a folder, which is made where it is not there; None where one can."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def choose(folder, every, only):
@@ -208,14 +231,14 @@ def unavailable(gpu):
     return found
 
 
-def summary(part, record, found):
-    """What is printed of a part that has ended, as lines."""
-    head = f"{part.name:<16}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
+def summary(part, record, found, most=_SHOWN):
+    """What is printed of a part that has ended, with so many failures at most, as lines."""
+    head = f"{part.name:<22}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
     facts = tables.headline(part.name, found) if found else ""
     failed = [line for line in (found or {}).get("failed", [])]
-    shown = [f"    FAILED  {line[:200]}" for line in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        shown.append(f"    ... and {len(failed) - _SHOWN} more: {RESULTS}/{part.name}.json")
+    shown = [f"    FAILED  {line[:200]}" for line in failed[:most]]
+    if len(failed) > most:
+        shown.append(f"    ... and {len(failed) - most} more: {RESULTS}/{part.name}.json")
     return [f"{head}{'  ' if facts else ''}{facts[:300]}"] + shown
 
 

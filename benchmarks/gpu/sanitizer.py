@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 TOOLS = ("racecheck", "memcheck", "synccheck", "initcheck")
-SECONDS = 120  # for one tool
+SECONDS = 120  # for one tool, at most; a tool that hangs leaves the others their shares of what there is
 _LEAST = 10    # seconds that are worth its start
 CLEAN = "clean"
 FOUND = 97     # exit status that says that the tool has found something
@@ -35,11 +35,12 @@ def run(show, left, keep, arguments=()):
     # The package by its name here: `benchmarks` in a checkout, `rnn_ops_benchmarks` installed.
     command = [sys.executable, "-m", __package__, "--part", PART, *arguments]
     found = {}
-    for tool in TOOLS:
+    for number, tool in enumerate(TOOLS):
         if left() < _LEAST:
             found[tool] = "was not begun: the time was over"
         else:
-            found[tool] = _run_tool([find(), "--tool", tool, "--error-exitcode", str(FOUND), *command], min(SECONDS, left()))
+            found[tool] = _run_tool([find(), "--tool", tool, "--error-exitcode", str(FOUND), *command],
+                                    min(SECONDS, left() / (len(TOOLS) - number)))
         show(f"{tool}: {found[tool]}")
         keep(found)
     return found

@@ -1,9 +1,11 @@
-"""Interleaved rounds over all providers of a cell, and their statistics.
+"""Interleaved rounds over the providers of a cell, and their statistics.
 
-In a round every provider takes its turn in every mode, in another order each round. A turn is a few calls one after the
-other, each on the next set of arguments, between two CUDA events. The launches are in the GPU's queue before it starts
-on them (`Machine.time`): what counts is the GPU's time, not Python's. A call with more launches than the queue holds is
-recorded as a CUDA graph, which counts as one. Only providers whose results are right are timed.
+First come the chosen variant, the best of each other family and the peers, in rounds together; then every other variant
+that is asked for, alone: one that hangs costs itself. In a round every provider takes its turn in every mode, in
+another order each round. A turn is a few calls one after the other, each on the next set of arguments, between two CUDA
+events. The launches are in the GPU's queue before it starts on them (`Machine.time`): what counts is the GPU's time,
+not Python's. A call with more launches than the queue holds is recorded as a CUDA graph, which counts as one. Only
+providers whose results are right are timed.
 """
 import functools
 import importlib.util
@@ -28,43 +30,61 @@ TF32_BOUND, BFLOAT16_BOUND = 2e-2, 1e-1
 _LONGEST_DELAY = 0.1  # seconds
 _WALL = 0.02          # seconds of calls by the clock on the wall
 _WAITED = 20          # calls that are waited for one by one
+TOGETHER = "the rounds of all"  # what `stages` tries besides single providers
 
 
-def timed_variants(device, cell, all_variants=False, among=variants.FAMILIES):
+def timed_variants(device, cell, all_variants=False, among=checks.EVERY):
     """Our variants that are timed at a cell, in the order of their predicted cycles: the chosen one first.
 
-    At the tutorial's shape it is all of them, and the older exchange of the cluster family too.
+    At the tutorial's shape it is all of them, and the older exchange of the cluster family too. ``among`` is what
+    `checks.those_of` takes.
     """
     if all_variants or cell == TUTORIAL:
         found, _ = variants.candidates(device, np.float32, cell.B, cell.H)
         found.sort(key=variants.total_cycles)
     else:
         found = checks.families(device, np.float32, cell)
-    if cell == TUTORIAL:
-        found += [variant._replace(exchange="barrier") for variant in found if variant.family == "cluster"]
-    return [variant for variant in found if variant.family in among]
+    ours = checks.those_of(found, among)
+    if cell == TUTORIAL and {"cluster", checks.BARRIER} <= set(among):
+        ours += checks.those_of(found, [checks.BARRIER])
+    return ours
 
 
 def members(machine, cell, sets, problem, all_variants, among, alone):
     """(about, make, bound) of every provider of a cell: what is known before it is made, a function that makes it, and the
-    largest error that its results may have."""
+    largest error that its results may have. Two lists: those that are timed together, and our other variants."""
     ours = timed_variants(machine.device, cell, all_variants, among)
+    best = {}
+    for variant in ours:
+        best.setdefault(variant.family, variant)
     made = [Ours(machine, sets, variant, chosen=variant == ours[0]) for variant in ours]
-    made += [Ours(machine, sets, variant, one_hot=True, chosen=True) for variant in ours[:0 if alone else 1]]
-    found = [(member.about, lambda member=member: member, BOUND) for member in made]
+    made = [(variant in best.values(), (member.about, lambda member=member: member, BOUND))
+            for variant, member in zip(ours, made)]
+    found, others = ([member for is_best, member in made if is_best == which] for which in (True, False))
     if alone:
-        return found
+        return found, others
+    one_hot = Ours(machine, sets, ours[0], one_hot=True, chosen=True)
+    found.append((one_hot.about, lambda: one_hot, BOUND))
     found += [(about_torch(tf32), lambda tf32=tf32: Torch(problem, len(sets), tf32=tf32), TF32_BOUND if tf32 else BOUND)
               for tf32 in (False, True)]
     if importlib.util.find_spec("flashrnn") and (all_variants or cell == TUTORIAL):
         found += [(about_flashrnn(*how), lambda how=how: FlashRNN(problem, len(sets), *how),
                    BFLOAT16_BOUND if "bfloat16" in how else TF32_BOUND) for how in FLASHRNN]
-    return found
+    return found, others
 
 
-def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=variants.FAMILIES,
+def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=checks.EVERY,
             alone=False):
-    """Time all providers of a cell.
+    """Time all providers of a cell → list of dict, one row for each provider and mode. Arguments as those of `stages`."""
+    rows = []
+    for _, new in stages(machine, cell, rounds, seconds, all_variants, among, alone):
+        rows += new or []
+    return rows
+
+
+def stages(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among=checks.EVERY, alone=False,
+           without=()):
+    """Time the providers of a cell, bit by bit.
 
     Parameters
     ----------
@@ -79,30 +99,52 @@ def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, a
         Of ours.
     alone : bool
         Ours only, and with tokens only.
+    without : names
+        Of providers that were tried before. With TOGETHER among them each is timed alone.
 
-    Returns
-    -------
-    list of dict
-        One row for each provider and mode.
+    Yields
+    ------
+    list of names, list of dict or None
+        Before something is tried, its name and None. After it, the names of the providers that are done and their rows: one
+        for each provider and mode.
     """
     problem = problems.Recurrence(problems.Shape(cell.T, cell.B, cell.V, cell.H, tokens=True))
     truth = checks.evaluate_on(machine, checks.Problem(
         problem.inputs, problem.state, problem.Wxh, problem.Whh, problem.bh, problem.doutputs, None).astype(np.float64))
     sets, size = make_sets(machine, problem)
     clock = machine.measure_clock()
-    rows, turns = [], []
-    for about, make, bound in members(machine, cell, sets, problem, all_variants, among, alone):
-        row = {**cell._asdict(), **about, "sets": len(sets), "set_bytes": size}
-        try:
-            member = make()
-            row.update(member.about, status=OK, error=verify(member.results(), truth, bound))
-            launches = getattr(member, "launches", lambda mode: 1)  # what PyTorch launches is not known
-            new = [_Turn(machine, member.calls[mode], dict(row, mode=mode), len(sets), launches(mode))
-                   for mode in MODES if mode in member.calls]
-            turns += new
-            rows += [turn.row for turn in new]
-        except Exception as error:  # whatever is wrong with a provider belongs into the table
-            rows.append(_fail(machine, dict(row, mode=None), error))
+    together, others = ([member for member in some if _name(member[0]) not in without]
+                        for some in members(machine, cell, sets, problem, all_variants, among, alone))
+    groups = [[member] for member in others]
+    groups = [[member] for member in together] + groups if TOGETHER in without else [together] + groups
+    for group in filter(None, groups):
+        rows, turns = [], []
+        for about, make, bound in group:
+            yield [_name(about)], None
+            row = {**cell._asdict(), **about, "sets": len(sets), "set_bytes": size}
+            try:
+                member = make()
+                row.update(member.about, status=OK, error=verify(member.results(), truth, bound))
+                launches = getattr(member, "launches", lambda mode: 1)  # what PyTorch launches is not known
+                new = [_Turn(machine, member.calls[mode], dict(row, mode=mode), len(sets), launches(mode))
+                       for mode in MODES if mode in member.calls]
+                turns += new
+                rows += [turn.row for turn in new]
+            except Exception as error:  # whatever is wrong with a provider belongs into the table
+                rows.append(_fail(machine, dict(row, mode=None), error))
+        if len(group) > 1:
+            yield [TOGETHER], None
+        _rounds(machine, cell, turns, rounds, seconds, clock)
+        yield [_name(about) for about, *_ in group], rows
+
+
+def _name(about):
+    """Of a provider, each another at a cell."""
+    return ", ".join(filter(None, (about["provider"], about["variant"] or about["family"], about["input"])))
+
+
+def _rounds(machine, cell, turns, rounds, seconds, clock):
+    """Let all take their turns, and put what came of it into their rows."""
     started = time.monotonic()
     for number in range(rounds):
         if number >= FEWEST_ROUNDS and time.monotonic() - started > seconds:
@@ -119,7 +161,6 @@ def measure(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, a
             turn.finish(clock, floor_cycles(machine.device, cell, turn.row["mode"]))
             if cell == TUTORIAL:
                 turn.by_the_wall()
-    return rows
 
 
 def _fail(machine, row, error):

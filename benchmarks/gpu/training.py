@@ -53,6 +53,8 @@ class Trainer:
         The first parameters as NumPy arrays by name, as `initial` gives them, all float32 or all float64.
     inputs, labels : int32 (batches, T, B)
         As `timemachine.data.batches` gives them, tokens and labels in [0, V).
+    variant : variants.Variant or None
+        Of the recurrence; None: the launcher chooses.
 
     Attributes
     ----------
@@ -60,11 +62,12 @@ class Trainer:
         On the machine: the mean cross-entropy of each batch in the last epoch, in nats.
     """
 
-    def __init__(self, machine, arrays, inputs, labels):
+    def __init__(self, machine, arrays, inputs, labels, variant=None):
         xp = machine.xp
         (V, H), dtype = arrays["Wxh"].shape, arrays["Wxh"].dtype
         batches, T, B = inputs.shape
         N = T * B
+        self._variant = variant
         self._machine, self._launcher, self._multiply = machine, machine.launcher, machine.runtime.multiply
         self._tokens = machine.to_device(inputs)
         self._labels = machine.to_device(labels.reshape(batches, N, 1))
@@ -109,14 +112,14 @@ class Trainer:
         rows, drows = (array.reshape(len(self._picked), -1) for array in (states, self._dstates))
         Wxh, Whh, bh, Why = (weights[name] for name in ("Wxh", "Whh", "bh", "Why"))
 
-        self._launcher.forward(tokens, state, Wxh, Whh, bh, states)
+        self._launcher.forward(tokens, state, Wxh, Whh, bh, states, variant=self._variant)
         multiply(rows, Why, self._logits)
         dlogits = self._cross_entropy(number)
         xp.sum(dlogits, axis=0, out=gradients["by"])
         multiply(rows, dlogits, gradients["Why"], transpose_a=True)
         multiply(dlogits, Why, drows, transpose_b=True)
         self._launcher.backward(tokens, state, Wxh, Whh, states, self._dstates, None,
-                                **{"d" + name: gradients[name] for name in ("Wxh", "Whh", "bh")})
+                                **{"d" + name: gradients[name] for name in ("Wxh", "Whh", "bh")}, variant=self._variant)
         xp.multiply(self._all_gradients, self._rate, out=self._all_gradients)
         xp.subtract(self._all_parameters, self._all_gradients, out=self._all_parameters)
 
@@ -191,7 +194,7 @@ def true_losses(machine, arrays, inputs, labels, epochs):
     return losses
 
 
-def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B, H=TUTORIAL.H):
+def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B, H=TUTORIAL.H, among=checks.EVERY):
     """Check the training, then time ``epochs`` of it.
 
     Each way to launch it is run for CHECKED epochs twice from the same start: the losses must be NumPy's within BOUND, the
@@ -204,6 +207,8 @@ def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B,
     epochs : int
     show : callable or None
         As in `train`.
+    among : names of families
+        The best variant of these is used.
 
     Returns
     -------
@@ -215,9 +220,10 @@ def measure(machine, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B,
     vocabulary = data.Vocabulary(book.characters)
     inputs, labels = data.batches(vocabulary.encode(book.characters), T, B)
     arrays = initial(len(vocabulary), H)
-    trainer = Trainer(machine, arrays, inputs, labels)
+    variant = checks.those_of(checks.families(machine.device, np.float32, (T, B, len(vocabulary), H)), among)[0]
+    trainer = Trainer(machine, arrays, inputs, labels, variant)
     found = {"text": book.name, "notice": book.notice, "T": T, "B": B, "V": len(vocabulary), "H": H, "batches": len(inputs),
-             "variant": str(variants.choose(machine.device, np.float32, B, H)), "checked_epochs": CHECKED, "bound": BOUND,
+             "variant": str(variant), "checked_epochs": CHECKED, "bound": BOUND,
              "failed": [], "ways": []}
     true, works = true_losses(machine, arrays, inputs, labels, CHECKED), {}
     for way, make in ((LAUNCHES, lambda: trainer.epoch), (GRAPH, lambda: machine.recorded(trainer.epoch))):

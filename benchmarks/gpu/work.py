@@ -21,7 +21,8 @@ from .parts import SIZES
 DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an exception that nobody expected
 DEFAULT_MACHINE = f"{__package__}.work:gpu"
 _TIMED = ("tutorial", "quick", "grid", "variants")
-_OF_FAMILIES = _TIMED + ("check", "repeats")
+_OF_FAMILIES = _TIMED + ("check", "repeats", "training", "sanitizer", "sanitized")
+_ARGUMENTS = "its arguments and truth"  # what a cell begins with
 _DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
 
@@ -41,8 +42,9 @@ def gpu():
 class Work:
     """What the parts share: the folder, the machine, the sizes and the time."""
 
-    def __init__(self, part, folder, machine, sizes, seconds, among):
-        self.part, self.folder, self.machine, self.sizes, self.among = part, folder, machine, SIZES[sizes], among
+    def __init__(self, part, folder, machine, sizes, seconds, among, without=()):
+        self.part, self.folder, self.machine, self.sizes = part, folder, machine, SIZES[sizes]
+        self.among, self.without = among, without  # families, and those whose first check has ended its process
         self.device = machine.device
         self._end = time.monotonic() + seconds
 
@@ -67,7 +69,8 @@ def main(part, folder, machine, sizes, seconds, without):
         if set(variants.FAMILIES) <= set(without) and part in _OF_FAMILIES:
             raise LeftOut("every family's first check has ended its process")
         with the_machine.current():
-            work = Work(part, folder, the_machine, sizes, seconds, [f for f in variants.FAMILIES if f not in without])
+            among = [family for family in checks.EVERY if family not in without]
+            work = Work(part, folder, the_machine, sizes, seconds, among, without)
             return _PARTS[part.split("-")[0]](work)
     except LeftOut as sentence:
         print(sentence, file=sys.stderr)
@@ -107,7 +110,7 @@ def planned(device, sizes):
     """All calls that a run makes, as (shape, dtype, tokens, variant), each once."""
     from . import timing
     found = []
-    for plan in (sizes.first, sizes.check, sizes.repeats, sizes.sanitized):
+    for plan in (sizes.first, dict(sizes.first, among=(checks.BARRIER,)), sizes.check, sizes.repeats, sizes.sanitized):
         for task in checks.plan(device, **plan):
             found += [(task.shape, task.dtype, task.tokens, variant) for variant in task.variants]
     for cell in [sizes.tutorial, *sizes.quick, *sizes.grid]:
@@ -143,7 +146,7 @@ def _compile(work):
 
 
 def _first(work):
-    family = work.part.split("-")[1]
+    family = work.part.split("-", 1)[1]
     return _checked(work, dict(work.sizes.first, among=(family,)))
 
 
@@ -227,37 +230,70 @@ def _timed(work, cells):
     for done, cell in enumerate(cells):
         keep(done)
         name, number = str(cell), work.sizes.grid.index(cell)
-        before = work.folder.read(CELLS, name)
-        if before and "began" in before:
-            before = {"number": number, "rows": [], "failed": [f"{cell}: its process has ended, or hung until it was"]}
-            work.folder.write(CELLS, name, before)
-        if before:
-            failed += before["failed"]
-            continue
-        if work.left() < 0:
-            return CUT
-        print(cell, flush=True)
-        work.folder.write(CELLS, name, {"began": True})
-        found = {"number": number, "rows": [], "failed": []}
-        try:
-            found["rows"] = timing.measure(work.machine, cell, work.sizes.rounds, among=work.among)
-            found["failed"] = [f"{cell}, {row['variant']}, {row['input']}: {row['reason']}" for row in found["rows"]
-                               if row["status"] == timing.FAILED and row["provider"] == timing.OURS]
-        except checks.Lost as lost:
-            found["failed"] = [str(lost)]
-            work.folder.write(CELLS, name, found)
-            raise
-        except Exception as error:  # such as too little memory for this cell
-            found["failed"] = [f"{cell}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"]
-            checks.see_alive(work.machine, str(cell), error)
-        work.folder.write(CELLS, name, found)
-        for line in found["failed"]:
-            print(f"FAILED  {line}", flush=True)
-        failed += found["failed"]
-        facts = tables.timed_headline(found["rows"], cell)
-        work.machine.free()
+        found = work.folder.read(CELLS, name) or {"number": number, "rows": [], "failed": [], "tried": [], "now": None}
+        # What hangs at the tutorial's shape costs that part its tries, not these; the best are timed.
+        enough = work.part != "tutorial" and cell == work.sizes.tutorial and found["rows"]
+        if "tried" in found and not enough:
+            if work.left() < 0:
+                return CUT
+            print(cell, flush=True)
+            try:
+                over = not _cell(work, cell, found)
+            finally:
+                failed += found["failed"]
+                facts = tables.timed_headline(found["rows"], cell)
+                keep(done)
+            if over:
+                return CUT
+            work.machine.free()
+        else:
+            failed += found["failed"]
     keep(len(cells))
     return FOUND if failed else DONE
+
+
+def _cell(work, cell, found):
+    """Time a cell, from behind what has ended an earlier process; ``found`` is its file → whether the time was enough."""
+    from . import timing
+
+    def keep(now):
+        found["now"] = now
+        work.folder.write(CELLS, str(cell), found)
+
+    def fail(line):
+        print(f"FAILED  {line}", flush=True)
+        found["failed"].append(line)
+
+    if found["now"]:
+        fail(f"{cell}, {found['now']}: its process has ended, or hung until it was")
+        found["tried"].append(found["now"])
+    if _ARGUMENTS not in found["tried"]:
+        keep(_ARGUMENTS)
+        try:
+            for names, rows in timing.stages(work.machine, cell, work.sizes.rounds, among=work.among,
+                                             without=found["tried"]):
+                if rows is None:
+                    keep(names[0])
+                    continue
+                for row in rows:
+                    if row["status"] == timing.FAILED and row["provider"] == timing.OURS:
+                        fail(f"{cell}, {row['variant']}, {row['input']}: {row['reason']}")
+                found["rows"] += rows
+                found["tried"] += names
+                keep(None)
+                if work.left() < 0:
+                    return False
+        except checks.Lost as lost:
+            fail(str(lost))
+            found["tried"].append(found["now"])
+            keep(None)
+            raise
+        except Exception as error:  # such as too little memory for this cell
+            fail(f"{cell}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            checks.see_alive(work.machine, str(cell), error)
+    del found["tried"], found["now"]
+    work.folder.write(CELLS, str(cell), found)
+    return True
 
 
 def _variants(work):
@@ -288,7 +324,8 @@ def _microbench(work):
         found.update(rows=rows, failed=[f"{row['kernel']}: {row['reason']}" for row in rows if "reason" in row])
         work.keep(found)
 
-    microbench.measure(work.machine, cubin, keep)
+    before = work.folder.read(RESULTS, work.part) or found
+    keep(microbench.measure(work.machine, cubin, keep, before["rows"]))
     return FOUND if found["failed"] else DONE
 
 
@@ -328,7 +365,7 @@ def _training(work):
     try:
         book = text.load("timemachine")
         book = book._replace(characters=book.characters[:work.sizes.characters])
-        found = training.measure(work.machine, book, work.sizes.epochs, show, **work.sizes.model)
+        found = training.measure(work.machine, book, work.sizes.epochs, show, **work.sizes.model, among=work.among)
     except checks.Lost as lost:
         work.keep({"failed": [str(lost)]})
         raise
@@ -344,7 +381,8 @@ def _sanitizer(work):
     from . import sanitizer
     if sanitizer.find() is None:
         raise LeftOut("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
-    found = sanitizer.run(print, work.left, work.keep)
+    without = [word for family in work.without for word in ("--without", family)]
+    found = sanitizer.run(print, work.left, work.keep, without)
     return FOUND if any(what != sanitizer.CLEAN for what in found.values()) else DONE
 
 
@@ -352,7 +390,7 @@ def _sanitized(work):
     """What compute-sanitizer is to see: a few kernels, every array an allocation of its own, no guard cells."""
     work.machine.no_pool()
     work.machine.patience = 100
-    results = checks.run(work.machine, checks.plan(work.device, **work.sizes.sanitized, guard=0))
+    results = checks.run(work.machine, checks.plan(work.device, **work.sizes.sanitized, guard=0, among=work.among))
     for result in results:
         if not result.passed:
             print(f"FAILED  {result}", flush=True)
