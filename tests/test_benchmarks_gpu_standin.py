@@ -44,7 +44,8 @@ def test_a_run(environment, tmp_path):
     assert result["gpu"]["clusters"] == [cuda_standin.Driver().clusters[size] for size in (2, 4, 8, 16)]
     ended = {name: its["status"] for name, its in result["parts"].items()}
     # Nothing writes the micro-benchmarks' cycles or the losses.
-    done = ("device", "compile", "first-resident", "first-cluster", "first-grid", "first-stepwise", "tutorial", "occupancy")
+    done = ("device", "compile", "first-resident", "first-cluster", "first-cluster-barrier", "first-grid", "first-stepwise",
+            "tutorial", "occupancy")
     assert ended == {**dict.fromkeys(done, "done"), "microbench": "failed", "training": "failed"}, process.stdout
     for name, found in result["checks"].items():
         family = name.split("-")[1]
@@ -53,7 +54,8 @@ def test_a_run(environment, tmp_path):
     assert {row["family"] for row in timed} == {"resident", "cluster", "grid", "stepwise"}
     assert all(row["status"] == "ok" and row["error"] < 1e-5 for row in timed)
     assert len(result["microbench"]["rows"]) == 49
-    assert {row["reason"] for row in result["microbench"]["rows"]} == {"gave up waiting for another block"}
+    for row in result["microbench"]["rows"]:
+        assert row["reason"] == ("gave up waiting for another block" if row["blocks"] > 1 else "wrote no result")
     rows = result["occupancy"]["rows"]
     assert all(row["blocks"] >= 1 and (row["clusters"] or 0) >= (row["family"] == "cluster") for row in rows)
     assert all("a loss is off by" in sentence for sentence in result["training"]["failed"]) and result["training"]["failed"]
