@@ -38,7 +38,7 @@ def collect(batch_size=32, hidden_size=256):
             facts[f"GPU {number}"] = _device(device)
             if device.clusters:
                 facts[f"GPU {number}, clusters"] = ", ".join(
-                    f"{count} of {size}" for count, size in zip(device.clusters, (2, 4, 8, 16))) + " blocks at once"
+                    f"{count} of {size}" for count, size in zip(device.clusters, variants.CLUSTER_SIZES)) + " blocks at once"
             facts[f"GPU {number}, compiler"] = _compiler(number)
             facts[f"GPU {number}, B={batch_size}, H={hidden_size}"] = choice(device, batch_size, hidden_size)
         facts["arrays in mx.cpu()"] = ("computed on by the CPU; after rnn_ops.use('cuda') by GPU 0: each call copies tokens, "

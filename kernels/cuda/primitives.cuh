@@ -1,4 +1,5 @@
-// How threads meet: every barrier, cluster, shuffle and access to memory that other threads or blocks write.
+// How threads meet: every barrier, cluster, shuffle and access to memory that other threads or blocks write. And what else
+// takes PTX: predicated loads and stores, a wide product, a value that stays in its register.
 //
 // The only file of the kernels that knows PTX and the hardware's rules; tests/cuda_host has a twin of it that runs on a CPU
 // and checks that the rules are kept. No header is included: NVRTC has what is needed built in.
@@ -178,7 +179,7 @@ __device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
 }
 
 // Stores 16 bytes and tells an mbarrier of the same block that they have come: one trip, some time later, in no order. Nothing
-// is stored where not `when`, which is no branch.
+// is stored where not `when`.
 __device__ inline void store_async(bool when, Remote to, Remote barrier, float4 values) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(

@@ -102,7 +102,8 @@ def _clusters(index, device):
             probe = cupy.RawModule(path=path).get_function("probe").kernel
             driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
             driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
-            return tuple(_active_clusters(probe.ptr, size, 32, device.shared_memory) for size in (2, 4, 8, 16))
+            return tuple(
+                _active_clusters(probe.ptr, size, 32, device.shared_memory) for size in variants.CLUSTER_SIZES)
     except RuntimeError:  # no compiler, or a driver that refuses
         return variants.estimated_clusters(device.compute_capability, device.multiprocessors)
 

@@ -22,7 +22,7 @@ from rnn_ops.backends.cuda.sources import Kernel
 FAMILIES = ("resident", "cluster", "grid", "stepwise")
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # those that the tests compile for
 EXCHANGES = ("async", "barrier")  # of the cluster family; the second is here to be compared with
-CLUSTER_SIZES = (2, 4, 8, 16)
+CLUSTER_SIZES = (2, 4, 8, 16)  # those that `Device.clusters` counts
 
 _MOST_GROUPS = 65535  # blocks along the grid's y, on every architecture
 _KIB = 1024
