@@ -58,18 +58,31 @@ def _guarded_symbol(name, rank, symbol):
     """The same values from a node of MXNet's own.
 
     A plain identity would not do: MXNet makes one node of those that share operator, inputs and attributes, and the
-    gradients of the calls that it then serves are summed before they reach it. Nodes without inputs are left alone,
-    and with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros are such a
-    node; the operator takes no more than their shape, of which the number of dimensions is given. That serves MXNet 1.9.1
-    too: it counts a shape that it knows nothing of as -1 numbers, and then writes behind the end of the memory for them all
-    (`infer_shape` in c_api.cc). The inputs' number of dimensions can stay unknown; bh, as a row, makes the numbers 8, so that
-    what it writes too much, one of 4 bytes, falls into what any allocator adds to 28.
+    gradients of the calls that it then serves are summed before they reach it. Nodes without inputs are left alone, and
+    with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros are such a
+    node. They also say how many dimensions there are, where that is known here. That serves MXNet 1.9.1 too: it counts a
+    shape that it knows nothing of as -1 numbers, and then writes behind the end of the memory for them all (`infer_shape`
+    in c_api.cc). The inputs' number of dimensions can stay unknown; bh, as a row, makes the numbers 8, so that what it
+    writes too much, one of 4 bytes, falls into what any allocator adds to 28.
+
+    A control-flow operator runs the nodes of its body by the shapes of their inputs, and cannot run one without any. SwapAxis,
+    which copies where both axes are the same, is left alone too, since it has a state.
     """
     internal = mx.sym._internal
-    zeros = internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {}))
-    guarded = internal._identity_with_attr_like_rhs(
-        symbol, zeros, name=mx.name.NameManager.current.get(None, f"rnn_ops_{name}_"))
+    node = mx.name.NameManager.current.get(None, f"rnn_ops_{name}_")
+    if _in_control_flow():
+        copied = mx.sym.SwapAxis(symbol, dim1=0, dim2=0)
+        guarded = internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
+    else:
+        zeros = internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {}))
+        guarded = mx.sym.add_n(symbol, zeros, name=node)
     return mx.sym.expand_dims(guarded, axis=0) if name == "bh" else guarded
+
+
+def _in_control_flow():
+    """Whether MXNet is building the body of foreach, while_loop or cond."""
+    scope = getattr(mx.AttrScope._current, "value", None)
+    return scope is not None and "__subgraph_name__" in scope.get(None)
 
 
 def _guarded_ndarray(array):
