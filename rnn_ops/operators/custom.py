@@ -93,12 +93,17 @@ class _Recurrence(mx.operator.CustomOpProp):
     step = None
     results = None  # letters of the shape by name
 
-    def __init__(self, activation="tanh"):
+    def __init__(self, activation="tanh", **attributes):
+        # MXNet hands over every attribute of the node: its own notes (control flow leaves some) and the user's. An exception
+        # here is a segmentation fault, so what is wrong with them waits for the first question that may fail.
         super().__init__()
-        arguments.check_activation(activation)
         self._activation = activation
+        self._unknown = [name for name in attributes if not name.startswith("__")]
 
     def list_arguments(self):
+        if self._unknown:
+            raise TypeError(f"attributes: got {self._unknown[0]!r}, needs activation only")
+        arguments.check_activation(self._activation)
         return list(arguments.NAMES)
 
     def list_outputs(self):
