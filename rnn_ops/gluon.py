@@ -8,7 +8,8 @@ import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.operators import rnn_sequence, rnn_step
+from rnn_ops.operators import choice, native, rnn_sequence, rnn_step
+from rnn_ops.operators.one_node import OneNode
 
 __all__ = ["RNN", "RNNCell", "TokenRNN"]
 
@@ -32,8 +33,10 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
     inputs : NDArray or Symbol (T, N, C), or (N, T, C) with layout "NTC"
     states : NDArray or Symbol (num_layers · directions, N, hidden_size), a list of one, or None for zeros
     sequence_length : NDArray or Symbol (N,), only with use_sequence_length
-        The number of steps of each row, from 1 to T. Outputs behind a row's end are 0, its last state is that at its
-        own end, and the reversed direction starts there; inputs behind it do not matter. (MXNet has this on GPUs only.)
+        The number of steps of each row, integers from 0 to T. Outputs behind a row's end are 0, its last state is that at
+        its own end, and the reversed direction starts there; inputs behind it do not matter. A row of length 0 keeps its
+        initial state. (MXNet has this on GPUs only.) Other lengths are a ValueError; in a graph, where nobody has seen them,
+        step t belongs to a row where t is less than its length: -1 and NaN are 0, 1.5 is 2, T + 1 is T.
 
     Outputs
     -------
@@ -44,14 +47,24 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
     def __init__(self, hidden_size, num_layers=1, activation="relu", *args, **kwargs):
         arguments.check_activation(activation)
         super().__init__(hidden_size, num_layers, activation, *args, **kwargs)
+        self._one_node = OneNode()
 
-    _padding_token = None  # one that no input is, where inputs are tokens
+    _takes_tokens = False
 
     def __call__(self, inputs, states=None, sequence_length=None, **kwargs):
-        if isinstance(inputs, mx.nd.NDArray):  # a Symbol has nothing to check yet
+        if sequence_length is not None and not self._use_sequence_length:
+            raise ValueError("sequence_length: got one, needs None, since the layer was made without use_sequence_length=True")
+        if not isinstance(inputs, mx.sym.Symbol):  # a Symbol has nothing to check yet
+            if not isinstance(inputs, mx.nd.NDArray):
+                raise TypeError(arguments.no_array("inputs", inputs))
             self._check_inputs(inputs)
+            if 0 in inputs.shape:
+                raise ValueError(f"inputs: got shape {inputs.shape}, needs every dimension to be at least 1")
+            steps, rows = (inputs.shape[self._layout.find(letter)] for letter in "TN")
+            self._check_states(states, rows)
             if self._use_sequence_length:
-                _check_lengths("sequence_length", sequence_length, *(inputs.shape[self._layout.find(c)] for c in "TN"))
+                _check_lengths("sequence_length", sequence_length, steps, rows)
+            self._check_tokens(inputs, sequence_length)
         return super().__call__(inputs, states, sequence_length, **kwargs)
 
     def _check_inputs(self, inputs):
@@ -59,20 +72,46 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             raise ValueError(f"inputs: got shape {inputs.shape}, needs three dimensions, {self._layout}; "
                              "TokenRNN takes tokens")
 
+    def _check_tokens(self, inputs, lengths):
+        pass
+
+    def _check_states(self, states, rows):
+        needed = self.state_info(rows)[0]["shape"]
+        for state in [] if states is None else states if isinstance(states, (list, tuple)) else [states]:
+            if isinstance(state, mx.nd.NDArray) and state.shape != needed:
+                raise ValueError(f"states: got shape {state.shape}, needs {needed}: inputs have {rows} rows in the layout "
+                                 f"{self._layout} of this layer")
+
     def _forward_kernel(self, F, inputs, states, sequence_length, **kwargs):
         """What MXNet's own layer calls to compute: (outputs, [states])."""
         values = inputs, states[0], sequence_length, kwargs
+        compute = self._of_symbols if F is mx.sym else self._of_ndarrays
         if not mx.util.is_np_array():
-            outputs, states = self._compute(F, *values)
+            outputs, states = compute(*values)
             return outputs, [states]
-        outputs, states = self._compute(F, *_each(values, "as_nd_ndarray"))
+        outputs, states = compute(*_each(values, "as_nd_ndarray"))
         return outputs.as_np_ndarray(), [states.as_np_ndarray()]
 
-    def _compute(self, F, inputs, states, lengths, weights):
+    def _of_ndarrays(self, inputs, states, lengths, weights):
+        time, rows = (inputs.shape[self._layout.find(letter)] for letter in "TN")
+        first = [arguments.Described(shape, array.dtype) for shape, array in (
+            ((time, rows) + inputs.shape[2:], inputs), (states.shape[1:], states),
+            *((weights[kind].shape[::-1], weights[kind]) for kind in ("l0_i2h_weight", "l0_h2h_weight", "l0_i2h_bias")))]
+        arguments.check(*first)
+        constant = not native.has_history(inputs)
+
+        def compute(inputs, states, lengths, *values):
+            return self._of_symbols(inputs, states, lengths, dict(zip(weights, values)), constant)
+
+        return self._one_node((choice(), constant, lengths is None), compute, [inputs, states, lengths, *weights.values()])
+
+    def _of_symbols(self, inputs, states, lengths, weights, constant=False):
+        F = mx.sym
         time_major = self._layout == "TNC"
         activation = self._mode[len("rnn_"):]
         sequence = inputs if time_major else F.swapaxes(inputs, dim1=0, dim2=1)
         if lengths is not None:
+            lengths = _within(F, sequence, lengths)
             sequence = _mask(F, sequence, lengths)
         count = self._num_layers * self._dir
         if count > 1:
@@ -86,8 +125,9 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             directions = []
             for direction in "lr"[:self._dir]:
                 own = {kind: weights[f"{direction}{layer}_{kind}"] for kind in _WEIGHTS}
-                outputs, state = _direction(F, sequence, states[len(last_states)], own, activation, lengths,
-                                            direction == "r", self._padding_token if layer == 0 else None)
+                outputs, state = _direction(
+                    F, sequence, states[len(last_states)], own, activation, self._hidden_size, lengths, direction == "r",
+                    self._input_size if self._takes_tokens and layer == 0 else None, constant and layer == 0)
                 directions.append(outputs)
                 last_states.append(state)
             sequence = F.concat(*directions, dim=2) if self._dir == 2 else directions[0]
@@ -120,9 +160,7 @@ class TokenRNN(RNN):
         if self._input_size < 1:
             raise ValueError(f"input_size: got {self._input_size}, needs the number of different tokens")
 
-    @property
-    def _padding_token(self):
-        return self._input_size
+    _takes_tokens = True
 
     def begin_state(self, batch_size=0, func=mx.nd.zeros, **kwargs):
         # MXNet's layer asks for states of the dtype of its inputs, and states are no tokens.
@@ -134,6 +172,16 @@ class TokenRNN(RNN):
         if inputs.ndim != 2 or inputs.dtype != arguments.TOKENS:
             raise ValueError(f"inputs: got {np.dtype(inputs.dtype)} of shape {inputs.shape}, needs int32 tokens in two "
                              f"dimensions, {self._layout[:2]}; cast them with astype('int32')")
+
+    def _check_tokens(self, inputs, lengths):
+        if inputs.context.device_type == "gpu" and choice() == "native":
+            return  # it waits for nothing
+        tokens = inputs.asnumpy()
+        if lengths is not None:  # what lies behind the end of a row does not matter
+            time = self._layout.find("T")
+            steps = np.expand_dims(np.arange(tokens.shape[time]), 1 - time)
+            tokens = np.where(steps < np.expand_dims(lengths.asnumpy(), time), tokens, 0)
+        arguments.check_tokens(tokens, self._input_size)
 
 
 class RNNCell(mx.gluon.rnn.RNNCell):
@@ -149,6 +197,7 @@ i2h_bias_initializer, h2h_bias_initializer
     def __init__(self, hidden_size, activation="tanh", *args, **kwargs):
         arguments.check_activation(activation)
         super().__init__(hidden_size, activation, *args, **kwargs)
+        self._one_node = OneNode()
 
     def hybrid_forward(self, F, inputs, states, **weights):
         output = rnn_step(inputs, states[0], *_matrices(F, weights), activation=self._activation)
@@ -167,13 +216,11 @@ i2h_bias_initializer, h2h_bias_initializer
         if begin_state is None:
             where = {"ctx": sequence.context} if F is mx.nd else {}
             begin_state = self.begin_state(batch_size, F.zeros, dtype=self.i2h_weight.dtype, **where)
-        if valid_length is not None:
-            if F is mx.nd:
-                _check_lengths("valid_length", valid_length, length, batch_size)
-            sequence = _mask(F, sequence, valid_length)
+        if valid_length is not None and F is mx.nd:
+            _check_lengths("valid_length", valid_length, length, batch_size)
         weights = self._weights(F, sequence, begin_state)
         with self.name_scope():
-            outputs, state = _direction(F, sequence, begin_state[0], weights, self._activation, valid_length)
+            outputs, state = self._all_steps(F, sequence, begin_state[0], valid_length, weights)
             if merge_outputs is None:
                 merge_outputs = valid_length is not None
             if merge_outputs:
@@ -182,6 +229,19 @@ i2h_bias_initializer, h2h_bias_initializer
                 steps = _format_sequence(length, outputs, "TNC", False)[0]
                 outputs = [_named(F, step, f"t{t}_out") for t, step in enumerate(steps)]
         return outputs, [state]
+
+    def _all_steps(self, F, sequence, state, lengths, weights):
+        """sequence (T, N, C) → outputs (T, N, H), state (N, H), from NDArrays by way of `OneNode`."""
+        def compute(sequence, state, lengths, *values):
+            if lengths is not None:
+                lengths = _within(mx.sym, sequence, lengths)
+                sequence = _mask(mx.sym, sequence, lengths)
+            return _direction(mx.sym, sequence, state, dict(zip(weights, values)), self._activation, self._hidden_size, lengths,
+                              constant=constant)
+
+        constant = F is mx.nd and not native.has_history(sequence)
+        arrays = [sequence, state, lengths, *weights.values()]
+        return compute(*arrays) if F is mx.sym else self._one_node((choice(), constant, lengths is None), compute, arrays)
 
     def _weights(self, F, sequence, begin_state):
         """The parameters by their names, as arrays or Symbols. Their shapes may still be open."""
@@ -197,34 +257,58 @@ i2h_bias_initializer, h2h_bias_initializer
 _WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
-def _direction(F, inputs, state, weights, activation, lengths, reverse=False, padding_token=None):
-    """One layer in one direction: inputs (T, N, C) or tokens (T, N) → outputs (T, N, H), last state (N, H)."""
+def _direction(F, inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False):
+    """One layer in one direction: inputs (T, N, C) → outputs (T, N, H), last state (N, H).
+
+    ``lengths`` as `_within` gives them; ``symbols``: how many there are, where the inputs are tokens (T, N); ``constant``:
+    nobody wants the gradient of the inputs."""
     if reverse:
         inputs = _reverse(F, inputs, lengths)
     Wxh, Whh, bh = _matrices(F, weights)
-    if lengths is not None and activation == "relu":
-        inputs, Wxh = _silenced(F, inputs, Wxh, lengths, padding_token)
-    outputs, state = rnn_sequence(inputs, state, Wxh, Whh, bh, activation=activation)
+    silence = lengths if activation == "relu" else None
+    if symbols is None:
+        if silence is not None:
+            inputs, Wxh = _silenced(F, inputs, Wxh, silence, weights["i2h_weight"], hidden_size)
+        if constant:
+            inputs = F.BlockGrad(inputs, attr={native.CONSTANT: "1"})
+    elif silence is not None:
+        inputs = F.SequenceMask(inputs, silence, use_sequence_length=True, value=symbols)
+        Wxh = F.concat(Wxh, _silence(F, F.slice_axis(Wxh, axis=0, begin=0, end=1)), dim=0)
+    outputs, last_state = rnn_sequence(inputs, state, Wxh, Whh, bh, activation=activation)
     if lengths is not None:
-        state = F.SequenceLast(outputs, lengths, use_sequence_length=True)
+        last = F.SequenceLast(outputs, F.maximum(lengths, 1), use_sequence_length=True)
+        last_state = F.where(lengths, last, state)  # a row of length 0 keeps its own
         outputs = _mask(F, outputs, lengths)
-    return _reverse(F, outputs, lengths) if reverse else outputs, state
+    return _reverse(F, outputs, lengths) if reverse else outputs, last_state
 
 
-def _silenced(F, inputs, Wxh, lengths, padding_token):
-    """Inputs and Wxh with one more input, which is 1 behind the end of a row and there makes every state 0.
+def _silenced(F, inputs, Wxh, lengths, i2h_weight, hidden_size):
+    """Inputs (T, N, C) and Wxh with one more input, which is 1 behind the end of a row and there makes every state 0.
 
     relu has no bound: without this, states that grow from step to step behind the end of a row may become infinite, and
     their zero gradients then NaN in that of Whh.
     """
-    silence = F.zeros_like(F.slice_axis(Wxh, axis=0, begin=0, end=1)) - 1e30
-    if padding_token is None:
-        behind = F.SequenceMask(F.zeros_like(F.slice_axis(inputs, axis=2, begin=0, end=1)), lengths,
-                                use_sequence_length=True, value=1)
-        inputs = F.concat(inputs, behind, dim=2)
-    else:
-        inputs = F.SequenceMask(inputs, lengths, use_sequence_length=True, value=padding_token)
-    return inputs, F.concat(Wxh, silence, dim=0)
+    behind = F.SequenceMask(F.zeros_like(F.slice_axis(inputs, axis=2, begin=0, end=1)), lengths, use_sequence_length=True,
+                            value=1)
+    # A row of the right length, from a product of one input: that is how MXNet finds out the weight's width, which it
+    # cannot through concat.
+    one = F.slice_axis(F.slice_axis(inputs, axis=0, begin=0, end=1), axis=1, begin=0, end=1)
+    row = F.FullyConnected(one, i2h_weight, num_hidden=hidden_size, no_bias=True)
+    return F.concat(inputs, behind, dim=2), F.concat(Wxh, _silence(F, row), dim=0)
+
+
+def _silence(F, row):
+    return F.zeros_like(row) - 1e30
+
+
+def _within(F, sequence, lengths):
+    """Lengths as float32, each an integer from 0 to T: the number of steps t that are less than it.
+
+    In a graph nobody has seen the lengths, and MXNet's sequence operators read and write where others lead them to.
+    """
+    steps = F.cast(F.contrib.arange_like(sequence, axis=0), "float32")
+    inside = F.broadcast_lesser(F.expand_dims(steps, axis=0), F.expand_dims(F.cast(lengths, "float32"), axis=1))
+    return F.sum(inside, axis=1)
 
 
 def _matrices(F, weights):
@@ -257,8 +341,8 @@ def _check_lengths(name, lengths, steps, rows):
     if lengths.shape != (rows,):
         raise ValueError(f"{name}: got shape {lengths.shape}, needs ({rows},), the steps of each row")
     values = lengths.asnumpy()
-    if not (values.min() >= 1 and values.max() <= steps):
-        raise ValueError(f"{name}: got {values.tolist()}, needs numbers from 1 to {steps}, the steps of inputs")
+    if not ((values >= 0) & (values <= steps) & (values == np.floor(values))).all():
+        raise ValueError(f"{name}: got {values.tolist()}, needs integers from 0 to {steps}, the steps of inputs")
 
 
 def _each(values, method):

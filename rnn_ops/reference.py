@@ -43,7 +43,7 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
 
     Parameters
     ----------
-    inputs : NDArray, floats (T, B, I) or int32 tokens (T, B)
+    inputs : NDArray, floats (T, B, I) or int32 tokens (T, B), or a list of T arrays, one a step
     state : NDArray (B, H)
         The hidden state before the first step.
     Wxh, Whh, bh : NDArray (I, H), (H, H), (H,)

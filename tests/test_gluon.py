@@ -4,12 +4,14 @@ Truth in float64 is the stack of cells that MXNet unfuses its layer into. MXNet 
 in float32 only. In float64 its relu has float32's precision, and its gradients of several layers are wrong: those of
 lower layers where the inputs need no gradient, as in training, and of some from three layers on in any case.
 """
+import copy
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, hybridized
+from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, flat, hybridized
 
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
@@ -228,6 +230,150 @@ def test_what_lies_behind_the_end_of_a_row_does_not_matter(how):
         assert_same(found, wanted, 0)
 
 
+def in_parent(layer):
+    """The layer inside a hybridized network: nobody sees the lengths before MXNet runs."""
+    class Parent(mx.gluon.HybridBlock):
+        def __init__(self):
+            super().__init__(prefix="net_")
+            self.layer = layer
+
+        def hybrid_forward(self, F, inputs, states, lengths):
+            outputs, (last,) = self.layer(inputs, states, lengths)
+            return outputs, last
+
+    return Parent()
+
+
+@pytest.mark.parametrize("how", ["eager", "hybrid", "parent", "static parent"])
+@pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_a_row_of_length_0_keeps_its_state(kind, activation, how, operator):
+    options = dict(num_layers=2, bidirectional=True, activation=activation)
+    layer, alone = fill(of(kind, use_sequence_length=True, **options)), fill(of(kind, **options))
+    states = inputs_of(layer)[1]
+    inputs = drawn_tokens((T, N), C) if kind is gluon.TokenRNN else inputs_of(layer)[0]
+    arrays = [states] if kind is gluon.TokenRNN else [states, inputs]
+    if "parent" in how:
+        net = in_parent(layer)
+        net.hybridize(**HYBRID["static" if "static" in how else "hybrid"])
+    else:
+        net = hybridized(layer, how)
+
+    def rows_with_steps(h, x=inputs):
+        outputs, (last,) = alone(x.slice_axis(1, 1, 3), h.slice_axis(1, 1, 3))
+        return (mx.nd.concat(mx.nd.zeros((T, 1, 2 * H), dtype="float64"), outputs, dim=1),
+                mx.nd.concat(h.slice_axis(1, 0, 1), last, dim=1))
+
+    wanted = evaluate(rows_with_steps, arrays, alone.collect_params())
+    found = evaluate(lambda h, x=inputs: net(x, h, mx.nd.array([0, T, T])), arrays, layer.collect_params())
+    assert_same(found, wanted)
+    assert not net(inputs, states, mx.nd.zeros(N))[0].asnumpy().any()
+
+
+@pytest.mark.parametrize("lengths, meant", [
+    ([T + 1, 2, 4], [T, 2, 4]), ([-1, 2, 4], [0, 2, 4]), ([np.nan, 2, 4], [0, 2, 4]), ([1.5, 2, 4], [2, 2, 4]),
+    ([np.inf, 2 ** 31, -np.inf], [T, T, 0])])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_lengths_that_nobody_has_seen_have_a_meaning(activation, lengths, meant, operator):
+    layer = fill(of(gluon.RNN, use_sequence_length=True, bidirectional=True, activation=activation))
+    net = in_parent(layer)
+    net.hybridize()
+    found, wanted = (evaluate(lambda *a: net(*a, mx.nd.array(each)), inputs_of(layer), layer.collect_params())
+                     for each in (lengths, meant))
+    assert_same(found, wanted, 0)
+
+
+@pytest.mark.parametrize("how", HYBRID)
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_the_width_of_the_inputs_is_found_out(how, activation, lengths, operator):
+    options = dict(num_layers=2, bidirectional=True, activation=activation, use_sequence_length=lengths is not None)
+    arguments = (None,) if lengths is None else (None, mx.nd.array(lengths))
+    layer = hybridized(of(gluon.RNN, input_size=0, **options), how)
+    layer.initialize()
+    assert layer(mx.nd.ones((T, N, C)), *arguments).shape == (T, N, 2 * H)
+    assert layer.l0_i2h_weight.shape == layer.r0_i2h_weight.shape == (H, C)
+    symbol = of(gluon.RNN, input_size=0, **options)(mx.sym.var("x"), None, *map(mx.sym.var, ["n"][:len(arguments) - 1]))
+    shapes = symbol.infer_shape(x=(T, N, C), **({} if lengths is None else {"n": (N,)}))[0]
+    assert shapes[symbol.list_arguments().index("rnn_l0_i2h_weight")] == (H, C)
+
+
+# States that are carried on ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(num_layers=2, bidirectional=True), dict(layout="NTC"), dict(use_sequence_length=True),
+    dict(num_layers=2, dropout=0.3, layout="NTC"), dict(bidirectional=True, use_sequence_length=True, layout="NTC")], ids=str)
+@pytest.mark.parametrize("used", ["outputs", "states", "both"])
+@pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
+def test_a_state_that_was_not_detached_is_a_constant(kind, used, options, operator):
+    """As with MXNet's layer: books carry the state on and forget that detach() gives a new one."""
+    losses = {}
+    for detach in True, False:
+        layer = fill(of(kind, activation="tanh", **options), "float32")
+        trainer = mx.gluon.Trainer(layer.collect_params(), "sgd", {"learning_rate": 0.1}, kvstore=None)
+        shape = (T, N) if layer._layout == "TNC" else (N, T)
+        inputs = drawn_tokens(shape, C) if kind is gluon.TokenRNN else drawn(shape + (C,), 1, "float32").detach()
+        lengths = mx.nd.array(LENGTHS) if options.get("use_sequence_length") else None
+        states, losses[detach] = layer.begin_state(N), []
+        mx.random.seed(1)
+        for _ in range(3):
+            with mx.autograd.record():
+                outputs, states = layer(inputs, states, lengths)
+                loss = sum({"outputs": [outputs.sum()], "states": [states[0].sum()],
+                            "both": [outputs.sum(), states[0].sum()]}[used])
+            loss.backward()
+            trainer.step(1)
+            losses[detach].append(loss.asscalar())
+            if detach:
+                states = [state.detach() for state in states]
+    assert losses[True] == losses[False] and len(set(losses[True])) == 3
+
+
+def test_a_state_that_was_not_detached_is_a_constant_of_mx_np_too(operator):
+    mx.npx.set_np()
+    try:
+        layer = of(gluon.RNN, activation="tanh", num_layers=2)
+        layer.initialize()
+        states = layer.begin_state(N)
+        for _ in range(3):
+            with mx.autograd.record():
+                outputs, states = layer(mx.np.ones((T, N, C)), states)
+                loss = outputs.sum()
+            loss.backward()
+        assert type(states[0]) is mx.np.ndarray and np.abs(layer.l0_h2h_weight.grad().asnumpy()).max() > 0
+    finally:
+        mx.npx.reset_np()
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("merge_outputs", [False, True])
+def test_a_state_of_an_unrolled_cell_that_was_not_detached_is_a_constant(merge_outputs, lengths, operator):
+    losses = {}
+    for detach in True, False:
+        cell = fill(gluon.RNNCell(H, input_size=C, prefix="rnn_"), "float32")
+        states, losses[detach] = cell.begin_state(N), []
+        for _ in range(3):
+            with mx.autograd.record():
+                outputs, states = cell.unroll(T, drawn((N, T, C), 1, "float32").detach(), states, merge_outputs=merge_outputs,
+                                              valid_length=None if lengths is None else mx.nd.array(lengths))
+                loss = sum(output.sum() for output in flat(outputs))
+            loss.backward()
+            losses[detach].append(loss.asscalar())
+            if detach:
+                states = [state.detach() for state in states]
+    assert losses[True] == losses[False] and len(set(losses[True])) == 3
+
+
+def test_a_layer_that_has_been_called_is_copied_and_pickled():
+    layer = fill(of(gluon.RNN, num_layers=2), "float32")
+    inputs = inputs_of(layer, "float32")[0]
+    wanted = layer(inputs).asnumpy()
+    twin = copy.deepcopy(layer)
+    layer.l0_i2h_weight.set_data(0 * layer.l0_i2h_weight.data())
+    assert np.array_equal(twin(inputs).asnumpy(), wanted)
+    pickle.loads(pickle.dumps(layer._one_node))  # MXNet's parameters are not pickled; nothing of ours is in the way
+
+
 # What is MXNet's own --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options", [
@@ -401,8 +547,24 @@ def test_mx_np_arrays_too(kind, how):
     (dict(), [mx.nd.zeros((T, N, C), dtype="float16")], TypeError, "inputs: got dtype float16, needs float32"),
     (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C))], TypeError,
      "sequence_length: got NoneType, needs an NDArray (3,)"),
-    (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 0, 2])], ValueError,
-     "sequence_length: got [1.0, 0.0, 2.0], needs numbers from 1 to 5"),
+    (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, -1, 2])], ValueError,
+     "sequence_length: got [1.0, -1.0, 2.0], needs integers from 0 to 5, the steps of inputs"),
+    (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 6, 2])], ValueError,
+     "sequence_length: got [1.0, 6.0, 2.0], needs integers from 0 to 5"),
+    (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 1.5, 2])], ValueError,
+     "sequence_length: got [1.0, 1.5, 2.0], needs integers from 0 to 5"),
+    (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, np.nan, 2])], ValueError,
+     "sequence_length: got [1.0, nan, 2.0], needs integers from 0 to 5"),
+    (dict(), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 2, 3])], ValueError,
+     "sequence_length: got one, needs None, since the layer was made without use_sequence_length=True"),
+    (dict(), [mx.nd.zeros((N, T, C)), mx.nd.zeros((1, N, H))], ValueError,
+     "states: got shape (1, 3, 6), needs (1, 5, 6): inputs have 5 rows in the layout TNC of this layer"),
+    (dict(), [np.zeros((T, N, C), "float32")], TypeError,
+     "inputs: got numpy.ndarray, needs an NDArray or a Symbol: mx.nd.array(inputs)"),
+    (dict(), [mx.nd.zeros((T, N, C + 1))], ValueError,
+     "Wxh: got shape (4, 6), needs (5, 6), (I, H) with I = 5 from inputs and H = 6 from state"),
+    (dict(), [mx.nd.zeros((T, N, C)), mx.nd.zeros((1, N, H), dtype="float64")], TypeError,
+     "Wxh: got dtype float32, needs float64, the dtype of state"),
     (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 2])], ValueError,
      "sequence_length: got shape (2,), needs (3,)"),
 ])

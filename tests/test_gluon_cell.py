@@ -215,7 +215,7 @@ def test_a_step_of_symbols_too():
     (lambda cell: gluon.RNNCell(H, "sigmoid"), "activation: got 'sigmoid', needs 'tanh' or 'relu'"),
     (lambda cell: cell.unroll(T - 1, sequence()), "length: got 4, needs 5, the steps of inputs"),
     (lambda cell: cell.unroll(T, sequence(), valid_length=mx.nd.array([1, 2, 6])),
-     "valid_length: got [1.0, 2.0, 6.0], needs numbers from 1 to 5"),
+     "valid_length: got [1.0, 2.0, 6.0], needs integers from 0 to 5"),
     (lambda cell: cell.unroll(T, sequence(), valid_length=mx.nd.array([1, 2])),
      "valid_length: got shape (2,), needs (3,)"),
     (lambda cell: cell(drawn((N, C + 1), 1), [drawn((N, H), 2)]), "Wxh: got shape (4, 6), needs (5, 6)"),

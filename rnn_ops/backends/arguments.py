@@ -29,6 +29,28 @@ class Signature(NamedTuple):
     tokens: bool
 
 
+def no_array(name, value):
+    """The sentence for a value that is no NDArray and no Symbol, and what to write instead."""
+    kind = type(value)
+    where = f"{kind.__module__}.{kind.__name__}".replace("builtins.", "")
+    remedy = ""
+    if isinstance(value, (list, tuple)) and value and all(hasattr(item, "asnumpy") for item in value):
+        remedy = f": mx.nd.stack(*{name})"
+    elif where == "mxnet.gluon.parameter.Parameter":
+        remedy = f": {name}.data()"
+    elif where.startswith("torch."):
+        remedy = f": mx.nd.array({name}.numpy())"
+    elif isinstance(value, (np.ndarray, np.generic, list, tuple)):
+        remedy = f": mx.nd.array({name})"
+    return f"{name}: got {where}, needs an NDArray or a Symbol{remedy}"
+
+
+class Described(NamedTuple):
+    """What `check` has to know of an array."""
+    shape: tuple
+    dtype: np.dtype
+
+
 def check(inputs, state, Wxh, Whh, bh=None, step=False):
     """Check the arguments of a recurrence against one another and say what they are.
 
@@ -157,6 +179,8 @@ def _misfit(index, patterns, shapes):
     if known:
         why = " and ".join(f"{letter} = {sizes[letter]} from {sources[letter]}" for letter in known)
         needed = f"{_brackets([str(sizes.get(letter, letter)) for letter in pattern])}, {needed} with {why}"
+        if len(shapes[index]) == len(pattern) == 2 and all(sizes.get(letter, size) == size for letter, size in zip(pattern, shapes[index][::-1])):
+            needed += f": {NAMES[index]}.T"
     return ValueError(f"{NAMES[index]}: got shape {tuple(shapes[index])}, needs {needed}")
 
 

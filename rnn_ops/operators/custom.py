@@ -8,7 +8,6 @@ An exception in a callback reaches the user in MXNet's way: its traceback is pri
 the graph is bound or, if data had to be seen first, at the next wait for a result.
 """
 import atexit
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,12 +21,6 @@ atexit.register(mx.nd.waitall)
 
 _OVERWRITE = ("write", "inplace")
 _UNKNOWN = -1  # a dimension that MXNet does not know yet
-
-
-class _Argument(NamedTuple):
-    """What is known of an argument before it has data."""
-    shape: tuple
-    dtype: type
 
 
 class Recurrence(mx.operator.CustomOp):
@@ -140,7 +133,7 @@ class _Recurrence(mx.operator.CustomOpProp):
 
     def create_operator(self, ctx, in_shapes, in_dtypes):
         dtypes = [mx.nd.ndarray._DTYPE_MX_TO_NP[code] for code in in_dtypes]
-        arguments.check(*[_Argument(*known) for known in zip(in_shapes, dtypes)], step=self.step)
+        arguments.check(*[arguments.Described(*known) for known in zip(in_shapes, dtypes)], step=self.step)
         return Recurrence(place_for(ctx), self.step, self._activation)
 
 

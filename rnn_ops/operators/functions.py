@@ -5,6 +5,8 @@ some later wait. Symbols have nothing to check yet: their errors come from the o
 """
 import os
 
+import numpy as np
+
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators import custom, native
@@ -71,7 +73,7 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
 
     Parameters
     ----------
-    inputs : NDArray or Symbol, floats (T, B, I) or int32 tokens (T, B)
+    inputs : NDArray or Symbol, floats (T, B, I) or int32 tokens (T, B), or a list of T arrays, one a step
         A token stands for its one-hot row and picks a row of Wxh.
     state : NDArray or Symbol (B, H)
         h_0, the hidden state before the first step.
@@ -105,6 +107,8 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     >>> outputs.shape, state.shape, Wxh.grad.shape
     ((7, 2, 5), (2, 5), (4, 5))
     """
+    if isinstance(inputs, (list, tuple)):
+        inputs = _stacked(inputs)
     outputs, state = _call("rnn_sequence", False, (inputs, state, Wxh, Whh, bh), activation)
     return outputs, state
 
@@ -133,6 +137,20 @@ def choice():
     return "custom" if reason else "native"
 
 
+def _stacked(inputs):
+    """A list of one array a step, such as the tutorial's, as one array."""
+    for t, value in enumerate(inputs):
+        if type(value) not in (mx.nd.NDArray, mx.sym.Symbol) or type(value) is not type(inputs[0]):
+            raise TypeError(arguments.no_array(f"inputs[{t}]", value))
+        if isinstance(value, mx.nd.NDArray) and (value.shape, value.dtype) != (inputs[0].shape, inputs[0].dtype):
+            raise ValueError(f"inputs[{t}]: got {np.dtype(value.dtype)} of shape {value.shape}, needs "
+                             f"{np.dtype(inputs[0].dtype)} of shape {inputs[0].shape}, as inputs[0]")
+    if not inputs:
+        raise ValueError("inputs: got an empty list, needs one array a step")
+    module = mx.nd if isinstance(inputs[0], mx.nd.NDArray) else mx.sym
+    return module.stack(*inputs, axis=0)
+
+
 def _call(name, step, values, activation):
     arguments.check_activation(activation)
     operator = native if choice() == "native" else custom
@@ -148,14 +166,19 @@ def _check(step, arrays, operator):
     inputs = arrays[0]
     context = inputs.context
     for name, array in zip(arguments.NAMES, arrays):
-        if array.context != context:
+        if _device(array.context) != _device(context):
             raise ValueError(f"{name}: got an array on {array.context}, needs one on {context}, the context of inputs")
     place_for(context)
     # On a GPU the native operator waits for nothing, not even to see the tokens: a wrong one makes NaN.
     if signature.tokens and not (operator is native and context.device_type == "gpu"):
         inputs.wait_to_read()
-        tokens = view(inputs) if context.device_type == "cpu" else inputs.asnumpy()
+        tokens = inputs.asnumpy() if context.device_type == "gpu" else view(inputs)
         arguments.check_tokens(tokens, signature.I)
+
+
+def _device(context):
+    """The kind and number of what computes on a context's memory: the CPU on that of cpu_pinned and cpu_shared too."""
+    return context.device_type.split("_")[0], context.device_id
 
 
 def _why_not(values):
@@ -166,8 +189,7 @@ def _why_not(values):
         if isinstance(value, (mx.np.ndarray, mx.sym.numpy._Symbol)):
             return f"{name}: got one of the mx.np arrays, needs one of the mx.nd or mx.sym kind: as_nd_ndarray()"
         if type(value) not in (mx.nd.NDArray, mx.sym.Symbol):
-            kind = f"{type(value).__module__}.{type(value).__name__}"
-            return f"{name}: got {kind.replace('builtins.', '')}, needs an NDArray or a Symbol"
+            return arguments.no_array(name, value)
     kind = type(values[0])
     name, value = next((n, v) for n, v in zip(arguments.NAMES, values) if type(v) is not kind)
     return f"{name}: got {type(value).__name__}, needs {kind.__name__} as inputs is one"

@@ -51,15 +51,14 @@ def in_use():
 
 def place_for(context):
     """The place for arrays in a context, a new one for each operator. A ValueError says why there is none."""
-    if context.device_type == "cpu":
+    if context.device_type in ("cpu", "cpu_pinned", "cpu_shared"):  # a DataLoader's workers hand over the last kind
         return Cpu() if _offload is None else Offload(cuda.gpu(_offload))
     if context.device_type == "gpu":
         reason = cuda.why_not()
         if reason is None:
             return Gpu(cuda.gpu(context.device_id))
         raise ValueError(f"inputs: got an array on {context}, needs one on cpu, since {reason}")
-    raise ValueError(f"inputs: got an array on {context}, needs one on cpu or gpu: copy the arrays there with "
-                     "as_in_context(mx.cpu())")
+    raise ValueError(f"inputs: got an array on {context}, needs one on cpu or gpu")
 
 
 class Cpu:

@@ -14,6 +14,7 @@ from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators.native import gpu
 
 NAME = "rnn_ops_native"
+CONSTANT = "__rnn_ops_constant__"  # attribute of a Symbol whose gradient nobody wants, such as a BlockGrad: none is computed
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_native_operator.so")
 _RANKS = (None, 2, 2, 2, 1)  # of the arguments; of the inputs it depends
@@ -43,13 +44,14 @@ def _call(step, values, activation):
         raise RuntimeError(f"there is no native operator: {_NOT_LOADED}")
     on_ndarrays, on_symbols = _functions
     if all(type(value) is mx.sym.Symbol for value in values):
+        wanted = "".join("01"[value.attr(CONSTANT) is None] for value in values)
         return on_symbols(*map(_guarded_symbol, arguments.NAMES, _RANKS, values), step=step, activation=activation,
-                          row="1")
+                          row="1", wanted=wanted)
     if not all(type(value) is mx.nd.NDArray for value in values):
         raise TypeError(_why_not(values))
     if not mx.autograd.is_recording():
         return on_ndarrays(*values, step=step, activation=activation)
-    wanted = [_has_history(value) for value in values]
+    wanted = [has_history(value) for value in values]
     values = [_guarded_ndarray(value) if known else value for value, known in zip(values, wanted)]
     return on_ndarrays(*values, step=step, activation=activation, wanted="".join("01"[known] for known in wanted))
 
@@ -94,7 +96,7 @@ def _guarded_ndarray(array):
     return mx.nd.NDArray(handle)
 
 
-def _has_history(array):
+def has_history(array):
     """Whether autograd knows the array: if not, nobody can ask for its gradient. MXNet has no function that tells; one that
     sets a mark of what it knows, here to what it is, fails on everything else."""
     fresh = ctypes.c_int()
