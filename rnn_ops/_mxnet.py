@@ -4,7 +4,9 @@ What has to be done around its import is done in _mxnet_import.py. Importing thi
 """
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
+import warnings
 
 import numpy
 
@@ -12,6 +14,15 @@ _INSTALL = (
     "This needs MXNet 1.9.1: install rnn_ops[cpu] (mxnet) on a machine without a GPU or rnn_ops[cu112] "
     "(mxnet-cu112) on one with an NVIDIA GPU, never both, because the two packages install the same module 'mxnet' "
     "over each other.")
+
+
+def installed_wheels():
+    """The names of the installed distributions that bring the module mxnet; more than one is a fault."""
+    def installed(name):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.distribution(name)
+
+    return [name for name in ("mxnet", "mxnet-cu102", "mxnet-cu110", "mxnet-cu112", "mxnet-cu117") if installed(name)]
 
 
 def import_mxnet():
@@ -25,6 +36,10 @@ def import_mxnet():
     """
     if importlib.util.find_spec("mxnet") is None:
         raise ImportError(_INSTALL)
+    wheels = installed_wheels()
+    if len(wheels) > 1:
+        warnings.warn(f"{' and '.join(wheels)} are both installed and have written the same module 'mxnet' over each other: "
+                      f"'pip uninstall {' '.join(wheels)}', then install one of them", stacklevel=2)
     if int(numpy.__version__.split(".")[0]) >= 2:
         raise ImportError(f"MXNet 1.9.1 cannot be imported with NumPy {numpy.__version__}: install 'numpy<2'.")
     try:

@@ -58,8 +58,8 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             if not isinstance(inputs, mx.nd.NDArray):
                 raise TypeError(arguments.no_array("inputs", inputs))
             self._check_inputs(inputs)
-            if 0 in inputs.shape:
-                raise ValueError(f"inputs: got shape {inputs.shape}, needs every dimension to be at least 1")
+            _check_not_empty(inputs)
+            inputs, states, sequence_length = _each((inputs, states, sequence_length), _in_cpu)
             steps, rows = (inputs.shape[self._layout.find(letter)] for letter in "TN")
             self._check_states(states, rows)
             if self._use_sequence_length:
@@ -78,7 +78,9 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
     def _check_states(self, states, rows):
         needed = self.state_info(rows)[0]["shape"]
         for state in [] if states is None else states if isinstance(states, (list, tuple)) else [states]:
-            if isinstance(state, mx.nd.NDArray) and state.shape != needed:
+            if not isinstance(state, mx.nd.NDArray):
+                raise TypeError(arguments.no_array("states", state))
+            if state.shape != needed:
                 raise ValueError(f"states: got shape {state.shape}, needs {needed}: inputs have {rows} rows in the layout "
                                  f"{self._layout} of this layer")
 
@@ -89,7 +91,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
         if not mx.util.is_np_array():
             outputs, states = compute(*values)
             return outputs, [states]
-        outputs, states = compute(*_each(values, "as_nd_ndarray"))
+        outputs, states = compute(*_each(values, lambda value: value.as_nd_ndarray()))
         return outputs.as_np_ndarray(), [states.as_np_ndarray()]
 
     def _of_ndarrays(self, inputs, states, lengths, weights):
@@ -107,6 +109,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
 
     def _of_symbols(self, inputs, states, lengths, weights, constant=False):
         F = mx.sym
+        weights = _with_dense_gradients(self, weights)
         time_major = self._layout == "TNC"
         activation = self._mode[len("rnn_"):]
         sequence = inputs if time_major else F.swapaxes(inputs, dim1=0, dim2=1)
@@ -200,6 +203,8 @@ i2h_bias_initializer, h2h_bias_initializer
         self._one_node = OneNode()
 
     def hybrid_forward(self, F, inputs, states, **weights):
+        if F is mx.sym:
+            weights = _with_dense_gradients(self, weights)
         output = rnn_step(inputs, states[0], *_matrices(F, weights), activation=self._activation)
         output = _named(F, output, f"t{self._counter}_out")
         return output, [output]
@@ -208,6 +213,12 @@ i2h_bias_initializer, h2h_bias_initializer
         """All steps of a sequence: `mx.gluon.rnn.RNNCell.unroll`, its arguments and its results."""
         self.reset()
         listed = isinstance(inputs, (list, tuple))
+        for value in inputs if listed else [inputs]:
+            if not isinstance(value, (mx.nd.NDArray, mx.sym.Symbol)):
+                raise TypeError(arguments.no_array("inputs", value))
+            if isinstance(value, mx.nd.NDArray):
+                _check_not_empty(value)
+        inputs, begin_state, valid_length = _each((inputs, begin_state, valid_length), _in_cpu)
         sequence, _, F, batch_size = _format_sequence(length, inputs, "TNC" if listed else layout, True)
         if not listed and layout == "NTC":
             sequence = F.swapaxes(sequence, dim1=0, dim2=1)
@@ -236,7 +247,8 @@ i2h_bias_initializer, h2h_bias_initializer
             if lengths is not None:
                 lengths = _within(mx.sym, sequence, lengths)
                 sequence = _mask(mx.sym, sequence, lengths)
-            return _direction(mx.sym, sequence, state, dict(zip(weights, values)), self._activation, self._hidden_size, lengths,
+            own = _with_dense_gradients(self, dict(zip(weights, values)))
+            return _direction(mx.sym, sequence, state, own, self._activation, self._hidden_size, lengths,
                               constant=constant)
 
         constant = F is mx.nd and not native.has_history(sequence)
@@ -311,6 +323,13 @@ def _within(F, sequence, lengths):
     return F.sum(inside, axis=1)
 
 
+def _with_dense_gradients(block, weights):
+    """The Symbols of a block's parameters. A hybridized transpose, MXNet's own, is a segmentation fault where the gradient is
+    to be row-sparse. MXNet's reshape can make such a gradient of a dense one."""
+    return {name: mx.sym.reshape(weight, shape=(-2,)) if block._reg_params[name]._grad_stype != "default" else weight
+            for name, weight in weights.items()}
+
+
 def _matrices(F, weights):
     """Wxh, Whh and bh of Gluon's parameters."""
     i2h_weight, h2h_weight, i2h_bias, h2h_bias = (weights[kind] for kind in _WEIGHTS)
@@ -345,10 +364,22 @@ def _check_lengths(name, lengths, steps, rows):
         raise ValueError(f"{name}: got {values.tolist()}, needs integers from 0 to {steps}, the steps of inputs")
 
 
-def _each(values, method):
-    """Values, those in a dict too, each after its method; None stays None."""
+def _check_not_empty(inputs):
+    if 0 in inputs.shape:
+        raise ValueError(f"inputs: got shape {inputs.shape}, needs every dimension to be at least 1")
+
+
+def _in_cpu(value):
+    """An array in memory that processes share, as those of a DataLoader's workers are, as one in mx.cpu(); others as they are.
+    To MXNet's CachedOp the two are different devices."""
+    shared = isinstance(value, mx.nd.NDArray) and value.context.device_type in ("cpu_shared", "cpu_pinned")
+    return value.as_in_context(mx.cpu(value.context.device_id)) if shared else value
+
+
+def _each(values, function):
+    """Values, those in dicts, tuples and lists too, each after the function; None stays None."""
     if isinstance(values, dict):
-        return {key: _each(value, method) for key, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_each(value, method) for value in values)
-    return None if values is None else getattr(values, method)()
+        return {key: _each(value, function) for key, value in values.items()}
+    if isinstance(values, (tuple, list)):
+        return type(values)(_each(value, function) for value in values)
+    return None if values is None else function(values)

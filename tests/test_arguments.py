@@ -55,7 +55,7 @@ STEP_NEEDS = "needs (B, I) of floats or (B,) of int32 tokens"
     (dict(state=floats(1, B, H)), ValueError,
      "state: got shape (1, 3, 7), needs (3, H), (B, H) with B = 3 from inputs"),
     (dict(Wxh=floats(H, I)), ValueError,
-     "Wxh: got shape (7, 5), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state"),
+     "Wxh: got shape (7, 5), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state: Wxh.T"),
     (dict(inputs=tokens(T, B), Wxh=floats(I, 6)), ValueError,
      "Wxh: got shape (5, 6), needs (I, 7), (I, H) with H = 7 from state"),
     (dict(Whh=floats(6, H)), ValueError, "Whh: got shape (6, 7), needs (7, 7), (H, H) with H = 7 from state"),

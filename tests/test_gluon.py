@@ -540,6 +540,40 @@ def test_mx_np_arrays_too(kind, how):
     assert_same(found, {name: array for name, array in wanted.items() if name != "gradient 0"}, 1e-5)
 
 
+@each_way
+@pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
+def test_gradients_are_row_sparse_where_they_are_asked_for(kind, how, operator):
+    dense, sparse = (hybridized(fill(of(kind, num_layers=2), "float32"), how) for _ in range(2))
+    inputs = drawn_tokens((T, N), C) if kind is gluon.TokenRNN else inputs_of(dense, "float32")[0]
+    wanted = evaluate(dense, (inputs,), dense.collect_params())
+    values = [parameter.data().copy() for parameter in sparse.collect_params().values()]
+    for parameter, value in zip(sparse.collect_params().values(), values):
+        parameter._grad_stype = "row_sparse" if "weight" in parameter.name else "default"
+        parameter.initialize(force_reinit=True)
+        parameter.set_data(value)
+    found = evaluate(sparse, (inputs,), sparse.collect_params())
+    assert sparse.l0_i2h_weight.grad().stype == "row_sparse"
+    assert_same(found, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
+def test_batches_of_the_workers_of_a_data_loader(kind, operator):
+    """Their arrays are on cpu_shared(0)."""
+    tokens = np.random.RandomState(1).randint(C, size=(2 * N, T)).astype("int32")
+    data = tokens if kind is gluon.TokenRNN else np.eye(C, dtype="float32")[tokens]
+    layer = fill(of(kind, layout="NTC", use_sequence_length=True), "float32")
+    loader = mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(data, np.full(2 * N, 3, "float32")), batch_size=N, num_workers=2)
+    for hybridize in False, True:
+        layer.hybridize(hybridize)
+        for batch, (inputs, lengths) in enumerate(loader):
+            assert inputs.context.device_type == "cpu_shared"
+            with mx.autograd.record():
+                outputs = layer(inputs, None, lengths)
+            outputs.backward()
+            wanted = layer(mx.nd.array(data[N * batch:N * (batch + 1)], dtype=data.dtype), None, mx.nd.full(N, 3))
+            assert np.array_equal(outputs.asnumpy(), wanted.asnumpy())
+
+
 # What cannot be done --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("layer, arrays, error, sentence", [

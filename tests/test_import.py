@@ -90,3 +90,16 @@ def test_without_mxnet_its_absence_is_told_as_always(tmp_path):
             "sys.meta_path.insert(0, Without())\nimport rnn_ops\n"
             "try:\n    import mxnet\nexcept ModuleNotFoundError as error:\n    print(error)")
     assert python(code) == "mxnet\n"
+
+
+def test_two_wheels_of_mxnet_at_once_are_named(tmp_path):
+    pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError)
+    metadata = tmp_path / "mxnet_cu112-1.9.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mxnet-cu112\nVersion: 1.9.1\n")
+    code = ("import sys, warnings\nsys.path.append(sys.argv[1])\n"
+            "with warnings.catch_warnings(record=True) as caught:\n    warnings.simplefilter('always')\n    import rnn_ops._mxnet\n"
+            "print([str(w.message) for w in caught if 'mxnet-cu112' in str(w.message)])")
+    assert "mxnet and mxnet-cu112 are both installed and have written the same module 'mxnet' over each other" in python(
+        code, tmp_path)
+    assert python(code, tmp_path / "nothing") == "[]\n"

@@ -279,8 +279,8 @@ def test_which_arrays_autograd_knows():
     with mx.autograd.record():
         known = [leaf, leaf * 2, leaf.reshape((3, 1))]
         unknown = [constant, constant * 2, (leaf * 2).detach()]
-        assert all(functions._has_history(array) for array in known)
-        assert not any(functions._has_history(array) for array in unknown)
+        assert all(functions.has_history(array) for array in known)
+        assert not any(functions.has_history(array) for array in unknown)
 
 
 def test_to_ask_autograd_changes_nothing():
@@ -593,7 +593,7 @@ def test_shapes_that_do_not_follow():
 
 
 @pytest.mark.parametrize("changed, error, sentence", [
-    (dict(inputs=[[1, 2]]), TypeError, "inputs: got list, needs an NDArray or a Symbol"),
+    (dict(inputs=[[1, 2]]), TypeError, "inputs: got list, needs an NDArray or a Symbol: mx.nd.array(inputs)"),
     (dict(Wxh=mx.sym.var("Wxh")), TypeError, "Wxh: got Symbol, needs NDArray as inputs is one"),
     (dict(Wxh=zeros(I, H).tostype("row_sparse")), TypeError,
      "Wxh: got an NDArray of storage row_sparse, needs a dense one: tostype('default')"),

@@ -465,3 +465,60 @@ def test_in_a_hybridized_block(kind, hybridize, step):
         assert relative_error(found.asnumpy(), wanted.asnumpy()) <= BOUND
     for parameter, array in zip(parameters, truth):
         assert relative_error(parameter.grad().asnumpy(), array.grad.asnumpy()) <= BOUND, parameter.name
+
+
+# Arrays of other kinds ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", [[0], [1, 2], [0, 1, 2, 3, 4]], ids=str)
+def test_memory_that_processes_share_is_the_cpus(kind, shared):
+    """A DataLoader's workers hand over arrays on cpu_shared(0)."""
+    arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
+    arrays = ndarrays(arguments)
+    for index in shared:
+        arrays[index] = arrays[index].as_in_context(mx.Context("cpu_shared", 0))
+    floats = [array for array in arrays if array.dtype != np.int32]
+    for array in floats:
+        array.attach_grad()
+    with mx.autograd.record():
+        results = rnn_ops.rnn_sequence(*arrays)
+    mx.autograd.backward(list(results), ndarrays(cotangents))
+    found = {"outputs": results[0].asnumpy(), "state": results[1].asnumpy()}
+    found.update((name, array.grad.asnumpy()) for name, array in zip(GRADIENTS[len(arrays) - len(floats):], floats))
+    assert_same(found, wanted)
+    assert {result.context.device_type for result in results} == {"cpu"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_to_be_row_sparse(kind, operator, capfd):
+    """In float32, as MXNet makes such gradients. A CustomOp has dense ones only, and says so."""
+    arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
+    arrays, cotangents = ([array.astype("float32") if array.dtype == np.float64 else array for array in arrays]
+                          for arrays in (ndarrays(arguments), cotangents))
+    arrays[2].attach_grad(stype="row_sparse")
+    with mx.autograd.record():
+        results = rnn_ops.rnn_sequence(*arrays)
+    if operator == "custom":
+        with pytest.raises(mx.MXNetError):
+            mx.autograd.backward(list(results), ndarrays(cotangents))
+        assert "TypeError: Wxh: got a gradient of storage row_sparse, needs a dense one: attach_grad()" in capfd.readouterr().out
+        return
+    mx.autograd.backward(list(results), ndarrays(cotangents))
+    assert arrays[2].grad.stype == "row_sparse"
+    assert relative_error(arrays[2].grad.asnumpy(), wanted["dWxh"]) <= 1e-5
+
+
+def test_bfloat16_is_refused_by_its_name():
+    """As MXNet's automatic mixed precision makes it."""
+    arrays = [mx.nd.amp_cast(mx.nd.ones(shape), dtype=mx.nd.ndarray._DTYPE_MX_TO_NP[12])
+              for shape in [(4, 3, 5), (3, 7), (5, 7), (7, 7), (7,)]]
+    with pytest.raises(TypeError) as raised:
+        rnn_ops.rnn_sequence(*arrays)
+    assert str(raised.value) == "inputs: got dtype bfloat16, needs float32, float64 or int32 (tokens)"
+
+
+def test_attributes_that_the_custom_operator_does_not_know():
+    arrays = [mx.nd.ones(shape) for shape in [(4, 3, 5), (3, 7), (5, 7), (7, 7), (7,)]]
+    for attributes in dict(activation="sigmoid"), dict(hidden="7"):
+        with pytest.raises(mx.MXNetError):  # a segmentation fault once
+            mx.nd.Custom(*arrays, op_type="rnn_ops_sequence", **attributes)

@@ -93,15 +93,15 @@ def check_dtypes(dtypes):
     tokens = dtypes[0] == TOKENS
     if not tokens and dtypes[0] not in FLOATS:
         cast = "; cast tokens with astype('int32')" if dtypes[0].kind in "iub" else ""
-        raise TypeError(f"inputs: got dtype {dtypes[0]}, needs float32, float64 or int32 (tokens){cast}")
+        raise TypeError(f"inputs: got dtype {_dtype_name(dtypes[0])}, needs float32, float64 or int32 (tokens){cast}")
     dtype = dtypes[1]
     for name, got in zip(NAMES[1:], dtypes[1:]):
         if got not in FLOATS:
-            raise TypeError(f"{name}: got dtype {got}, needs float32 or float64")
+            raise TypeError(f"{name}: got dtype {_dtype_name(got)}, needs float32 or float64")
         if got != dtype:
-            raise TypeError(f"{name}: got dtype {got}, needs {dtype}, the dtype of state")
+            raise TypeError(f"{name}: got dtype {_dtype_name(got)}, needs {dtype}, the dtype of state")
     if not tokens and dtypes[0] != dtype:
-        raise TypeError(f"inputs: got dtype {dtypes[0]}, needs {dtype}, the dtype of state")
+        raise TypeError(f"inputs: got dtype {_dtype_name(dtypes[0])}, needs {dtype}, the dtype of state")
     return dtype, tokens
 
 
@@ -164,6 +164,11 @@ def check_tokens(tokens, I):
     position = np.unravel_index(np.argmax(tokens.view(np.uint32) >= I), tokens.shape)
     where = ", ".join(str(index) for index in position)
     raise ValueError(f"inputs: got token {tokens[position]} at [{where}], needs 0 <= token < {I}, I = {I} from Wxh")
+
+
+def _dtype_name(dtype):
+    """A dtype's name; MXNet's bfloat16 is a record of one field, which has it."""
+    return dtype.names[0] if dtype.names else dtype
 
 
 def _misfit(index, patterns, shapes):

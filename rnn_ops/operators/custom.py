@@ -125,6 +125,12 @@ class _Recurrence(mx.operator.CustomOpProp):
                 raise TypeError(f"{name}: got an array of storage {stype}, needs a dense one")
         return super().infer_storage_type(in_stype)
 
+    def infer_storage_type_backward(self, ograd_stype, in_stype, out_stype, igrad_stype, aux_stype):
+        for name, stype in zip(arguments.NAMES, igrad_stype):
+            if stype not in ("default", "undefined"):
+                raise TypeError(f"{name}: got a gradient of storage {stype}, needs a dense one: attach_grad()")
+        return super().infer_storage_type_backward(ograd_stype, in_stype, out_stype, igrad_stype, aux_stype)
+
     def declare_backward_dependency(self, out_grad, in_data, out_data):
         # Of these, bh and the last state are not needed. Left out, they reach the backward callback as arrays with no
         # storage, which MXNet 1.9.1 trips over ("unknown storage type: -1") where another custom operator with other
