@@ -9,6 +9,7 @@ import numpy as np
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators import choice, native, rnn_sequence, rnn_step
+from rnn_ops.operators.lookup import lookup
 from rnn_ops.operators.one_node import OneNode
 
 __all__ = ["RNN", "RNNCell", "TokenRNN"]
@@ -266,6 +267,8 @@ i2h_bias_initializer, h2h_bias_initializer
         return {name: parameter.data(sequence.context) for name, parameter in self._reg_params.items()}
 
 
+_MANY_SYMBOLS = 4096  # from here on tokens are looked up; with fewer, a transpose of the whole weight costs less
+
 _WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
@@ -283,6 +286,13 @@ def _direction(F, inputs, state, weights, activation, hidden_size, lengths=None,
             inputs, Wxh = _silenced(F, inputs, Wxh, silence, weights["i2h_weight"], hidden_size)
         if constant:
             inputs = F.BlockGrad(inputs, attr={native.CONSTANT: "1"})
+    elif symbols >= _MANY_SYMBOLS:
+        # Each token of the batch becomes a symbol of its own, whose row of Wxh is looked up.
+        Wxh = lookup(inputs, weights["i2h_weight"])
+        inputs = F.cast(F.contrib.arange_like(inputs), "int32")
+        if silence is not None:
+            inputs = F.SequenceMask(inputs + 1, silence, use_sequence_length=True)
+            Wxh = F.concat(_silence(F, F.slice_axis(Wxh, axis=0, begin=0, end=1)), Wxh, dim=0)
     elif silence is not None:
         inputs = F.SequenceMask(inputs, silence, use_sequence_length=True, value=symbols)
         Wxh = F.concat(Wxh, _silence(F, F.slice_axis(Wxh, axis=0, begin=0, end=1)), dim=0)

@@ -61,9 +61,15 @@ def place_for(context):
     raise ValueError(f"inputs: got an array on {context}, needs one on cpu or gpu")
 
 
+def _check_tokens(tokens, symbols):
+    if tokens.dtype == arguments.TOKENS:
+        arguments.check_tokens(tokens, symbols)
+
+
 class Cpu:
     view = staticmethod(memory.view)
     empty = staticmethod(np.empty)
+    check_tokens = staticmethod(_check_tokens)
     forward = staticmethod(cpu.forward)
     backward = staticmethod(cpu.backward)
 
@@ -96,8 +102,11 @@ class Gpu:
             yield
             self._gpu.synchronize()
 
+    def check_tokens(self, tokens, symbols):
+        cuda.check_tokens(self._gpu, tokens, symbols)
+
     def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
-        cuda.check_tokens(self._gpu, inputs, Wxh.shape[0])
+        self.check_tokens(inputs, Wxh.shape[0])
         self._launcher.forward(inputs, state, Wxh, Whh, bh, outputs, activation)
 
     def backward(self, *arrays, **options):
@@ -112,6 +121,7 @@ class Offload:
     """
     view = staticmethod(memory.view)
     empty = staticmethod(np.empty)
+    check_tokens = staticmethod(_check_tokens)
 
     def __init__(self, gpu):
         self._gpu = gpu
@@ -122,8 +132,7 @@ class Offload:
         return self._gpu.default_stream()
 
     def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
-        if inputs.dtype == arguments.TOKENS:
-            arguments.check_tokens(inputs, Wxh.shape[0])
+        self.check_tokens(inputs, Wxh.shape[0])
         gpu = self._gpu
         states = gpu.empty(outputs.shape, outputs.dtype)
         self._launcher.forward(*map(gpu.to_device, (inputs, state, Wxh, Whh, bh)), states, activation)
