@@ -8,8 +8,8 @@ import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.operators import choice, native, rnn_sequence, rnn_step
-from rnn_ops.operators.lookup import lookup
+from rnn_ops.direction import WEIGHTS, direction, mask, matrices, with_dense_gradients, within
+from rnn_ops.operators import choice, native, rnn_step
 from rnn_ops.operators.one_node import OneNode
 
 __all__ = ["RNN", "RNNCell", "TokenRNN"]
@@ -110,13 +110,13 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
 
     def _of_symbols(self, inputs, states, lengths, weights, constant=False):
         F = mx.sym
-        weights = _with_dense_gradients(self, weights)
+        weights = with_dense_gradients(self, weights)
         time_major = self._layout == "TNC"
         activation = self._mode[len("rnn_"):]
         sequence = inputs if time_major else F.swapaxes(inputs, dim1=0, dim2=1)
         if lengths is not None:
-            lengths = _within(F, sequence, lengths)
-            sequence = _mask(F, sequence, lengths)
+            lengths = within(sequence, lengths)
+            sequence = mask(sequence, lengths)
         count = self._num_layers * self._dir
         if count > 1:
             states = list(F.split(states, num_outputs=count, axis=0, squeeze_axis=True))
@@ -126,15 +126,15 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
         for layer in range(self._num_layers):
             if layer > 0 and self._dropout > 0:
                 sequence = F.Dropout(sequence, p=self._dropout)
-            directions = []
-            for direction in "lr"[:self._dir]:
-                own = {kind: weights[f"{direction}{layer}_{kind}"] for kind in _WEIGHTS}
-                outputs, state = _direction(
-                    F, sequence, states[len(last_states)], own, activation, self._hidden_size, lengths, direction == "r",
+            sides = []
+            for side in "lr"[:self._dir]:
+                own = {kind: weights[f"{side}{layer}_{kind}"] for kind in WEIGHTS}
+                outputs, state = direction(
+                    sequence, states[len(last_states)], own, activation, self._hidden_size, lengths, side == "r",
                     self._input_size if self._takes_tokens and layer == 0 else None, constant and layer == 0)
-                directions.append(outputs)
+                sides.append(outputs)
                 last_states.append(state)
-            sequence = F.concat(*directions, dim=2) if self._dir == 2 else directions[0]
+            sequence = F.concat(*sides, dim=2) if self._dir == 2 else sides[0]
         outputs = sequence if time_major else F.swapaxes(sequence, dim1=0, dim2=1)
         return outputs, F.stack(*last_states, axis=0)
 
@@ -205,8 +205,8 @@ i2h_bias_initializer, h2h_bias_initializer
 
     def hybrid_forward(self, F, inputs, states, **weights):
         if F is mx.sym:
-            weights = _with_dense_gradients(self, weights)
-        output = rnn_step(inputs, states[0], *_matrices(F, weights), activation=self._activation)
+            weights = with_dense_gradients(self, weights)
+        output = rnn_step(inputs, states[0], *matrices(F, weights), activation=self._activation)
         output = _named(F, output, f"t{self._counter}_out")
         return output, [output]
 
@@ -246,10 +246,10 @@ i2h_bias_initializer, h2h_bias_initializer
         """sequence (T, N, C) → outputs (T, N, H), state (N, H), from NDArrays by way of `OneNode`."""
         def compute(sequence, state, lengths, *values):
             if lengths is not None:
-                lengths = _within(mx.sym, sequence, lengths)
-                sequence = _mask(mx.sym, sequence, lengths)
-            own = _with_dense_gradients(self, dict(zip(weights, values)))
-            return _direction(mx.sym, sequence, state, own, self._activation, self._hidden_size, lengths,
+                lengths = within(sequence, lengths)
+                sequence = mask(sequence, lengths)
+            own = with_dense_gradients(self, dict(zip(weights, values)))
+            return direction(sequence, state, own, self._activation, self._hidden_size, lengths,
                               constant=constant)
 
         constant = F is mx.nd and not native.has_history(sequence)
@@ -265,98 +265,6 @@ i2h_bias_initializer, h2h_bias_initializer
             for parameter in self._reg_params.values():
                 parameter._finish_deferred_init()
         return {name: parameter.data(sequence.context) for name, parameter in self._reg_params.items()}
-
-
-_MANY_SYMBOLS = 4096  # from here on tokens are looked up; with fewer, a transpose of the whole weight costs less
-
-_WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
-
-
-def _direction(F, inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False):
-    """One layer in one direction: inputs (T, N, C) → outputs (T, N, H), last state (N, H).
-
-    ``lengths`` as `_within` gives them; ``symbols``: how many there are, where the inputs are tokens (T, N); ``constant``:
-    nobody wants the gradient of the inputs."""
-    if reverse:
-        inputs = _reverse(F, inputs, lengths)
-    Wxh, Whh, bh = _matrices(F, weights)
-    silence = lengths if activation == "relu" else None
-    if symbols is None:
-        if silence is not None:
-            inputs, Wxh = _silenced(F, inputs, Wxh, silence, weights["i2h_weight"], hidden_size)
-        if constant:
-            inputs = F.BlockGrad(inputs, attr={native.CONSTANT: "1"})
-    elif symbols >= _MANY_SYMBOLS:
-        # Each token of the batch becomes a symbol of its own, whose row of Wxh is looked up.
-        Wxh = lookup(inputs, weights["i2h_weight"])
-        inputs = F.cast(F.contrib.arange_like(inputs), "int32")
-        if silence is not None:
-            inputs = F.SequenceMask(inputs + 1, silence, use_sequence_length=True)
-            Wxh = F.concat(_silence(F, F.slice_axis(Wxh, axis=0, begin=0, end=1)), Wxh, dim=0)
-    elif silence is not None:
-        inputs = F.SequenceMask(inputs, silence, use_sequence_length=True, value=symbols)
-        Wxh = F.concat(Wxh, _silence(F, F.slice_axis(Wxh, axis=0, begin=0, end=1)), dim=0)
-    outputs, last_state = rnn_sequence(inputs, state, Wxh, Whh, bh, activation=activation)
-    if lengths is not None:
-        last = F.SequenceLast(outputs, F.maximum(lengths, 1), use_sequence_length=True)
-        last_state = F.where(lengths, last, state)  # a row of length 0 keeps its own
-        outputs = _mask(F, outputs, lengths)
-    return _reverse(F, outputs, lengths) if reverse else outputs, last_state
-
-
-def _silenced(F, inputs, Wxh, lengths, i2h_weight, hidden_size):
-    """Inputs (T, N, C) and Wxh with one more input, which is 1 behind the end of a row and there makes every state 0.
-
-    relu has no bound: without this, states that grow from step to step behind the end of a row may become infinite, and
-    their zero gradients then NaN in that of Whh.
-    """
-    behind = F.SequenceMask(F.zeros_like(F.slice_axis(inputs, axis=2, begin=0, end=1)), lengths, use_sequence_length=True,
-                            value=1)
-    # A row of the right length, from a product of one input: that is how MXNet finds out the weight's width, which it
-    # cannot through concat.
-    one = F.slice_axis(F.slice_axis(inputs, axis=0, begin=0, end=1), axis=1, begin=0, end=1)
-    row = F.FullyConnected(one, i2h_weight, num_hidden=hidden_size, no_bias=True)
-    return F.concat(inputs, behind, dim=2), F.concat(Wxh, _silence(F, row), dim=0)
-
-
-def _silence(F, row):
-    return F.zeros_like(row) - 1e30
-
-
-def _within(F, sequence, lengths):
-    """Lengths as float32, each an integer from 0 to T: the number of steps t that are less than it.
-
-    In a graph nobody has seen the lengths, and MXNet's sequence operators read and write where others lead them to.
-    """
-    steps = F.cast(F.contrib.arange_like(sequence, axis=0), "float32")
-    inside = F.broadcast_lesser(F.expand_dims(steps, axis=0), F.expand_dims(F.cast(lengths, "float32"), axis=1))
-    return F.sum(inside, axis=1)
-
-
-def _with_dense_gradients(block, weights):
-    """The Symbols of a block's parameters. A hybridized transpose, MXNet's own, is a segmentation fault where the gradient is
-    to be row-sparse. MXNet's reshape can make such a gradient of a dense one."""
-    return {name: mx.sym.reshape(weight, shape=(-2,)) if block._reg_params[name]._grad_stype != "default" else weight
-            for name, weight in weights.items()}
-
-
-def _matrices(F, weights):
-    """Wxh, Whh and bh of Gluon's parameters."""
-    i2h_weight, h2h_weight, i2h_bias, h2h_bias = (weights[kind] for kind in _WEIGHTS)
-    # Not `+`: in a hybridized block MXNet 1.9.1 then gives the second bias a wrong gradient with grad_req 'add', and
-    # where the first is not written too.
-    return F.transpose(i2h_weight), F.transpose(h2h_weight), F.broadcast_add(i2h_bias, h2h_bias)
-
-
-def _mask(F, sequence, lengths):
-    return F.SequenceMask(sequence, lengths, use_sequence_length=True)
-
-
-def _reverse(F, sequence, lengths):
-    """Each row of (T, N, ...) from its own end to its start; what lies behind the end stays."""
-    if lengths is None:
-        return F.reverse(sequence, axis=0)
-    return F.SequenceReverse(sequence, lengths, use_sequence_length=True)
 
 
 def _named(F, value, name):

@@ -93,6 +93,8 @@ def check_dtypes(dtypes):
     tokens = dtypes[0] == TOKENS
     if not tokens and dtypes[0] not in FLOATS:
         cast = "; cast tokens with astype('int32')" if dtypes[0].kind in "iub" else ""
+        if dtypes[0].names:  # MXNet's bfloat16, which its mixed precision makes
+            cast = "; mx.nd.amp_cast(inputs, dtype='float32')"
         raise TypeError(f"inputs: got dtype {_dtype_name(dtypes[0])}, needs float32, float64 or int32 (tokens){cast}")
     dtype = dtypes[1]
     for name, got in zip(NAMES[1:], dtypes[1:]):

@@ -48,7 +48,8 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
 
     Notes
     -----
-    Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError.
+    Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError. It names
+    ``_backward_reshape`` or ``_backward_Custom``, the first operator on the way back.
 
     On a GPU the native operator waits for nothing, not even to look at tokens: one outside [0, I) makes the states of its row
     NaN and is no error.

@@ -33,7 +33,7 @@ class OneNode:
 
 def _graph(compute, arrays):
     """The operator, and the indices of the arrays that it takes, in its order."""
-    with mx.name.NameManager(), mx.AttrScope():  # the user's names and attributes are not for these nodes
+    with mx.name.NameManager():  # names of these nodes do not count among the user's
         symbols = [None if array is None else mx.sym.var(f"data{i}") for i, array in enumerate(arrays)]
         results = mx.sym.Group(compute(*symbols))
     used = [int(name[len("data"):]) for name in results.list_inputs()]

@@ -1,0 +1,101 @@
+"""One layer in one direction, as a graph: the operator, and around it what Gluon's layers have that it has not.
+
+Gluon's weights are transposed and there are two biases; a direction may be reversed; rows may end before the last step; a
+word-sized vocabulary is looked up. Functions of Symbols.
+"""
+from rnn_ops._mxnet import mx
+from rnn_ops.operators import native, rnn_sequence
+from rnn_ops.operators.lookup import lookup
+
+F = mx.sym
+
+_MANY_SYMBOLS = 4096  # from here on tokens are looked up; with fewer, a transpose of the whole weight costs less
+
+WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
+
+
+def direction(inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False):
+    """One layer in one direction: inputs (T, N, C) → outputs (T, N, H), last state (N, H).
+
+    ``lengths`` as `within` gives them; ``symbols``: how many there are, where the inputs are tokens (T, N); ``constant``:
+    nobody wants the gradient of the inputs."""
+    if reverse:
+        inputs = _reverse(inputs, lengths)
+    Wxh, Whh, bh = matrices(F, weights)
+    silence = lengths if activation == "relu" else None
+    if symbols is None:
+        if silence is not None:
+            inputs, Wxh = _silenced(inputs, Wxh, silence, weights["i2h_weight"], hidden_size)
+        if constant:
+            inputs = F.BlockGrad(inputs, attr={native.CONSTANT: "1"})
+    elif symbols >= _MANY_SYMBOLS:
+        # Each token of the batch becomes a symbol of its own, whose row of Wxh is looked up.
+        Wxh = lookup(inputs, weights["i2h_weight"])
+        inputs = F.cast(F.contrib.arange_like(inputs), "int32")
+        if silence is not None:
+            inputs = F.SequenceMask(inputs + 1, silence, use_sequence_length=True)
+            Wxh = F.concat(_silence(F.slice_axis(Wxh, axis=0, begin=0, end=1)), Wxh, dim=0)
+    elif silence is not None:
+        inputs = F.SequenceMask(inputs, silence, use_sequence_length=True, value=symbols)
+        Wxh = F.concat(Wxh, _silence(F.slice_axis(Wxh, axis=0, begin=0, end=1)), dim=0)
+    outputs, last_state = rnn_sequence(inputs, state, Wxh, Whh, bh, activation=activation)
+    if lengths is not None:
+        last = F.SequenceLast(outputs, F.maximum(lengths, 1), use_sequence_length=True)
+        last_state = F.where(lengths, last, state)  # a row of length 0 keeps its own
+        outputs = mask(outputs, lengths)
+    return _reverse(outputs, lengths) if reverse else outputs, last_state
+
+
+def _silenced(inputs, Wxh, lengths, i2h_weight, hidden_size):
+    """Inputs (T, N, C) and Wxh with one more input, which is 1 behind the end of a row and there makes every state 0.
+
+    relu has no bound: without this, states that grow from step to step behind the end of a row may become infinite, and
+    their zero gradients then NaN in that of Whh.
+    """
+    behind = F.SequenceMask(F.zeros_like(F.slice_axis(inputs, axis=2, begin=0, end=1)), lengths, use_sequence_length=True,
+                            value=1)
+    # A row of the right length, from a product of one input: that is how MXNet finds out the weight's width, which it
+    # cannot through concat.
+    one = F.slice_axis(F.slice_axis(inputs, axis=0, begin=0, end=1), axis=1, begin=0, end=1)
+    row = F.FullyConnected(one, i2h_weight, num_hidden=hidden_size, no_bias=True)
+    return F.concat(inputs, behind, dim=2), F.concat(Wxh, _silence(row), dim=0)
+
+
+def _silence(row):
+    return F.zeros_like(row) - 1e30
+
+
+def within(sequence, lengths):
+    """Lengths as float32, each an integer from 0 to T: the number of steps t that are less than it.
+
+    In a graph nobody has seen the lengths, and MXNet's sequence operators read and write where others lead them to.
+    """
+    steps = F.cast(F.contrib.arange_like(sequence, axis=0), "float32")
+    inside = F.broadcast_lesser(F.expand_dims(steps, axis=0), F.expand_dims(F.cast(lengths, "float32"), axis=1))
+    return F.sum(inside, axis=1)
+
+
+def with_dense_gradients(block, weights):
+    """The Symbols of a block's parameters. A hybridized transpose, MXNet's own, is a segmentation fault where the gradient is
+    to be row-sparse. MXNet's reshape can make such a gradient of a dense one."""
+    return {name: mx.sym.reshape(weight, shape=(-2,)) if block._reg_params[name]._grad_stype != "default" else weight
+            for name, weight in weights.items()}
+
+
+def matrices(F, weights):
+    """Wxh, Whh and bh of Gluon's parameters."""
+    i2h_weight, h2h_weight, i2h_bias, h2h_bias = (weights[kind] for kind in WEIGHTS)
+    # Not `+`: in a hybridized block MXNet 1.9.1 then gives the second bias a wrong gradient with grad_req 'add', and
+    # where the first is not written too.
+    return F.transpose(i2h_weight), F.transpose(h2h_weight), F.broadcast_add(i2h_bias, h2h_bias)
+
+
+def mask(sequence, lengths):
+    return F.SequenceMask(sequence, lengths, use_sequence_length=True)
+
+
+def _reverse(sequence, lengths):
+    """Each row of (T, N, ...) from its own end to its start; what lies behind the end stays."""
+    if lengths is None:
+        return F.reverse(sequence, axis=0)
+    return F.SequenceReverse(sequence, lengths, use_sequence_length=True)
