@@ -275,6 +275,70 @@ def test_beside_another_custom_operator():
         assert relative_error(array.grad.asnumpy(), wanted[name]) <= 1e-5
 
 
+# A list of one array a step ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("module", [rnn_ops, reference], ids=["operator", "reference"])
+@pytest.mark.parametrize("together", [list, tuple])
+def test_a_list_of_ndarrays(module, kind, together):
+    arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
+    inputs, others = together(ndarrays(arguments[0])), ndarrays(arguments[1:])
+    variables = others if kind == "tokens" else [*inputs, *others]
+    for array in variables:
+        array.attach_grad()
+    with mx.autograd.record():
+        outputs, state = module.rnn_sequence(inputs, *others)
+    mx.autograd.backward([outputs, state], ndarrays(cotangents))
+    found = {"outputs": outputs.asnumpy(), "state": state.asnumpy()}
+    found.update((name, array.grad.asnumpy()) for name, array in zip(GRADIENTS[1:], others))
+    if kind == "dense":
+        found["dinputs"] = np.stack([array.grad.asnumpy() for array in inputs])
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 4])
+def test_a_list_of_symbols(T, kind):
+    arguments, cotangents, wanted = expected(Case("sequence", T, 3, 5, 7, kind))
+    names = [f"x{t}" for t in range(T)] + list(NAMES[1:])
+    variables = [mx.sym.var(name) for name in names]
+    outputs, state = rnn_ops.rnn_sequence(variables[:T], *variables[T:])
+    arrays = dict(zip(names, ndarrays([*arguments[0], *arguments[1:]])))
+    gradients = {name: array.zeros_like() for name, array in arrays.items() if array.dtype != np.int32}
+    executor = mx.sym.Group([outputs, state]).bind(
+        mx.cpu(), arrays, gradients, {name: "write" if name in gradients else "null" for name in names})
+    results = executor.forward(is_train=True)
+    executor.backward(ndarrays(cotangents))
+    found = {name: array.asnumpy() for name, array in zip(("outputs", "state"), results)}
+    found.update(("d" + name, gradients[name].asnumpy()) for name in NAMES[1:])
+    if kind == "dense":
+        found["dinputs"] = np.stack([gradients[name].asnumpy() for name in names[:T]])
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("module", [rnn_ops, reference], ids=["operator", "reference"])
+def test_a_state_carried_on_without_detach(module, kind):
+    """As the tutorial's loop does: backward ends where the batch began, since the last one's graph is gone."""
+    arguments, cotangents = draw(Case("sequence", 12, 3, 5, 7, kind))
+    found, wanted = {}, {}
+    for results, detached, split in ((found, False, list), (wanted, True, lambda array: array)):
+        sequence = module.rnn_sequence if results is found else reference.rnn_sequence
+        inputs, state, *weights = ndarrays(arguments)
+        for array in weights:
+            array.attach_grad()
+        for batch in range(3):
+            chunk = split(inputs[4 * batch:4 * batch + 4])
+            with mx.autograd.record():
+                outputs, state = sequence(chunk, state, *weights)
+                loss = (outputs * mx.nd.array(cotangents[0][4 * batch:4 * batch + 4], dtype="float64")).sum()
+            loss.backward()
+            state = state.detach() if detached else state
+            results[f"state {batch}"] = state.asnumpy()
+            results.update((f"{name} {batch}", array.grad.asnumpy()) for name, array in zip(GRADIENTS[2:], weights))
+    assert_same(found, wanted)
+
+
 # Symbols --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("is_train", [True, False])
