@@ -4,6 +4,7 @@ problems.py   what is computed: shapes, random inputs, the float64 truth
 floor.py      how many floating-point operations that takes at least
 providers.py  who computes the recurrence: our kernel and operators, MXNet, PyTorch, NumPy
 trainers.py   who computes the whole training step
+rungs.py      the training step from the tutorial's loop to ours, edit by edit; ladder.py times them
 worker.py     one provider in a process of its own
 measure.py    interleaved rounds over all workers, and their statistics
 environment.py, report.py, chart.py, cli.py   where it ran, tables and files, the picture, the command line

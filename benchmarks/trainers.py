@@ -89,14 +89,17 @@ class Tutorial:
         self.calls = {MODE: self._steps}
 
     def _steps(self):
-        for tokens, labels in self.batches:
+        for inputs, labels in self.batches:
             with self.mx.autograd.record():
-                loss, state = self.reference.language_model_loss(tokens, labels, self.state, *self.parameters)
+                loss, state = self._loss(inputs, labels)
             loss.backward()
             self.reference.sgd(self.parameters, LEARNING_RATE)
             self.state = state.detach()
             self.loss = loss.asscalar()
         self.mx.nd.waitall()
+
+    def _loss(self, inputs, labels):
+        return self.reference.language_model_loss(inputs, labels, self.state, *self.parameters)
 
     def results(self, mode):
         return _results_of_parameters(self.loss, self.parameters._asdict())

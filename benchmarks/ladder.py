@@ -1,0 +1,111 @@
+"""``python -m rnn_ops_benchmarks.ladder``: what each edit on the way from the tutorial's loop to ours brings, as a table."""
+import argparse
+import sys
+import textwrap
+from typing import NamedTuple
+
+from . import measure, problems, report, trainers
+from .environment import describe
+from .measure import FLOOR
+from .worker import FAILED, OK, Workers
+
+_WIDTH = 80
+_SECONDS = 0.2  # of one turn
+
+
+class Timed(NamedTuple):
+    """A rung as measure.py wants a provider, also to be sent to another process: called with a problem, it makes one."""
+    number: int
+    name: str
+
+    process = trainers.Tutorial.process
+
+    def __call__(self, problem):
+        from .rungs import RUNGS
+        return _Trainer(problem, RUNGS[self.number])
+
+
+class _Trainer(trainers.Tutorial):
+    """The tutorial's training step with the loss of a rung."""
+
+    def __init__(self, problem, rung):
+        super().__init__(problem)
+        V = problem.shape.I
+        self._compute = rung.make(V)
+        self.batches = [rung.batch(*(self.mx.nd.array(a, dtype="int32") for a in batch), V)
+                        for batch in zip(problem.tokens, problem.labels)]
+
+    def _loss(self, inputs, labels):
+        return self._compute(inputs, labels, self.state, self.parameters)
+
+
+def main(argv=None):
+    """Print the table; 0, 1 if a rung gave a wrong result or broke, 2 without MXNet or our kernels, 130 if interrupted."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}.ladder",
+        description="Time a training step of the tutorial's loop, and of the same loop after one small edit and another, "
+                    "to ours as one hybridized block: at the tutorial's shape, in interleaved rounds, each verified "
+                    "against float64 first. About half a minute on an idle machine with 2 cores.")
+    parser.add_argument("--rounds", type=_positive, default=10, help="rounds over all rungs (default: %(default)s)")
+    rounds = parser.parse_args(argv).rounds
+    environment = describe()
+    try:
+        rows = measure_rungs(problems.TUTORIAL, rounds, _SECONDS)
+    except ImportError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    T, B, V, H, _ = problems.TUTORIAL
+    load = "" if environment["load"] is None else f"; load before: {environment['load']:.1f}"
+    result = report.make_result(rows, rounds, _SECONDS, environment)
+    print(textwrap.fill(f"Training step at T={T}, B={B}, V={V}, H={H}, float32, interleaved rounds: {rounds}. "
+                        f"{report.environment_line(result)}{load}.", _WIDTH))
+    print(f"\n{table(rows)}", end="")
+    return int(any(row["status"] == FAILED for row in rows))
+
+
+def measure_rungs(shape, rounds, seconds):
+    """Rows as measure.py makes them: the GEMM's, the floor's, one a rung. An ImportError says that MXNet or our kernels are
+    missing."""
+    from .rungs import RUNGS
+    timed = tuple(Timed(number, f"{number} {rung.name}") for number, rung in enumerate(RUNGS))
+    with Workers() as workers:
+        return measure.measure(measure.Stage(problems.TrainingStep(shape), timed), workers, rounds, seconds,
+                               lambda rounds, _: rounds)
+
+
+def table(rows):
+    """Markdown that can be read as it is: best and median, and how many times as fast as the first rung's the median is.
+    Below it why rungs were not timed."""
+    rungs = [row for row in rows if row["mode"] == trainers.MODE and row["provider"] != FLOOR]
+    rungs += [row for row in rows if row["provider"] == FLOOR]
+    first = rungs[0].get("median")
+    cells = [("rung", "best, ms", "median, ms", "times as fast")]
+    for row in rungs:
+        figures = ("", "", row["status"])
+        if row["status"] == OK:
+            figures = (*(report.digits(1e3 * row[name]) for name in ("best", "median")),
+                       f"{first / row['median']:.1f}" if first else "")
+        cells.append((row["provider"], *figures))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, (f":{'-' * (widths[0] - 1)}", *("-" * (width - 1) + ":" for width in widths[1:])))
+    lines = [f"| {name:<{widths[0]}} | " + " | ".join(map(str.rjust, others, widths[1:])) + " |" for name, *others in cells]
+    reasons = {}
+    for row in rungs:
+        if row["status"] != OK:
+            reasons.setdefault(row["reason"], []).append(row["provider"])
+    for reason, names in reasons.items():
+        lines += ["", *textwrap.wrap(f"{', '.join(names)}: {reason}", _WIDTH)]
+    return "\n".join(lines) + "\n"
+
+
+def _positive(text):
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number, 1 or more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
