@@ -1,15 +1,17 @@
-"""Builds two shared libraries with the system's C++ compiler: the CPU kernels (kernels/cpu) and the native MXNet operator
+"""Builds rnn_ops/librnn_ops.so with the system's C++ compiler: the CPU kernels (kernels/cpu) and the native MXNet operator
 (rnn_ops/operators/native), which needs nothing of MXNet to be built.
 
-The rest of the package's description is in pyproject.toml. The libraries know nothing of Python, so one build serves every
-version of it. Each SIMD level of the kernels is a source file of its own with its own flags; the level is chosen when the
-kernels run.
+One library, so that it can be given to MXNet alone, where there is no Python, and so that a process has the kernels and their
+threads once. The rest of the package's description is in pyproject.toml. The library knows nothing of Python, so one build
+serves every version of it. Each SIMD level of the kernels is a source file of its own with its own flags; the level is chosen
+when the kernels run.
 """
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -31,9 +33,11 @@ if X86:
     KERNEL_FLAGS["isa_avx512.cc"] = ["-mavx512f", "-mfma"]
 OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc"], ["-I", os.path.join(HERE, KERNELS)])
 
-# name of the library: folder of its sources, flags of each
-LIBRARIES = {"rnn_ops.backends._cpu_kernels": (KERNELS, KERNEL_FLAGS),
-             "rnn_ops.operators.native._native_operator": (OPERATOR, OPERATOR_FLAGS)}
+LIBRARY = "rnn_ops.librnn_ops"
+SOURCES = {KERNELS: KERNEL_FLAGS, OPERATOR: OPERATOR_FLAGS}  # folder: flags of each source
+
+# MXNet closes its libraries when a process ends, while threads of the kernels may still be asleep in this one: it stays.
+LINK_FLAGS = ["-shared", "-pthread"] + (["-Wl,-z,nodelete"] if sys.platform.startswith("linux") else [])
 
 
 def find_compiler():
@@ -73,8 +77,9 @@ class BuildLibraries(build_ext):
     def build_extension(self, extension):
         output = self.get_ext_fullpath(extension.name)
         os.makedirs(os.path.dirname(output), exist_ok=True)
-        objects = compile_sources(os.path.join(self.build_temp, extension.name), *LIBRARIES[extension.name])
-        run([find_compiler() + ["-shared", "-pthread"] + objects + ["-o", output]])
+        objects = [file for folder, flags_of in SOURCES.items()
+                   for file in compile_sources(os.path.join(self.build_temp, extension.name), folder, flags_of)]
+        run([find_compiler() + LINK_FLAGS + objects + ["-o", output]])
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -84,10 +89,9 @@ class AnyPythonWheel(bdist_wheel):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension(name, sources=[os.path.join(folder, source) for source in flags_of],
-                               depends=[os.path.join(folder, file) for folder in (KERNELS, OPERATOR)
+        ext_modules=[Extension(LIBRARY, sources=[os.path.join(folder, source) for folder in SOURCES for source in SOURCES[folder]],
+                               depends=[os.path.join(folder, file) for folder in SOURCES
                                         for file in sorted(os.listdir(os.path.join(HERE, folder)))
-                                        if file.endswith((".cc", ".h"))])
-                     for name, (folder, flags_of) in LIBRARIES.items()],
+                                        if file.endswith((".cc", ".h"))])],
         cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
     )

@@ -7,26 +7,34 @@ import sys
 import pytest
 
 import rnn_ops
+from rnn_ops.operators import native
+from test_cpu_kernels import load_setup
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = os.path.join(HERE, "..", "rnn_ops", "operators", "native")
 COMPILER = os.environ.get("CXX", "g++").split()
 FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fsanitize=address,undefined",
-         "-fno-sanitize-recover=all", "-I", os.path.join(HERE, "..", "kernels", "cpu")]
+         "-fno-sanitize-recover=all", "-pthread", "-I", os.path.join(HERE, "..", "kernels", "cpu")]
 
 pytestmark = pytest.mark.timeout(600)
 
 
-def run_sanitized(folder, tests, edit=lambda text: text):
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Object files of the CPU kernels, as they are: test_cpu_kernels.py has them watched."""
+    return load_setup().compile_sources(str(tmp_path_factory.mktemp("kernels")), extra=["-O1"])
+
+
+def run_sanitized(folder, kernels, tests, edit=lambda text: text):
     """pytest on a copy of the package whose operator is compiled from edited sources: (exit status, what it printed)."""
     shutil.copytree(os.path.dirname(rnn_ops.__file__), str(folder / "rnn_ops"), ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(SOURCES, str(folder / "sources"))
     source = folder / "sources" / "gpu.cc"
     source.write_text(edit(source.read_text()))
-    library = folder / "rnn_ops" / "operators" / "native" / "_native_operator.so"
+    library = folder / "rnn_ops" / os.path.basename(native.library_path())
     library.unlink()
     files = sorted(str(file) for file in (folder / "sources").glob("*.cc"))
-    subprocess.run([*COMPILER, *FLAGS, *files, "-o", str(library)], check=True)
+    subprocess.run([*COMPILER, *FLAGS, *files, *kernels, "-o", str(library)], check=True)
     runtimes = [subprocess.check_output([*COMPILER, f"-print-file-name={name}"], universal_newlines=True).strip()
                 for name in ("libasan.so", "libubsan.so")]
     environment = dict(os.environ, PYTHONPATH=str(folder), LD_PRELOAD=" ".join(runtimes), ASAN_OPTIONS="detect_leaks=0")
@@ -35,18 +43,19 @@ def run_sanitized(folder, tests, edit=lambda text: text):
     return done.returncode, done.stdout
 
 
-def test_its_tests_pass(tmp_path):
-    status, printed = run_sanitized(tmp_path, [
-        "test_native_gpu.py", "test_native.py", "-k",
-        "test_native_gpu or misfits or inferred or attributes or only_some_arrays or several_cpu or threads_get"])
+def test_its_tests_pass(tmp_path, kernels):
+    status, printed = run_sanitized(tmp_path, kernels, [
+        "test_native_gpu.py", "test_native.py", "test_native_memory.py", "-k",
+        "test_native_gpu or misfits or inferred or attributes or only_some_arrays or several_cpu or threads_get or sentences or "
+        "arrives"])
     assert status == 0 and " passed" in printed, printed
 
 
-def test_a_planted_error_is_seen(tmp_path):
+def test_a_planted_error_is_seen(tmp_path, kernels):
     """Room for the arguments of a kernel, and not all of it."""
     def edit(text):
         assert "(values.size() + 7) / 8" in text
         return text.replace("(values.size() + 7) / 8", "values.size() / 8 - 1")
 
-    status, printed = run_sanitized(tmp_path, ["test_native_gpu.py", "-k", "a_step"], edit)
+    status, printed = run_sanitized(tmp_path, kernels, ["test_native_gpu.py", "-k", "a_step"], edit)
     assert status != 0 and "AddressSanitizer: heap-buffer-overflow" in printed and "gpu.cc" in printed, printed

@@ -13,7 +13,7 @@ import numpy as np
 
 from rnn_ops.backends import arguments
 
-_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_cpu_kernels.so")
+_LIBRARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "librnn_ops.so")
 _ACTIVATIONS = {"tanh": 0, "relu": 1}  # RNN_TANH, RNN_RELU
 _DTYPES = {np.dtype("float32"): 0, np.dtype("float64"): 1}
 _OK, _BAD_TOKEN, _NO_MEMORY, _BAD_THREADS, _BAD_SIMD = range(5)
@@ -37,7 +37,7 @@ class _BackwardArgs(ctypes.Structure):  # rnn_cpu_backward_args
 def _load():
     if not os.path.exists(_LIBRARY):
         raise ImportError(
-            f"rnn_ops in {os.path.dirname(os.path.dirname(_LIBRARY))} has no compiled kernels: this is a source folder. "
+            f"rnn_ops in {os.path.dirname(_LIBRARY)} has no compiled kernels: this is a source folder. "
             "Build them with 'pip install -e .' in it, or start Python from another folder to use an installed rnn_ops.")
     library = ctypes.CDLL(_LIBRARY)
     library.rnn_cpu_forward.argtypes = [ctypes.POINTER(_ForwardArgs)]
@@ -130,6 +130,12 @@ def tanh(x):
     y = np.empty_like(x)
     _raise_for(_library.rnn_cpu_tanh(_DTYPES[x.dtype], x.size, x.ctypes.data, y.ctypes.data))
     return y
+
+
+def library_path():
+    """The file that holds the kernels and the native MXNet operator: what ``mx.library.load`` takes where rnn_ops is not
+    imported. It needs no other file of the package, and no Python."""
+    return _LIBRARY
 
 
 def threads():

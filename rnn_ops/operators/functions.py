@@ -159,6 +159,8 @@ def _call(name, step, values, activation):
         _check(step, values, operator)
     elif not all(type(value) is mx.sym.Symbol for value in values):
         raise TypeError(_why_not(values))
+    if operator is native:
+        return native.call(step, values, activation)
     return getattr(operator, name)(*values, activation=activation)
 
 

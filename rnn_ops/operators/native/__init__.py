@@ -3,6 +3,7 @@
 Importing this loads the library, so that graphs which hold the operator can be read from files; `why_not` says why where
 that failed.
 """
-from rnn_ops.operators.native.functions import CONSTANT, has_history, rnn_sequence, rnn_step, why_not
+from rnn_ops.backends.cpu import library_path
+from rnn_ops.operators.native.functions import CONSTANT, call, has_history, rnn_sequence, rnn_step, why_not
 
-__all__ = ["rnn_step", "rnn_sequence", "why_not", "has_history", "CONSTANT"]
+__all__ = ["rnn_step", "rnn_sequence", "why_not", "library_path", "has_history", "CONSTANT"]

@@ -9,11 +9,6 @@
 namespace rnn_ops {
 namespace {
 
-// The kernels are a library of their own, which Python has loaded.
-decltype(&rnn_cpu_forward) kernels_forward = nullptr;
-decltype(&rnn_cpu_backward) kernels_backward = nullptr;
-decltype(&rnn_cpu_simd_levels) kernels_simd_levels = nullptr;
-
 template <typename Args>
 void set_problem(Args* args, const Problem& of, const Call& call) {
   args->T = of.T;
@@ -46,14 +41,14 @@ void check_status(int status, const Args& args, bool step) {
   if (status == RNN_BAD_THREADS) {
     fail("RNN_OPS_NUM_THREADS", quoted_setting("RNN_OPS_NUM_THREADS"), "a number of threads, 1 or more");
   }
-  if (status == RNN_BAD_SIMD) fail("RNN_OPS_SIMD", quoted_setting("RNN_OPS_SIMD"), std::string("one of ") + kernels_simd_levels());
+  if (status == RNN_BAD_SIMD) fail("RNN_OPS_SIMD", quoted_setting("RNN_OPS_SIMD"), std::string("one of ") + rnn_cpu_simd_levels());
   if (status != RNN_OK) throw Error{"no memory for packed copies of Wxh and Whh"};
 }
 
 }  // namespace
 
 void cpu_forward(const Call& call) {
-  const Problem of = problem(call.chosen, call.arguments);
+  const Problem of = problem(call);
   rnn_cpu_forward_args args = {};
   set_problem(&args, of, call);
   args.h0 = call.arguments[STATE].data;
@@ -61,7 +56,7 @@ void cpu_forward(const Call& call) {
   args.Whh = call.arguments[WHH].data;
   args.bh = call.arguments[BH].data;
   args.h = call.results[0].data;
-  check_status(kernels_forward(&args), args, call.chosen.step);
+  check_status(rnn_cpu_forward(&args), args, call.chosen.step);
   if (!call.chosen.step) {
     const size_t bytes = of.B * of.H * of.item();
     memcpy(call.results[1].data, static_cast<char*>(args.h) + (of.T - 1) * bytes, bytes);
@@ -69,7 +64,7 @@ void cpu_forward(const Call& call) {
 }
 
 void cpu_backward(const Call& call) {
-  const Problem of = problem(call.chosen, call.arguments);
+  const Problem of = problem(call);
   rnn_cpu_backward_args args = {};
   set_problem(&args, of, call);
   args.h0 = call.arguments[STATE].data;
@@ -99,15 +94,7 @@ void cpu_backward(const Call& call) {
   args.dWxh = gradients[WXH];
   args.dWhh = gradients[WHH];
   args.dbh = gradients[BH];
-  check_status(kernels_backward(&args), args, call.chosen.step);
+  check_status(rnn_cpu_backward(&args), args, call.chosen.step);
 }
 
 }  // namespace rnn_ops
-
-// The addresses of three functions of rnn_cpu.h, before MXNet loads this library.
-RNN_OPS_EXPORT void rnn_ops_native_use_kernels(decltype(&rnn_cpu_forward) forward, decltype(&rnn_cpu_backward) backward,
-                                               decltype(&rnn_cpu_simd_levels) simd_levels) {
-  rnn_ops::kernels_forward = forward;
-  rnn_ops::kernels_backward = backward;
-  rnn_ops::kernels_simd_levels = simd_levels;
-}

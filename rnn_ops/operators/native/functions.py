@@ -7,7 +7,6 @@ the operator straight to where it could be summed: every input comes through an 
 adding in the backward pass and which no other call shares.
 """
 import ctypes
-import os
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments, cpu
@@ -16,7 +15,7 @@ from rnn_ops.operators.native import gpu
 NAME = "rnn_ops_native"
 CONSTANT = "__rnn_ops_constant__"  # attribute of a Symbol whose gradient nobody wants, such as a BlockGrad: none is computed
 
-_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_native_operator.so")
+_LIBRARY = cpu.library_path()
 _RANKS = (None, 2, 2, 2, 1)  # of the arguments; of the inputs it depends
 _COPY_ALL_DIMENSIONS = (ctypes.c_int64 * 1)(-2)  # as a new shape
 
@@ -24,12 +23,12 @@ _COPY_ALL_DIMENSIONS = (ctypes.c_int64 * 1)(-2)  # as a new shape
 def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """`rnn_ops.rnn_step` on the native operator. Faults in shapes, dtypes and tokens are MXNetErrors, at once or at the
     next wait for a result; a RuntimeError says why there is no native operator."""
-    return _call("1", (inputs, state, Wxh, Whh, bh), activation)
+    return call(True, _known((inputs, state, Wxh, Whh, bh), True), activation)
 
 
 def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """`rnn_ops.rnn_sequence` on the native operator; errors as those of `rnn_step`."""
-    outputs, state = _call("0", (inputs, state, Wxh, Whh, bh), activation)
+    outputs, state = call(False, _known((inputs, state, Wxh, Whh, bh), False), activation)
     return outputs, state
 
 
@@ -38,15 +37,17 @@ def why_not():
     return _NOT_LOADED
 
 
-def _call(step, values, activation):
+def call(step, values, activation):
+    """`rnn_step` or `rnn_sequence` of five values, of which NDArrays have dimensions."""
+    step = "01"[step]
     arguments.check_activation(activation)
     if _NOT_LOADED:
         raise RuntimeError(f"there is no native operator: {_NOT_LOADED}")
     on_ndarrays, on_symbols = _functions
     if all(type(value) is mx.sym.Symbol for value in values):
         wanted = "".join("01"[value.attr(CONSTANT) is None] for value in values)
-        return on_symbols(*map(_guarded_symbol, arguments.NAMES, _RANKS, values), step=step, activation=activation,
-                          row="1", wanted=wanted)
+        return on_symbols(*map(_guarded_symbol, arguments.NAMES, _RANKS, values), _rank_symbol(values[0], step, on_symbols),
+                          step=step, activation=activation, wanted=wanted, __ext_extra_inputs__="1")
     if not all(type(value) is mx.nd.NDArray for value in values):
         raise TypeError(_why_not(values))
     if not mx.autograd.is_recording():
@@ -56,16 +57,36 @@ def _call(step, values, activation):
     return on_ndarrays(*values, step=step, activation=activation, wanted="".join("01"[known] for known in wanted))
 
 
+def _known(values, step):
+    """The values; an MXNetError where one is an NDArray without dimensions. MXNet takes that for an unknown shape and writes too
+    far before the operator is called (`_rank_symbol`). What else is wrong with them the operator sees."""
+    if all(type(value) is mx.nd.NDArray for value in values):
+        shapes = [value.shape for value in values]
+        if not all(shapes):
+            try:
+                arguments.sizes(shapes, step)
+            except ValueError as error:
+                raise mx.MXNetError(str(error)) from None
+    return values
+
+
+def _rank_symbol(inputs, step, on_symbols):
+    """A node that refuses inputs of which not even the number of dimensions is known, before the operator meets them.
+
+    MXNet 1.9.1 counts such a shape as -1 numbers and then writes behind the end of the memory for them all (`infer_shape` in
+    c_api.cc). To know it is up to the operator's caller, but of the inputs it can be either of two. So MXNet is to infer this node
+    first, an argument of the other that nothing is read of; it sees a shape as an array, of which the shape is known.
+    """
+    return on_symbols(mx.sym.shape_array(inputs), step=step, rank="1")
+
+
 def _guarded_symbol(name, rank, symbol):
     """The same values from a node of MXNet's own.
 
     A plain identity would not do: MXNet makes one node of those that share operator, inputs and attributes, and the
-    gradients of the calls that it then serves are summed before they reach it. Nodes without inputs are left alone, and
-    with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros are such a
-    node. They also say how many dimensions there are, where that is known here. That serves MXNet 1.9.1 too: it counts a
-    shape that it knows nothing of as -1 numbers, and then writes behind the end of the memory for them all (`infer_shape`
-    in c_api.cc). The inputs' number of dimensions can stay unknown; bh, as a row, makes the numbers 8, so that what it
-    writes too much, one of 4 bytes, falls into what any allocator adds to 28.
+    gradients of the calls that it then serves are summed before they reach it. Nodes without inputs are left alone,
+    and with them the nodes they lead to, even the copies in a symbol that is composed several times. The zeros are such a
+    node. They also say how many dimensions there are, where there is but one number (`_rank_symbol` says why it has to be known).
 
     A control-flow operator runs the nodes of its body by the shapes of their inputs, and cannot run one without any. SwapAxis,
     which copies where both axes are the same, is left alone too, since it has a state.
@@ -74,11 +95,8 @@ def _guarded_symbol(name, rank, symbol):
     node = mx.name.NameManager.current.get(None, f"rnn_ops_{name}_")
     if _in_control_flow():
         copied = mx.sym.SwapAxis(symbol, dim1=0, dim2=0)
-        guarded = internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
-    else:
-        zeros = internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {}))
-        guarded = mx.sym.add_n(symbol, zeros, name=node)
-    return mx.sym.expand_dims(guarded, axis=0) if name == "bh" else guarded
+        return internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
+    return mx.sym.add_n(symbol, internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {})), name=node)
 
 
 def _in_control_flow():
@@ -111,11 +129,6 @@ def _why_not(values):
 
 def _load():
     """Load the library into MXNet → the operator's functions for NDArrays and for Symbols, what the library calls."""
-    if not os.path.exists(_LIBRARY):
-        raise RuntimeError(f"{os.path.dirname(_LIBRARY)} has no {os.path.basename(_LIBRARY)}, which is built where rnn_ops is "
-                           "installed: this is a source folder")
-    library, kernels = ctypes.CDLL(_LIBRARY), cpu._library
-    library.rnn_ops_native_use_kernels(kernels.rnn_cpu_forward, kernels.rnn_cpu_backward, kernels.rnn_cpu_simd_levels)
     try:
         # What mx.library.load does, less its making anew of every function in mx.nd and mx.sym, which takes 0.4 s.
         mx.base.check_call(mx.base._LIB.MXLoadLib(_LIBRARY.encode(), 0))
@@ -125,10 +138,10 @@ def _load():
     mx.base.check_call(mx.base._LIB.NNGetOpHandle(NAME.encode(), ctypes.byref(handle)))
     functions = (mx.nd.register._make_ndarray_function(handle, NAME, NAME),
                  mx.sym.register._make_symbol_function(handle, NAME, NAME))
-    return functions, gpu.Programs(library)
+    return functions, gpu.Programs(ctypes.CDLL(_LIBRARY))
 
 
 try:
     (_functions, _programs), _NOT_LOADED = _load(), None
-except (RuntimeError, OSError, AttributeError) as error:  # ctypes: no library, no function
+except (RuntimeError, AttributeError) as error:  # ctypes: an MXNet without such a function
     _functions, _programs, _NOT_LOADED = None, None, str(error)

@@ -173,7 +173,10 @@ std::shared_ptr<const Program> program_for(const Signature& signature) {
   }
   auto program = std::make_shared<Program>();
   char sentence[2000] = "";
-  if (!record) throw Error{"rnn_ops has not said how to compute on a GPU"};
+  if (!record) {
+    fail("inputs", "an array on gpu(" + std::to_string(signature.device) + ")",
+         "one on cpu(), or a process in which Python has imported rnn_ops: that is what says how to compute on a GPU");
+  }
   if (record(&signature, program.get(), sentence, sizeof sentence)) throw Error{sentence};
   if (program->workspace > INT32_MAX) {
     fail("inputs", "a sequence that needs " + std::to_string(program->workspace) + " bytes besides the arrays",
@@ -197,7 +200,7 @@ void* handle_for(const Call& call) {
 Signature signature_of(const Call& call) {
   Signature signature;
   memset(&signature, 0, sizeof signature);
-  const Problem of = problem(call.chosen, call.arguments);
+  const Problem of = problem(call);
   signature.T = of.T;
   signature.B = of.B;
   signature.I = of.I;

@@ -1,6 +1,8 @@
 /* What the operator's options may be, and which types and shapes of arguments fit one another. */
 #include "operator.h"
 
+#include <algorithm>
+#include <initializer_list>
 #include <map>
 
 #include "rnn_cpu.h"
@@ -28,13 +30,16 @@ Options options(const Attributes& attributes) {
     } else if (name == "row") {
       if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
       found.row = value == "1";
+    } else if (name == "rank") {
+      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
+      found.rank = value == "1";
     } else if (name == "wanted") {
       if (value.size() != ARGUMENTS || value.find_first_not_of("01") != std::string::npos) {
         fail(name, "'" + value + "'", "a 0 or 1 for each of the five arguments");
       }
       for (int argument = 0; argument < ARGUMENTS; ++argument) found.wanted[argument] = value[argument] == '1';
     } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
-      fail("attributes", "'" + name + "'", "step, activation, wanted and row only");
+      fail("attributes", "'" + name + "'", "step, activation, wanted, row and rank only");
     }
   }
   return found;
@@ -62,7 +67,12 @@ std::string type_name(int type) {
 
 }  // namespace
 
-void infer_types(std::vector<int>* arguments, std::vector<int>* results) {
+void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector<int>* results) {
+  if (chosen.rank) {
+    *arguments = {INT64};
+    *results = {FLOAT32};
+    return;
+  }
   const int inputs = (*arguments)[0];
   const bool tokens = inputs == INT32;
   if (inputs != UNKNOWN && !tokens && !is_float(inputs)) {
@@ -174,6 +184,12 @@ Shape sized(const std::string& pattern, const Sizes& sizes) {
 }  // namespace
 
 void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results) {
+  if (chosen.rank) {
+    const Shape& shape = (*arguments)[0];
+    if (shape.size() != 1 || shape[0] < 0) fail("inputs", "a shape that is not known", needed_inputs(chosen.step));
+    *results = {{1}};
+    return;
+  }
   Shape& bh = (*arguments)[BH];
   const bool row = chosen.row && bh.size() == 2 && bh[0] == 1;
   if (row) bh.erase(bh.begin());
@@ -202,14 +218,84 @@ int64_t Array::size() const {
   return product;
 }
 
-Problem problem(const Options& chosen, const Array* arguments) {
-  const Array &inputs = arguments[INPUTS], &state = arguments[STATE], &Wxh = arguments[WXH];
-  const bool tokens = inputs.dtype == INT32;
-  if (inputs.rank + chosen.step != (tokens ? 2 : 3)) {
-    fail("inputs", type_name(inputs.dtype) + " of shape " + shape_text(Shape(inputs.shape, inputs.shape + inputs.rank)),
+namespace {
+
+bool is(const Array& array, int type, std::initializer_list<int64_t> shape) {
+  return array.dtype == type && array.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), array.shape);
+}
+
+bool bh_is(const Options& chosen, const Array& array, int type, int64_t H) {
+  return is(array, type, {H}) || (chosen.row && is(array, type, {1, H}));
+}
+
+// Each array of a call has its shape and type. Quick, since every call comes by; `explain` says what is wrong.
+bool all_fit(const Call& call, const Problem& of) {
+  const int type = of.wide ? FLOAT64 : FLOAT32;
+  const int64_t T = of.T, B = of.B, I = of.I, H = of.H;
+  const auto inputs_are = [&](const Array& inputs) {
+    if (call.chosen.step) return of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I});
+    return of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
+  };
+  const auto arguments_are = [&](const Array* arrays) {
+    return inputs_are(arrays[INPUTS]) && is(arrays[STATE], type, {B, H}) && is(arrays[WXH], type, {I, H}) &&
+           is(arrays[WHH], type, {H, H}) && bh_is(call.chosen, arrays[BH], type, H);
+  };
+  const auto results_are = [&](const Array* arrays) {
+    if (call.chosen.step) return is(arrays[0], type, {B, H});
+    return is(arrays[0], type, {T, B, H}) && is(arrays[1], type, {B, H});
+  };
+  return T > 0 && B > 0 && I > 0 && H > 0 && arguments_are(call.arguments) && results_are(call.results) &&
+         (!call.cotangents || results_are(call.cotangents)) && (!call.gradients || arguments_are(call.gradients));
+}
+
+Shape shape_of(const Array& array) { return Shape(array.shape, array.shape + std::max(array.rank, 0)); }
+
+// The error of the first array that does not have the shape and the type of another that it goes with.
+void check_same(const char* kind, const char* name, const Array& array, const Shape& shape, int type) {
+  if (shape_of(array) == shape && array.dtype == type) return;
+  fail(std::string(kind) + name, type_name(array.dtype) + " of shape " + shape_text(shape_of(array)),
+       type_name(type) + " of shape " + shape_text(shape));
+}
+
+// The error of the first array of a call that does not fit.
+[[noreturn]] void explain(const Call& call) {
+  const Options& chosen = call.chosen;
+  std::vector<Shape> shapes, results(chosen.results());
+  std::vector<int> types, result_types(chosen.results());
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    shapes.push_back(shape_of(call.arguments[i]));
+    types.push_back(call.arguments[i].dtype);
+  }
+  const bool tokens = types[INPUTS] == INT32;
+  if (static_cast<int>(shapes[INPUTS].size()) + chosen.step != (tokens ? 2 : 3)) {
+    fail("inputs", type_name(types[INPUTS]) + " of shape " + shape_text(shapes[INPUTS]),
          needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens with astype('int32')"));
   }
-  return {chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], tokens, state.dtype == FLOAT64};
+  for (int i = STATE; i < ARGUMENTS; ++i) {  // which would be taken for unknown
+    if (shapes[i].empty()) misfit(kNames[i], shapes[i], letters(shapes[INPUTS], chosen.step)[i], Sizes());
+  }
+  infer_shapes(chosen, &shapes, &results);
+  infer_types(chosen, &types, &result_types);
+  const char* result_names[] = {chosen.step ? "state" : "outputs", "state"};
+  for (int i = 0; i < chosen.results(); ++i) {
+    check_same("result ", result_names[i], call.results[i], results[i], result_types[i]);
+    if (call.cotangents) check_same("gradient of result ", result_names[i], call.cotangents[i], results[i], result_types[i]);
+  }
+  for (int i = 0; call.gradients && i < ARGUMENTS; ++i) check_same("gradient of ", kNames[i], call.gradients[i], shapes[i], types[i]);
+  throw Error{"the arrays of this call do not fit one another"};
+}
+
+}  // namespace
+
+Problem problem(const Call& call) {
+  const Array &inputs = call.arguments[INPUTS], &state = call.arguments[STATE], &Wxh = call.arguments[WXH];
+  Problem of = {};
+  if (inputs.rank > 0 && state.rank == 2 && Wxh.rank == 2) {
+    of = {call.chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], inputs.dtype == INT32,
+          state.dtype == FLOAT64};
+  }
+  if (!all_fit(call, of)) explain(call);
+  return of;
 }
 
 Fill fill_of_gradient(const Options& chosen, const Problem& of, int argument) {

@@ -9,6 +9,8 @@
  * What MXNet keeps from an operator, its callers must see to, as rnn_ops/operators/native/functions.py does:
  * - There is no `req`. A gradient overwrites what is in its place, also where MXNet asks for a sum.
  * - There is no way to say "not known yet" of a shape, so one that does not follow from the others is an error.
+ * - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far (infer_shape
+ *   in c_api.cc): no such shape may come here.
  */
 #include <cstdlib>
 #include <cstring>
@@ -25,6 +27,8 @@ const int kFirstMXNet = 10901;
 enum { FAILURE = 0, SUCCESS = 1 };
 
 thread_local std::string message;  // empty where there is none
+
+bool registered = false;
 
 // No exception may leave the library: MXNet's side of the call is C.
 template <typename Body>
@@ -74,27 +78,34 @@ void hand_over(const std::vector<Shape>& shapes, unsigned*** dimensions, int** r
 
 RNN_OPS_EXPORT int _opVersion() { return kVersion; }
 
-RNN_OPS_EXPORT int initialize(int mxnet) { return mxnet >= kFirstMXNet ? SUCCESS : FAILURE; }
+RNN_OPS_EXPORT int initialize(int mxnet) {
+  return guarded([&] {
+    if (mxnet < kFirstMXNet) throw Error{"rnn_ops needs MXNet 1.9.1"};
+  });
+}
 
 RNN_OPS_EXPORT int _msgSize() { return !message.empty(); }
 
 RNN_OPS_EXPORT void _msgGet(int, const char** text) { *text = message.c_str(); }
 
-RNN_OPS_EXPORT int _opRegSize() { return 1; }
+// How many operators MXNet is to register. It refuses one that it has been given before, so whoever loads the library once more,
+// as Python's rnn_ops and mx.library.load may both do, is given none.
+RNN_OPS_EXPORT int _opRegSize() { return !registered; }
 
 RNN_OPS_EXPORT int _opCallParseAttrs(void*, const char* const* names, const char* const* values, int count, int* inputs,
                                      int* outputs) {
   return guarded([&] {
-    *inputs = ARGUMENTS;
-    *outputs = options({names, values, count}).results();
+    const Options chosen = options({names, values, count});
+    *inputs = chosen.arguments();
+    *outputs = chosen.results();
   });
 }
 
-RNN_OPS_EXPORT int _opCallInferType(void*, const char* const*, const char* const*, int, int* types, int inputs,
-                                    int* result_types, int outputs) {
+RNN_OPS_EXPORT int _opCallInferType(void*, const char* const* names, const char* const* values, int count, int* types,
+                                    int inputs, int* result_types, int outputs) {
   return guarded([&] {
     std::vector<int> in(types, types + inputs), out(outputs);
-    infer_types(&in, &out);
+    infer_types(options({names, values, count}), &in, &out);
     memcpy(types, in.data(), inputs * sizeof(int));
     memcpy(result_types, out.data(), outputs * sizeof(int));
   });
@@ -129,9 +140,13 @@ RNN_OPS_EXPORT int _opCallFCompute(
     const auto in = arrays(inputs, in_data, in_shapes, in_ranks, in_types);
     const auto out = arrays(outputs, out_data, out_shapes, out_ranks, out_types);
     const bool backward = pass == cpu_backward || pass == gpu_backward, on_gpu = pass == gpu_forward || pass == gpu_backward;
+    // What rank=1 gives to the others, and the gradient of it: nobody reads them, but a Monitor shows them.
+    if (!on_gpu && chosen.rank) memset(out[0].data, 0, out[0].size() * (backward ? sizeof(int64_t) : sizeof(float)));
+    if (!on_gpu && backward && outputs > ARGUMENTS) memset(out[ARGUMENTS].data, 0, out[ARGUMENTS].size() * sizeof(float));
+    if (chosen.rank) return;
     const int results = chosen.results();
     const Array* arguments = in.data() + (backward ? results : 0);
-    pass({chosen, arguments, backward ? arguments + ARGUMENTS : out.data(), backward ? in.data() : nullptr,
+    pass({chosen, arguments, backward ? in.data() + inputs - results : out.data(), backward ? in.data() : nullptr,
           backward ? out.data() : nullptr, on_gpu ? gpu_allocate : cpu_allocate, on_gpu ? gpu_allocator : cpu_allocator,
           in_devices[0], stream});
   });
@@ -141,6 +156,7 @@ RNN_OPS_EXPORT void _opRegGet(int, const char** name, int* is_subgraph, const ch
                               int* forward_count, const char*** backward_devices, Pass** backward, int* backward_count,
                               const char***, void***, int* state_count, void** parse, void** infer_type, void** infer_storage,
                               void** infer_shape, void** mutate) {
+  registered = true;
   *name = "rnn_ops_native";
   *is_subgraph = 0;
   *forward_devices = *backward_devices = devices;

@@ -9,6 +9,9 @@
  *
  *     step=0: inputs (T, B, I) or tokens (T, B), state, Wxh, Whh, bh -> outputs (T, B, H), state (B, H)
  *     step=1: inputs (B, I)    or tokens (B,),   state, Wxh, Whh, bh -> state (B, H)
+ *     rank=1: the shape of the inputs, as shape_array gives it -> a zero, or an error where the number of dimensions is unknown
+ *
+ * The third goes before the others in a graph: functions.py says why. Its zero may be one more argument of theirs.
  *
  * The sentences of its errors are those of rnn_ops/backends/arguments.py.
  */
@@ -43,16 +46,18 @@ struct Attributes {
 
 struct Options {
   bool step = false;
-  bool row = false;        // bh comes as (1, H): functions.py says why
+  bool rank = false;
+  bool row = false;        // bh comes as (1, H), in graphs that earlier versions have saved
   int32_t activation = 0;  // RNN_TANH or RNN_RELU of rnn_cpu.h, which are also those of passes.cuh
   bool wanted[ARGUMENTS] = {true, true, true, true, true};  // which gradients anybody asks for; others are not computed
-  int results() const { return step ? 1 : 2; }
+  int arguments() const { return rank ? 1 : ARGUMENTS; }
+  int results() const { return rank || step ? 1 : 2; }
 };
 Options options(const Attributes& attributes);
 
 // inference.cc: complete the types and shapes of the arguments, where they follow, and give those of the results.
 using Shape = std::vector<int64_t>;  // empty where it is not known, negative where a dimension is not
-void infer_types(std::vector<int>* arguments, std::vector<int>* results);
+void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector<int>* results);
 void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results);
 
 struct Array {
@@ -63,14 +68,13 @@ struct Array {
   int64_t size() const;
 };
 
-// The sizes and kinds of a call, from arguments whose shapes and types fit one another.
+// The sizes and kinds of a call.
 struct Problem {
   int64_t T, B, I, H;
   bool tokens;
   bool wide;  // float64
   size_t item() const { return wide ? sizeof(double) : sizeof(float); }
 };
-Problem problem(const Options& chosen, const Array* arguments);
 
 // Where the gradients go. What nobody asks for is null here, and full of NaN where it was, lest somebody take it for a
 // gradient after all; tokens get 0, which MXNet takes for the gradient of integers.
@@ -90,6 +94,12 @@ struct Call {
   int device;    // number of the GPU
   void* stream;  // of the GPU, MXNet's own
 };
+
+// inference.cc: what a call computes, once all of its arrays have been seen to have the shapes and types for that. What
+// MXNet has inferred says nothing of the memory: where an array has a 0 among its dimensions, or none, MXNet takes that for
+// unknown and infers it.
+Problem problem(const Call& call);
+
 void cpu_forward(const Call& call);
 void cpu_backward(const Call& call);
 void gpu_forward(const Call& call);
