@@ -173,6 +173,19 @@ def _dtype_name(dtype):
     return dtype.names[0] if dtype.names else dtype
 
 
+def check_apart(written, read):
+    """Raise a ValueError that names both where an array that is written shares memory with another one.
+
+    written, read: of each array its name, the address where it begins, and itself, C-contiguous or None where there is none.
+    """
+    blocks = [(name, begin, begin + array.nbytes) for name, begin, array in written + read if array is not None]
+    for index in range(sum(array is not None for _, _, array in written)):
+        name, begin, end = blocks[index]
+        for other, other_begin, other_end in blocks[index + 1:]:
+            if begin < other_end and other_begin < end:
+                raise ValueError(f"{name}: got memory that overlaps {other}, needs memory of its own")
+
+
 def _misfit(index, patterns, shapes):
     """The error for the argument at ``index``, held against those before it, which fit one another."""
     sizes, sources = {}, {}

@@ -66,7 +66,8 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
     Raises
     ------
     TypeError, ValueError
-        An argument of a wrong type, dtype, shape or memory layout, or a token outside [0, I): nothing is written.
+        An argument of a wrong type, dtype, shape or memory layout, ``outputs`` in the memory of another, or a token outside
+        [0, I): nothing is written.
         Also where RNN_OPS_NUM_THREADS, RNN_OPS_SIMD or ``activation`` names what there is not.
     MemoryError
     """
@@ -77,6 +78,9 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
                         bh=_pointer("bh", bh),
                         h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
                         **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
+    arguments.check_apart([("outputs", args.h, outputs)], [
+        ("inputs", args.tokens or args.x, inputs), ("state", args.h0, state), ("Wxh", args.Wxh, Wxh), ("Whh", args.Whh, Whh),
+        ("bh", args.bh, bh)])
     _raise_for(_library.rnn_cpu_forward(args), args, inputs)
 
 
@@ -119,6 +123,11 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
                          dWhh=_optional_pointer("dWhh", dWhh, (H, H), dtype, written=True),
                          dbh=_optional_pointer("dbh", dbh, (H,), dtype, written=True),
                          **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
+    arguments.check_apart(
+        [("dinputs", args.dx, dinputs), ("dstate", args.dh0, dstate), ("dWxh", args.dWxh, dWxh), ("dWhh", args.dWhh, dWhh),
+         ("dbh", args.dbh, dbh)],
+        [("inputs", args.tokens or args.x, inputs), ("state", args.h0, state), ("Wxh", args.Wxh, Wxh), ("Whh", args.Whh, Whh),
+         ("outputs", args.h, outputs), ("doutputs", args.dh, doutputs), ("dlast_state", args.dh_last, dlast_state)])
     _raise_for(_library.rnn_cpu_backward(args), args, inputs)
 
 

@@ -66,6 +66,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=Non
     T, B, I, H, dtype, _ = arguments.check(inputs, state, Wxh, Whh, bh)
     _fits("outputs", outputs, (T, B, H), dtype)
     gpu = _gpu(platform().index(inputs))
+    _apart(gpu, dict(outputs=outputs), dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh))
     with gpu.current():
         check_tokens(gpu, inputs, I)
         Launcher(gpu).forward(inputs, state, Wxh, Whh, bh, outputs, activation, variant)
@@ -103,6 +104,8 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
         if array is not None:
             _fits(name, array, shape, dtype)
     gpu = _gpu(platform().index(inputs))
+    names = list(given)
+    _apart(gpu, dict(zip(names[7:], arrays[7:])), dict(zip(names[:7], arrays[:7])))
     with gpu.current():
         check_tokens(gpu, inputs, I)
         Launcher(gpu).backward(*arrays, activation=activation, variant=variant)
@@ -167,3 +170,9 @@ def _fits(name, array, shape, dtype):
         raise TypeError(f"{name}: got dtype {array.dtype}, needs {dtype}")
     if array.shape != shape:
         raise ValueError(f"{name}: got shape {array.shape}, needs {shape}")
+
+
+def _apart(gpu, written, read):
+    """`arguments.check_apart` of arrays by name."""
+    arguments.check_apart(*[
+        [(name, 0 if array is None else gpu.address(array), array) for name, array in arrays.items()] for arrays in (written, read)])
