@@ -10,6 +10,7 @@ import pytest
 
 from rnn_ops._mxnet import mx
 from rnn_ops.operators import native
+from rnn_ops.operators.native import functions
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -162,3 +163,31 @@ def test_a_gradient_that_arrives_in_another_shape_is_an_error(shape, dtype):
     with pytest.raises(mx.MXNetError, match=rf"gradient of result outputs: got {dtype} of shape \({text}\), needs float32 of shape "
                                             r"\(4, 3, 7\)"):
         arrays[3].grad.asnumpy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("operator", ["sequence", "step"])
+def test_results_in_the_memory_of_an_argument_are_an_error(operator, dtype):
+    """As mx.nd's own function takes them (out=), which is there once the library is loaded."""
+    function = functions._functions[0]
+    step = str(int(operator == "step"))
+
+    def draw():
+        arrays = [mx.nd.random.uniform(-1, 1, shape, dtype=dtype) for shape in [(3, 4), (3, 4), (4, 4), (4, 4), (4,)]]
+        return arrays if step == "1" else [arrays[0].reshape((1, 3, 4)), *arrays[1:]]
+
+    arrays = draw()
+    wanted = function(*arrays, step=step)
+    outputs = mx.nd.zeros(arrays[0].shape, dtype=dtype)
+    if step == "1":
+        overlapping = [(name, arrays[index]) for index, name in enumerate(("inputs", "state"))]
+        found = function(*arrays, step=step, out=outputs)
+        assert np.array_equal(found.asnumpy(), wanted.asnumpy())
+    else:
+        overlapping = [("inputs", [arrays[0], mx.nd.zeros((3, 4), dtype=dtype)]), ("result state", [outputs, outputs[0]]),
+                       ("state", [outputs, arrays[1]])]
+    for name, out in overlapping:
+        written = "state" if step == "1" or name == "state" else "outputs"
+        with pytest.raises(mx.MXNetError, match=f"result {written}: got memory that overlaps {name}, needs memory of its own"):
+            found = function(*arrays, step=step, out=out)
+            (found if step == "1" else found[0]).asnumpy()

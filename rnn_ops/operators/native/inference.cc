@@ -285,6 +285,26 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
   throw Error{"the arrays of this call do not fit one another"};
 }
 
+// A caller may have given the memory of the results (out=), that of an argument too. Quick, as `all_fit` is.
+void check_results_apart(const Call& call, size_t item) {
+  const auto bytes = [&](const Array& array) { return array.size() * (array.dtype == INT32 ? sizeof(int32_t) : item); };
+  const auto overlap = [&](const Array& a, const Array& b) {
+    const char *begin = static_cast<char*>(a.data), *other = static_cast<char*>(b.data);
+    return begin < other + bytes(b) && other < begin + bytes(a);
+  };
+  const char* names[] = {call.chosen.step ? "state" : "outputs", "state"};
+  for (int result = 0; result < call.chosen.results(); ++result) {
+    for (int i = 0; i < ARGUMENTS; ++i) {
+      if (overlap(call.results[result], call.arguments[i])) {
+        fail(std::string("result ") + names[result], std::string("memory that overlaps ") + kNames[i], "memory of its own");
+      }
+    }
+  }
+  if (!call.chosen.step && overlap(call.results[0], call.results[1])) {
+    fail("result outputs", "memory that overlaps result state", "memory of its own");
+  }
+}
+
 }  // namespace
 
 Problem problem(const Call& call) {
@@ -295,6 +315,7 @@ Problem problem(const Call& call) {
           state.dtype == FLOAT64};
   }
   if (!all_fit(call, of)) explain(call);
+  if (!call.gradients) check_results_apart(call, of.item());
   return of;
 }
 
