@@ -15,7 +15,7 @@ from rnn_ops.backends import arguments, cpu
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-# 1s, primes, and sizes around every tile: 6 or 12 rows, panels of 4 to 32 columns, blocks of 128 and 256 for sums.
+# 1s, primes, and sizes around every tile: 6 or 12 rows, panels of 4 to 32 columns, blocks of 256 for sums (128 for gradients').
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 1, 8), (3, 5, 2, 9), (2, 6, 3, 15), (5, 7, 3, 16), (2, 11, 4, 17),
           (3, 12, 5, 31), (2, 13, 3, 32), (7, 1, 4, 33), (4, 4, 9, 65), (2, 25, 7, 127), (3, 2, 5, 129),
           (2, 33, 8, 255), (64, 32, 77, 256), (3, 9, 70, 257), (2, 3, 10, 513), (5, 27, 259, 6), (2, 64, 257, 13), (67, 1, 2, 3), (1, 70, 77, 100)]
@@ -111,6 +111,51 @@ def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype, tokens, activa
         results.append(run(cpu, *case, activation=activation))
     for name in results[0]:
         assert all(np.array_equal(results[0][name], other[name]) for other in results[1:]), name
+
+
+FUSED = [level for level in cpu.simd_levels() if level != "baseline"]  # those with fused multiply-adds
+
+
+def on_each(levels, evaluate):
+    """What `evaluate` returns on each SIMD level."""
+    results = []
+    for level in levels:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RNN_OPS_SIMD", level)
+            results.append(evaluate())
+    return results
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="this processor has one SIMD level with fused multiply-adds")
+@pytest.mark.parametrize("activation", arguments.ACTIVATIONS)
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_bits_do_not_depend_on_the_simd_level(shape, dtype, tokens, activation):
+    case = random_case(shape, dtype, tokens)
+    first, *others = on_each(FUSED, lambda: run(cpu, *case, activation=activation))
+    for other in others:
+        assert all(np.array_equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="this processor has one SIMD level with fused multiply-adds")
+@settings(max_examples=100, deadline=None)
+@given(T=st.integers(1, 5), B=st.integers(1, 60), I=st.integers(1, 300), H=st.integers(1, 600),
+       dtype=st.sampled_from(["float32", "float64"]), tokens=st.booleans(), seed=st.integers(0, 2 ** 31))
+def test_bits_do_not_depend_on_the_simd_level_at_any_shape(T, B, I, H, dtype, tokens, seed):
+    case = random_case((T, B, I, H), dtype, tokens, seed)
+    first, *others = on_each(FUSED, lambda: run(cpu, *case))
+    for other in others:
+        assert all(np.array_equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="this processor has one SIMD level with fused multiply-adds")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_has_the_same_bits_on_each_level(dtype):
+    x = every_float32(1e-30, 30, 1009).astype(dtype)
+    x = np.concatenate([x, -x, np.array([0.0, -0.0, np.inf, -np.inf, np.nan], dtype)])
+    first, *others = on_each(FUSED, lambda: cpu.tanh(x).tobytes())
+    assert others and all(other == first for other in others)
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
@@ -298,16 +343,20 @@ def load_setup():
     return module
 
 
-def run_driver(folder, flags, flags_of=None, variables=None):
-    """Compiles the kernels and tests/kernels_driver.cc with extra flags and runs the program."""
+def build_driver(folder, flags, flags_of=None):
+    """Compiles the kernels and tests/kernels_driver.cc with extra flags: the program."""
     setup = load_setup()
     objects = setup.compile_sources(str(folder), flags_of=flags_of or setup.KERNEL_FLAGS, extra=flags)
     program = str(folder / "driver")
     setup.run([setup.find_compiler() + ["-std=c++17", "-pthread", "-I", os.path.join(setup.HERE, setup.KERNELS), *flags,
                                         os.path.join(HERE, "kernels_driver.cc"), *objects, "-o", program]])
-    environment = dict(os.environ, RNN_OPS_NUM_THREADS="3", **(variables or {}))
-    ran = subprocess.run([program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         universal_newlines=True)
+    return program
+
+
+def run_driver(program, **variables):
+    """What the program prints; it fails where a result is wrong."""
+    ran = subprocess.run([program], env=dict(os.environ, RNN_OPS_NUM_THREADS="3", **variables), stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, universal_newlines=True)
     assert ran.returncode == 0, ran.stdout
     return ran.stdout
 
@@ -315,15 +364,16 @@ def run_driver(folder, flags, flags_of=None, variables=None):
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers(tmp_path, sanitizer):
     flags = ["-fsanitize=" + sanitizer, "-fno-sanitize-recover=all", "-g", "-O1"]
-    assert "float32" in run_driver(tmp_path, flags)
+    assert "float32" in run_driver(build_driver(tmp_path, flags))
 
 
 @pytest.mark.skipif("avx2" not in cpu.simd_levels(), reason="needs AVX2 to stand in for AVX-512")
 def test_avx512_code_on_narrower_hardware(tmp_path):
     """Vectors of 64 bytes and tiles of 12 rows, compiled to pairs of AVX2 instructions: the logic of the AVX-512 level
-    runs on any machine; only the instructions themselves need the processor."""
+    runs on any machine, with the bits of AVX2; only the instructions themselves need the processor."""
     setup = load_setup()
     flags_of = {**setup.KERNEL_FLAGS, "isa_avx512.cc": setup.KERNEL_FLAGS["isa_avx2.cc"]}
-    printed = run_driver(tmp_path, ["-O1", "-D__builtin_cpu_supports(feature)=1"], flags_of,
-                         {"RNN_OPS_SIMD": "avx512"})
-    assert printed.startswith("avx512")
+    program = build_driver(tmp_path, ["-O1", "-D__builtin_cpu_supports(feature)=1"], flags_of)
+    wide, narrow = (run_driver(program, RNN_OPS_SIMD=level) for level in ("avx512", "avx2"))
+    assert wide.startswith("avx512") and narrow.startswith("avx2") and "bits" in wide
+    assert wide.split("bits")[1] == narrow.split("bits")[1]

@@ -22,6 +22,11 @@ struct Weights {
   const Real* tail;      // the padded panel, its rows `Kernels::panel` apart; unused when N is a multiple of panel
 };
 
+// A sum over k is cut into blocks, since sums of sums lose less than one long sum and so that a panel's block shares the L1 cache
+// with the rows that it meets. One size for all levels, so that they give the same bits; a level's own (16 KB of a panel) gains
+// nothing.
+constexpr int64_t kDepth = 256;
+
 // Weight gradients are summed up in blocks of the left side of this many rows (of the gradient) and this depth.
 constexpr int64_t kGradientRows = 256, kGradientDepth = 128;
 

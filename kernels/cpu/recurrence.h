@@ -11,7 +11,7 @@
 // The products over all T·B rows run on the same tile: x·Wxh before the steps, da·Wxhᵀ and the weight gradients after.
 //
 // Every sum runs over k in ascending order, block by block, whatever the tile: the bits of a result depend neither on the
-// number of threads nor on what is computed beside it.
+// number of threads nor on what is computed beside it, nor on the level, as long as that has fused multiply-adds.
 //
 // Included by isa_*.cc, which define
 //     RNN_LEVEL        namespace of the level
@@ -30,13 +30,6 @@ constexpr int kVectors = 2;  // vectors in a panel
 template <class Real>
 constexpr int64_t panel_width() {
   return kVectors * lanes<Real>();
-}
-
-// k is cut into blocks, so that a panel's block shares the L1 cache with the rows that it meets, and since sums of sums
-// lose less than one long sum.
-template <class Real>
-constexpr int64_t k_block() {
-  return 16384 / (panel_width<Real>() * sizeof(Real));
 }
 
 // What a tile reads a value at a time: value (row, k) is at values[row * row_stride + k * k_stride].
@@ -165,8 +158,8 @@ void add_block(int64_t rows, int64_t k, int64_t K, int64_t N, const LeftSide& a,
 // out [rows,N] += a [rows,K] · b [K,N]
 template <class Real>
 void add_product(int64_t rows, int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out) {
-  for (int64_t k = 0; k < K; k += k_block<Real>()) {
-    const int64_t n = K - k < k_block<Real>() ? K - k : k_block<Real>();
+  for (int64_t k = 0; k < K; k += kDepth) {
+    const int64_t n = K - k < kDepth ? K - k : kDepth;
     const Rows<Real> left = {a + k, K};
     // Few rows take several panels at once: 8 independent sums keep two multiply-add units busy.
     if (rows == 1) add_block<Real, 4>(rows, k, n, N, left, b, out, N);

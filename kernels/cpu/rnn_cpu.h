@@ -6,7 +6,8 @@
  * steps, batch rows, input width (the vocabulary where the input is tokens), hidden units. Buffers must not overlap
  * unless a comment says so; none is kept after the call. The caller owns all of them.
  *
- * Same input, same SIMD level: the same bits, whatever the number of threads. Calls may run concurrently.
+ * The same input gives the same bits, whatever the number of threads and whichever of the SIMD levels with fused multiply-adds
+ * (avx2, avx512) computes; baseline on x86-64 has none and rounds more often. Calls may run concurrently.
  */
 #ifndef RNN_CPU_H_
 #define RNN_CPU_H_
