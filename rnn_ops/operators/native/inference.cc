@@ -122,6 +122,10 @@ std::string needed_inputs(bool step) {
   return step ? "(B, I) of floats or (B,) of int32 tokens" : "(T, B, I) of floats or (T, B) of int32 tokens";
 }
 
+[[noreturn]] void fail_unknown(const std::string& name, const std::string& needs) {
+  fail(name, "a shape that is not known and does not follow from the other arguments", needs);
+}
+
 // The letter of each dimension of each argument.
 std::vector<std::string> letters(const Shape& inputs, bool step) {
   const std::string dense = step ? "BI" : "TBI";
@@ -186,7 +190,7 @@ Shape sized(const std::string& pattern, const Sizes& sizes) {
 void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results) {
   if (chosen.rank) {
     const Shape& shape = (*arguments)[0];
-    if (shape.size() != 1 || shape[0] < 0) fail("inputs", "a shape that is not known", needed_inputs(chosen.step));
+    if (shape.size() != 1 || shape[0] < 0) fail_unknown("inputs", needed_inputs(chosen.step));
     *results = {{1}};
     return;
   }
@@ -201,7 +205,7 @@ void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vec
     if (!known) {
       const std::string wanted = i == INPUTS ? needed_inputs(chosen.step)
                                              : brackets(patterns[i], [](char letter) { return std::string(1, letter); });
-      fail(kNames[i], "a shape that is not known and does not follow from the other arguments", wanted);
+      fail_unknown(kNames[i], wanted);
     }
   }
   for (int i = 0; i < ARGUMENTS; ++i) (*arguments)[i] = sized(patterns[i], sizes);
