@@ -96,7 +96,9 @@ def _guarded_symbol(name, rank, symbol):
     if _in_control_flow():
         copied = mx.sym.SwapAxis(symbol, dim1=0, dim2=0)
         return internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
-    return mx.sym.add_n(symbol, internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {})), name=node)
+    zeros = internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {}))
+    # add_n would read what an array has not whose shape MXNet has inferred, since there is a 0 in it; this is an error then.
+    return mx.sym.add_n(internal._identity_with_attr_like_rhs(symbol, symbol), zeros, name=node)
 
 
 def _in_control_flow():
