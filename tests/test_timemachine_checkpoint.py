@@ -9,10 +9,15 @@ from timemachine import checkpoint, data, files, model
 VOCABULARY = data.Vocabulary("\0\n abcé时😀")
 
 
+SETTINGS = dict(text="/books/é", step="native", epochs=4, hidden=6, seed=2 ** 40, learning_rate=0.5, batch_size=32,
+                sequence_length=64, validation=0.1, patience=2, epoch=3, moving_loss=0.1 + 0.2, sha256="0f" * 32,
+                written={"metrics.jsonl": 300, "samples.txt": 0}, rnn_ops="0.1.0", learning_rate_since=2, best_epoch=1,
+                best_loss=2.5)
+
+
 @pytest.fixture
 def saved():
-    arrays = model.initialise(len(VOCABULARY), 6, seed=2)
-    return checkpoint.Checkpoint(arrays, VOCABULARY, {"epoch": 3, "moving_loss": 0.1 + 0.2, "text": "é"})
+    return checkpoint.Checkpoint(model.initialise(len(VOCABULARY), 6, seed=2), VOCABULARY, SETTINGS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -27,7 +32,7 @@ def test_what_is_saved_comes_back(tmp_path, saved, dtype):
             assert array.dtype == dtype
             np.testing.assert_array_equal(array, saved.parameters[name])
         assert loaded.vocabulary.symbols == VOCABULARY.symbols
-        assert {name: loaded.settings[name] for name in saved.settings} == saved.settings
+        assert loaded.settings == SETTINGS
 
 
 def test_a_damaged_file_is_never_taken(tmp_path, saved):
@@ -69,21 +74,13 @@ def test_other_files_are_not_checkpoints(tmp_path):
         np.savez(file, Wxh=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="damaged or not one .*settings"):
         checkpoint.load(str(path))
-    with open(path, "wb") as file:
-        np.savez(file, settings=np.array("{}"), symbols=np.array([97], np.uint32))
-    with pytest.raises(ValueError, match="is not one of the format"):
-        checkpoint.load(str(path))
-    with open(path, "wb") as file:
-        np.savez(file, settings=np.array([{"a": object}], dtype=object))  # would run code if it were unpickled
-    with pytest.raises(ValueError, match="damaged or not one .*allow_pickle"):
-        checkpoint.load(str(path))
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(Whh=np.zeros((6, 5), np.float32)), r"shapes .*'Whh': \(6, 5\).*, needs .*'Whh': \(6, 6\)"),
     (dict(Wxh=np.zeros((8, 6), np.float32)), r"'Wxh': \(8, 6\).*, needs .*'Wxh': \(9, 6\)"),
-    (dict(bh=np.zeros((), np.float32)), r"needs"),
-    (dict(extra=np.zeros(1, np.float32)), "extra"),
+    (dict(bh=np.zeros((), np.float32)), r"'bh': \(\), .*needs .*'bh': \(6,\)"),
+    (dict(extra=np.zeros(1, np.float32)), "got the parts .*, needs"),
     (dict(by=np.zeros(9, np.float64)), "needs all float32 or all float64"),
 ])
 def test_parts_that_do_not_fit_are_named(tmp_path, saved, change, message):

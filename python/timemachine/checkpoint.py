@@ -1,18 +1,29 @@
-"""A trained model in one file: parameters, vocabulary and settings. A crash never costs the one already there."""
+"""A trained model in one file: parameters, vocabulary and settings. A crash never costs the one already there.
+
+A file is read as what it may be: somebody's. It holds exactly what `save` writes, or it is not taken. The shapes that
+its vocabulary and hidden size need are held against what its parts declare before the first array is read.
+"""
+import io
 import json
 import os
+import reprlib
+import warnings
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from timemachine import data, files, model
+from timemachine import data, files, model, settings
 
 FILE = "model.npz"
-_FORMAT = "rnn_ops.timemachine/1"
+_FORMATS = "rnn_ops.timemachine/1", "rnn_ops.timemachine/2"  # the last one is written, the first one is that of 0.1.0
+_MOST_BYTES = {"settings": 1 << 20, "symbols": 8 << 20}  # of the parts that are read before it is known how long they are
+_PARAMETERS = model.Parameters._fields
 
 
 class Checkpoint(NamedTuple):
-    """``parameters``: NumPy arrays by name (`model.shapes`); ``settings``: what JSON can hold."""
+    """``parameters``: NumPy arrays by name (`model.shapes`); ``settings``: `settings.Settings` and `settings.State`, by
+    name in one dict."""
     parameters: dict
     vocabulary: data.Vocabulary
     settings: dict
@@ -26,10 +37,10 @@ def save(path, checkpoint):
     OSError
         It cannot be written; what was at ``path`` is still there.
     """
-    settings = json.dumps(dict(checkpoint.settings, format=_FORMAT))
+    text = json.dumps(dict(checkpoint.settings, format=_FORMATS[-1]))
     with files.replacing(path) as file:
         np.savez(file, symbols=np.array([ord(symbol) for symbol in checkpoint.vocabulary.symbols], np.uint32),
-                 settings=np.array(settings), **checkpoint.parameters)
+                 settings=np.array(text), **checkpoint.parameters)
 
 
 def load(path):
@@ -42,37 +53,122 @@ def load(path):
 
     Raises
     ------
-    FileNotFoundError
-        There is none.
+    OSError
+        There is none, or it cannot be read.
     ValueError
         The file is not a checkpoint, is damaged, or its parts do not fit one another.
     """
     if os.path.isdir(path):
         path = os.path.join(path, FILE)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"checkpoint: {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        settings = json.loads(str(arrays.pop("settings")))
-        symbols = "".join(map(chr, arrays.pop("symbols")))
-        vocabulary = data.Vocabulary(symbols)
-        known = settings.get("format") == _FORMAT and vocabulary.symbols == symbols
+        descriptor = files.open_plain(path, follow=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"checkpoint: {path} does not exist") from None
+    try:
+        with _SmallReads(io.FileIO(descriptor)) as file, warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy warns of a header that it has to guess at
+            return _read(file)
+    except _Misfit as error:
+        raise ValueError(f"checkpoint: {path}: {error}") from None
+    except MemoryError as error:
+        raise ValueError(f"checkpoint: {path} needs more memory than there is ({error})") from error
     except Exception as error:  # a damaged archive makes its reader fail in every way there is
-        raise ValueError(f"checkpoint: {path} is damaged or not one ({type(error).__name__}: {error})") from error
-    if not known:
-        raise ValueError(f"checkpoint: {path} is not one of the format {_FORMAT}")
-    _check_parameters(path, arrays, len(vocabulary))
-    return Checkpoint(arrays, vocabulary, settings)
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"checkpoint: {path} is damaged or not one ({type(error).__name__}: {said})") from error
 
 
-def _check_parameters(path, arrays, vocabulary_size):
-    hidden_size = arrays["bh"].size if "bh" in arrays else 0
+class _Misfit(ValueError):
+    """A part that can be read and is not what a checkpoint holds."""
+
+
+class _SmallReads(io.BufferedReader):
+    """No read of this file is a large one: zipfile would believe an archive that declares a directory of gigabytes."""
+    _MOST = 1 << 20
+
+    def read(self, size=-1):
+        content = super().read(self._MOST + 1 if size is None or size < 0 or size > self._MOST else size)
+        if len(content) > self._MOST:
+            raise ValueError("it declares a part far larger than any that it can have")
+        return content
+
+
+def _read(file):
+    with zipfile.ZipFile(file) as archive:
+        headers = _headers(archive)
+        text = _array(archive, headers, "settings", lambda shape, dtype: shape == () and dtype.kind == "U", "a text")
+        symbols = _array(archive, headers, "symbols", lambda shape, dtype: len(shape) == 1 and dtype == np.uint32,
+                         "uint32 of one dimension")
+        saved, vocabulary = _settings(str(text)), _vocabulary(symbols)
+        _check_parameters({name: headers[name] for name in _PARAMETERS}, len(vocabulary), saved["hidden"])
+        parameters = {name: _array(archive, headers, name) for name in _PARAMETERS}
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise _Misfit(f"{name} holds NaN or infinity, needs finite numbers")
+    return Checkpoint(parameters, vocabulary, saved)
+
+
+def _headers(archive):
+    """The (shape, dtype) of every array by name, as declared; a `_Misfit` where the archive has other parts than `save` writes."""
+    members = archive.infolist()
+    names = [member.filename[:-len(".npy")] for member in members]
+    needed = ["symbols", "settings", *_PARAMETERS]
+    if sorted(member.filename for member in members) != sorted(f"{name}.npy" for name in needed):
+        got = reprlib.repr([member.filename for member in members])
+        raise _Misfit(f"is damaged or not one (got the parts {got}, needs {needed})")
+    headers = {}
+    for name, member in zip(names, members):
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise _Misfit(f"{name} is compressed, needs to be stored as it is")
+        if member.file_size > _MOST_BYTES.get(name, member.file_size):
+            raise _Misfit(f"{name} is {member.file_size:,} bytes long, needs at most {_MOST_BYTES[name]:,}")
+        with archive.open(member) as part:
+            if np.lib.format.read_magic(part) != (1, 0):
+                raise _Misfit(f"{name} is in a format of NumPy's that is not used here")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(part)
+            header = part.tell()
+        numbers = 1
+        for length in shape:
+            numbers *= length
+        if dtype.hasobject or header + numbers * dtype.itemsize != member.file_size:
+            raise _Misfit(f"{name} declares {dtype} {shape} and is {member.file_size:,} bytes long")
+        headers[name] = shape, dtype
+    return headers
+
+
+def _array(archive, headers, name, fits=lambda shape, dtype: True, needs=""):
+    if not fits(*headers[name]):
+        shape, dtype = headers[name]
+        raise _Misfit(f"{name} is {dtype} {shape}, needs {needs}")
+    with archive.open(f"{name}.npy") as part:
+        return np.lib.format.read_array(part, allow_pickle=False)
+
+
+def _settings(text):
+    def refuse(constant):
+        raise _Misfit(f"its settings hold {constant}")
+
+    saved = json.loads(text, parse_constant=refuse)
+    if type(saved) is not dict or saved.pop("format", None) not in _FORMATS:
+        raise _Misfit(f"is not one of the formats {', '.join(_FORMATS)}")
+    try:
+        return settings.check_saved(saved)
+    except ValueError as error:
+        raise _Misfit(error) from None
+
+
+def _vocabulary(symbols):
+    if not len(symbols) or (np.diff(symbols.astype(np.int64)) <= 0).any() or symbols[-1] >= data.CODE_POINTS:
+        raise _Misfit("its symbols are not the code points of one or more characters, in their order")
+    if ((symbols >= 0xd800) & (symbols < 0xe000)).any():
+        raise _Misfit("its symbols hold surrogates, which are no characters")
+    return data.Vocabulary("".join(map(chr, symbols)))
+
+
+def _check_parameters(headers, vocabulary_size, hidden_size):
     needed = model.shapes(vocabulary_size, hidden_size)
-    got = {name: array.shape for name, array in arrays.items()}
+    got = {name: shape for name, (shape, _) in headers.items()}
     if got != needed:
-        raise ValueError(f"checkpoint: {path} holds parameters of shapes {got}, needs {needed}")
-    dtypes = {array.dtype for array in arrays.values()}
-    if len(dtypes) > 1 or dtypes.pop() not in (np.float32, np.float64):
-        raise ValueError(f"checkpoint: {path} holds parameters of dtypes "
-                         f"{[str(array.dtype) for array in arrays.values()]}, needs all float32 or all float64")
+        raise _Misfit(f"holds parameters of shapes {got}, needs {needed}")
+    dtypes = [dtype for _, dtype in headers.values()]
+    if len(set(dtypes)) > 1 or dtypes[0] not in (np.float32, np.float64):
+        raise _Misfit(f"holds parameters of dtypes {[str(dtype) for dtype in dtypes]}, needs all float32 or all float64")

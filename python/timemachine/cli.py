@@ -6,9 +6,10 @@ needs.
 import argparse
 import contextlib
 import shlex
+import signal
 import sys
 
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130  # exit statuses, the last one as shells report a Ctrl-C
+USAGE, FAILURE, SIGNALLED = 2, 1, 128  # exit statuses; a signal's number is added to the last one, as shells do
 
 
 class CommandError(Exception):
@@ -35,7 +36,7 @@ def main(argv=None):
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed on the way, 2 asked for something that cannot be, 130 interrupted.
+        The exit status: 0 done, 1 failed on the way, 2 asked for something that cannot be, 128 + n ended by signal n.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -48,9 +49,9 @@ def main(argv=None):
     except CommandError as error:
         print(f"rnn-ops: {' '.join(str(error).split())}", file=sys.stderr)
         return error.status
-    except KeyboardInterrupt:
-        print("rnn-ops: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:  # without a number: a Ctrl-C that nobody held back
+        print(f"rnn-ops: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
 
 
 def _parser():
@@ -72,11 +73,19 @@ def _parser():
     train.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
     train.add_argument("--batch-size", type=int, metavar="B", help="rows of a batch (default 32)")
     train.add_argument("--sequence-length", type=int, metavar="T", help="characters of a row (default 64)")
-    train.add_argument("--learning-rate", type=float, metavar="LR", help="halved at every 100th epoch (default 0.5)")
+    train.add_argument("--learning-rate", type=float, metavar="LR",
+                       help="halved at every 100th epoch (default 0.5); a new one with --resume is that of the next epoch")
     train.add_argument("--seed", type=int, metavar="S", help="of the first parameters and the samples (default 0)")
+    train.add_argument("--validation", type=float, metavar="PART",
+                       help="part of the text, such as 0.1, to hold out at its end and measure the loss on (default none)")
+    train.add_argument("--patience", type=int, metavar="N",
+                       help="stop after N epochs without a new minimum of the loss on that part (default never)")
+    train.add_argument("--init-from", metavar="DIR|FILE",
+                       help="begin with the parameters of another run, whose symbols must be those of the text or more")
     train.add_argument("--out", metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
     train.add_argument("--resume", action="store_true", default=False,
-                       help="go on with the run in --out, as if it had never stopped")
+                       help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
+                            "--learning-rate may be new")
 
     sample = commands.add_parser("sample", help="let a trained model continue a text", allow_abbrev=False)
     sample.set_defaults(run=_sample)
@@ -131,26 +140,35 @@ def _sample(arguments):
 
 
 def _train(arguments):
-    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "out", "resume")}
+    from timemachine import signals
+    with signals.held_back() as raise_interrupt:
+        return _train_while_held_back(arguments, raise_interrupt)
+
+
+def _train_while_held_back(arguments, raise_interrupt):
+    given = dict(vars(arguments))
+    resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
+    del given["run"]
     with _one_line(FAILURE, ImportError):
-        from timemachine import checkpoint, progress
-        from timemachine.run import Run, Settings
+        from timemachine import opening, progress
+        from timemachine.settings import Settings
+    raise_interrupt()
+    on_wait = progress.Waiting(raise_interrupt)
     with _one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
-        if not arguments.resume:
-            run = Run.start(Settings(**given), vars(arguments).get("out"))
-        elif "out" in arguments:
-            run = Run.resume(arguments.out, given)
-        else:
+        if resume and not out:
             raise ValueError("out: --resume needs --out, the folder of the run to go on with")
-    if run.text.notice:
-        print(f"rnn-ops: {run.text.notice}", file=sys.stderr)
-    try:
-        with _one_line(FAILURE, FloatingPointError, OSError):
-            progress.follow(run)
-    except KeyboardInterrupt:
-        epoch = checkpoint.load(run.folder).settings["epoch"]
-        raise CommandError(INTERRUPTED, f"interrupted: {run.folder} holds epoch {epoch}; to go on: "
-                           f"rnn-ops train --resume --out {shlex.quote(run.folder)}") from None
+        if resume and init_from:
+            raise ValueError("init_from: a run that is resumed has its parameters already")
+        run = opening.resume(out, given, on_wait) if resume else opening.start(Settings(**given), out, init_from, on_wait)
+    with run:
+        for notice in run.notices:
+            print(f"rnn-ops: {notice}", file=sys.stderr)
+        try:
+            with _one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
+                progress.follow(run)
+        except KeyboardInterrupt as interrupt:
+            raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
+                               f"to go on: rnn-ops train --resume --out {shlex.quote(run.folder)}") from None
     return 0
 
 
@@ -162,4 +180,4 @@ def _one_line(status, *exceptions):
     except ModuleNotFoundError as error:
         raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu] and rnn_ops[cu112] bring it") from error
     except exceptions as error:
-        raise CommandError(status, f"error: {error}") from error
+        raise CommandError(status, f"error: {str(error) or type(error).__name__}") from error

@@ -4,6 +4,9 @@ All of it but one-hot rows works where MXNet is not installed.
 """
 import numpy as np
 
+CODE_POINTS = 0x110000  # of Unicode
+_CHUNK = 1 << 20  # characters that are worked on at once, which keeps the copies in between small
+
 
 class Vocabulary:
     """The distinct characters of a text in code-point order; a character's token is its place in that order.
@@ -17,7 +20,7 @@ class Vocabulary:
     def __init__(self, characters):
         if not characters:
             raise ValueError("characters: got an empty text, needs at least one character")
-        self._code_points = np.unique(_code_points(characters))
+        self._code_points = _distinct(characters)
         self.symbols = "".join(map(chr, self._code_points))
 
     def __len__(self):
@@ -25,15 +28,25 @@ class Vocabulary:
 
     def missing(self, text):
         """The distinct characters of ``text`` that are not in the vocabulary, in code-point order."""
-        return "".join(sorted(set(text) - set(self.symbols)))
+        return "".join(map(chr, np.setdiff1d(_distinct(text), self._code_points)))
 
-    def encode(self, text):
-        """str of N characters → tokens, int32 (N,). ValueError where the vocabulary lacks a character."""
-        missing = self.missing(text)
-        if missing:
-            listed = ", ".join(repr(character) for character in missing)
-            raise ValueError(f"text: got {listed}, which the vocabulary of {len(self)} characters lacks")
-        return np.searchsorted(self._code_points, _code_points(text)).astype(np.int32)
+    @property
+    def dtype(self):
+        """The smallest dtype of unsigned integers that holds every token."""
+        return np.min_scalar_type(len(self) - 1)
+
+    def encode(self, text, dtype=np.int32):
+        """str of N characters → tokens, ``dtype`` (N,). ValueError where the vocabulary lacks a character."""
+        token_of = np.full(CODE_POINTS, -1, np.int32)
+        token_of[self._code_points] = np.arange(len(self))
+        tokens, start = np.empty(len(text), dtype), 0
+        for chunk in _chunks(text):
+            found = token_of[chunk]
+            if found.min() < 0:
+                raise ValueError(f"text: got {listed(self.missing(text))}, which the vocabulary of {len(self)} characters lacks")
+            tokens[start:start + len(found)] = found
+            start += len(found)
+        return tokens
 
     def decode(self, tokens):
         """Integers (N,), each in [0, V) → str."""
@@ -47,6 +60,12 @@ class Vocabulary:
     def textify(self, rows):
         """NDArray (N, V), such as one-hot rows or probabilities → str, the likeliest character of each row."""
         return self.decode(rows.argmax(axis=1).asnumpy().astype(np.int64))
+
+
+def listed(characters, most=10):
+    """Characters for a message: at most so many of them, and how many more there are."""
+    more = f" and {len(characters) - most:,} more" if len(characters) > most else ""
+    return ", ".join(map(repr, characters[:most])) + more
 
 
 def batches(tokens, sequence_length, batch_size):
@@ -63,7 +82,7 @@ def batches(tokens, sequence_length, batch_size):
 
     Returns
     -------
-    inputs, labels : int32 (batches, T, B)
+    inputs, labels : int32 (batches, T, B), C-contiguous
         The label of a token is the token after it.
 
     Raises
@@ -71,6 +90,12 @@ def batches(tokens, sequence_length, batch_size):
     ValueError
         The text is shorter than one batch and the last label, B·T + 1 tokens.
     """
+    inputs, labels = batch_views(tokens, sequence_length, batch_size)
+    return np.ascontiguousarray(inputs), np.ascontiguousarray(labels)
+
+
+def batch_views(tokens, sequence_length, batch_size):
+    """`batches` of tokens of any dtype as views of ``tokens``, which take no memory of their own."""
     T, B = sequence_length, batch_size
     count = (len(tokens) - 1) // T // B
     if count < 1:
@@ -78,10 +103,20 @@ def batches(tokens, sequence_length, batch_size):
                          f"{B} sequences of {T} and the last label")
 
     def arrange(stretch):
-        return np.ascontiguousarray(stretch[:B * count * T].reshape(B, count, T).transpose(1, 2, 0))
+        return stretch[:B * count * T].reshape(B, count, T).transpose(1, 2, 0)
 
     return arrange(tokens), arrange(tokens[1:])
 
 
-def _code_points(text):
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+def _distinct(text):
+    """The distinct code points of a text, in order."""
+    used = np.zeros(CODE_POINTS, bool)
+    for chunk in _chunks(text):
+        used[chunk] = True
+    return np.flatnonzero(used)
+
+
+def _chunks(text):
+    """The code points of a text, some at a time."""
+    for start in range(0, len(text), _CHUNK):
+        yield np.frombuffer(text[start:start + _CHUNK].encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -64,15 +64,21 @@ class Learner:
     def train_epoch(self, inputs, labels, learning_rate):
         """As `training.train_epoch`."""
         self._trainer.set_learning_rate(learning_rate)
-        hidden_size = self.network.rnn.l0_h2h_bias.shape[0]
-        state = mx.nd.zeros((1, inputs.shape[2], hidden_size), dtype=self._dtype)
-        return training.train_batches(inputs, labels, state, self._loss, lambda: self._trainer.step(1))
+        return training.train_batches(inputs, labels, self._no_state(inputs), self._loss, lambda: self._trainer.step(1))
+
+    def loss(self, inputs, labels):
+        """As that of `training.Learner`."""
+        return training.mean_loss(inputs, labels, self._no_state(inputs), self._loss)
 
     def arrays(self):
         """NumPy arrays by the names of `model.Parameters`; a FloatingPointError where one is no longer finite."""
         names = ("Wxh", "Whh", "bh", "Why", "by")
         return model.finite({name: parameter.data().asnumpy().T.copy()
                                 for name, parameter in zip(names, self._parameters())})
+
+    def _no_state(self, inputs):
+        hidden_size = self.network.rnn.l0_h2h_bias.shape[0]
+        return mx.nd.zeros((1, inputs.shape[2], hidden_size), dtype=self._dtype)
 
     def _parameters(self):
         rnn, output = self.network.rnn, self.network.output

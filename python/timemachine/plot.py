@@ -4,7 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
-_LOSS, _MOVING, _INK = "#1b6ca8", "#e07b39", "#444444"
+_LOSS, _MOVING, _HELD_OUT, _INK = "#1b6ca8", "#e07b39", "#3a8f5c", "#444444"
 
 
 def draw(file, metrics, title):
@@ -26,6 +26,9 @@ def draw(file, metrics, title):
               label="moving average over batches")
     axes.plot(epochs, [line["loss"] for line in metrics], color=_LOSS, linewidth=2, marker=marker, markersize=4,
               label="mean over the epoch")
+    held_out = [(line["epoch"], line["validation_loss"]) for line in metrics if "validation_loss" in line]
+    if held_out:
+        axes.plot(*zip(*held_out), color=_HELD_OUT, linewidth=1.6, label="on the validation part")
     axes.set_title(f"{title}: perplexity {metrics[-1]['perplexity']:.2f} after epoch {epochs[-1]:,}",
                    loc="left", fontsize=11, color=_INK)
     axes.set_xlabel("epoch", color=_INK)

@@ -2,9 +2,12 @@
 
 ``load`` answers with the characters and with where they really came from.
 """
+import codecs
 import hashlib
 import os
 from typing import NamedTuple
+
+from timemachine import download, files
 
 _URL = "https://raw.githubusercontent.com/zackchase/mxnet-the-straight-dope/master/data/nlp/{name}.txt"
 _SHA256 = {
@@ -15,13 +18,14 @@ _LICENCE = {"timemachine": 38083}  # characters at the end that are Project Gute
 
 FALLBACK = "python-topics"
 NAMES = tuple(_SHA256) + (FALLBACK,)
-_TIMEOUT = 5  # seconds that a server may take to answer
+_LARGEST = 4 << 20  # bytes of a fetched text; the larger one of those above has 1.1 million
+_BLOCK = 4 << 20  # bytes that are read at once
 
 
 class Text(NamedTuple):
     """``characters`` to train on, called ``name``, read from ``source``; ``sha256`` is of the bytes read there.
 
-    ``notice`` is empty, or one line that says why this is another text than the one asked for.
+    ``notice`` is empty, or one line that says why this is another text, or from elsewhere, than the one asked for.
     """
     name: str
     characters: str
@@ -30,7 +34,7 @@ class Text(NamedTuple):
     notice: str = ""
 
 
-def load(text):
+def load(text, on_wait=lambda doing: None):
     """Load a text.
 
     Parameters
@@ -40,6 +44,9 @@ def load(text):
         Python itself) or the path of a UTF-8 file. The first two are looked for in the folder that the environment
         variable RNN_OPS_DATA names, then in the user's cache, then fetched into it; where that fails the answer is
         ``python-topics``, with a notice.
+    on_wait : callable
+        Called with what is being done, again and again while that takes long: a large file is read, or one is fetched.
+        What it raises ends the loading.
 
     Returns
     -------
@@ -55,17 +62,18 @@ def load(text):
     if text == FALLBACK:
         return _python_topics()
     if text not in _SHA256:
-        return _read(name_of(text), _read_file(text))
-    path = os.path.join(os.environ.get("RNN_OPS_DATA", ""), f"{text}.txt")
-    if os.environ.get("RNN_OPS_DATA") and os.path.exists(path):
-        return _read_known(text, path)
+        return _read(name_of(text), text, on_wait)
+    folder = os.environ.get("RNN_OPS_DATA")
+    if folder and os.path.exists(os.path.join(folder, f"{text}.txt")):
+        return _read_known(text, os.path.join(folder, f"{text}.txt"), on_wait)
+    not_there = f"{text}.txt is not in {folder}, which RNN_OPS_DATA names" if folder else "RNN_OPS_DATA is not set"
     try:
-        path = _fetch(text)
+        path = _fetch(text, on_wait)
     except (OSError, ValueError, ImportError) as error:  # no network, page or place for the cache; another file; no pooch
         reason = "another file came back" if isinstance(error, ValueError) else type(error).__name__
-        return _python_topics(f"{text} is neither in RNN_OPS_DATA nor cached, and fetching {_URL.format(name=text)} "
+        return _python_topics(f"{not_there}, {text} is not in the cache, and fetching {_URL.format(name=text)} "
                               f"failed ({reason}): using {FALLBACK}, the English text that comes with Python, instead")
-    return _read_known(text, path)
+    return _read_known(text, path, on_wait)._replace(notice=f"{not_there}: using {path}" if folder else "")
 
 
 def name_of(text):
@@ -73,35 +81,55 @@ def name_of(text):
     return text if text in NAMES else os.path.abspath(text)
 
 
-def _fetch(name):
+def _fetch(name, on_wait):
     """The path of the cached file, fetched if it is not there yet or not what it was."""
     import pooch  # which nothing else needs
     pooch.get_logger().setLevel("WARNING")
+
+    def fetch(url, path, _):
+        content = download.fetch(url, _LARGEST, lambda: on_wait(f"fetching {url}"))
+        with open(path, "wb") as file:
+            file.write(content)
+
     return pooch.retrieve(_URL.format(name=name), known_hash=f"sha256:{_SHA256[name]}", fname=f"{name}.txt",
-                          path=pooch.os_cache("rnn_ops"), downloader=pooch.HTTPDownloader(timeout=_TIMEOUT))
+                          path=pooch.os_cache("rnn_ops"), downloader=fetch)
 
 
-def _read_file(path):
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"text: got {path!r}, needs an existing file or one of {', '.join(NAMES)}")
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _read_known(name, path):
-    read = _read(path, _read_file(path))
+def _read_known(name, path, on_wait):
+    read = _read(path, path, on_wait)
     if read.sha256 != _SHA256[name]:
         raise ValueError(f"text: {path} is not {name}: its sha256 is {read.sha256}, not {_SHA256[name]}")
     characters = read.characters[:len(read.characters) - _LICENCE.get(name, 0)]
     return read._replace(name=name, characters=characters)
 
 
-def _read(path, content):
+def _read(name, path, on_wait):
+    """A UTF-8 file, with or without a byte-order mark, its line ends made LF. Read, decoded and put together in blocks:
+    the bytes of a large one are never all in memory."""
     try:
-        characters = content.decode("utf-8-sig")  # with or without a byte-order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text: {path} is not UTF-8: byte {content[error.start]:#04x} at {error.start}") from None
-    return Text(path, characters.replace("\r\n", "\n"), path, hashlib.sha256(content).hexdigest())
+        descriptor = files.open_plain(path, follow=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"text: got {path!r}, needs an existing file or one of {', '.join(NAMES)}") from None
+    digest, decoder, parts = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), []
+    with open(descriptor, "rb", buffering=0) as file:
+        size, done, block, held = os.fstat(file.fileno()).st_size, 0, True, ""
+        while block:
+            if size > _BLOCK:
+                on_wait(f"reading {path}: {done / size:.0%} of {size / 1e6:,.0f} MB")
+            block = file.read(_BLOCK)
+            digest.update(block)
+            undecoded = len(decoder.getstate()[0])
+            try:
+                part = held + decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"text: {path} is not UTF-8: byte {error.object[error.start]:#04x} "
+                                 f"at {done - undecoded + error.start}") from None
+            if not done:
+                part = part[part.startswith("\ufeff"):]
+            done += len(block)
+            held = "\r" if block and part.endswith("\r") else ""  # its LF may be in the next block
+            parts.append(part[:len(part) - len(held)].replace("\r\n", "\n"))
+    return Text(name, "".join(parts), name, digest.hexdigest())
 
 
 def _python_topics(notice=""):

@@ -6,16 +6,17 @@ import numpy as np
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import model
+from timemachine import model, settings
 
 nd = mx.nd
 
-LEARNING_RATES = np.finfo(np.float32)  # MXNet's update takes no others
+_BLOCK = 1 << 20  # tokens that are made NDArrays at once
 
 
-def learning_rate_of(epoch, initial):
-    """The learning rate of an epoch, counted from 1: halved at every 100th, as far down as float32 goes."""
-    return max(math.ldexp(initial, -(epoch // 100)), float(LEARNING_RATES.tiny))
+def learning_rate_of(epoch, initial, since=1):
+    """The learning rate of an epoch, counted from 1: ``initial`` in the epoch ``since``, halved at every 100th after
+    it, as far down as float32 goes."""
+    return max(math.ldexp(initial, since // 100 - epoch // 100), float(settings.LEARNING_RATES.tiny))
 
 
 def moving_average(average, loss):
@@ -28,6 +29,22 @@ def perplexity(loss):
     return math.exp(loss)
 
 
+class Batches:
+    """Batches of tokens, NumPy (batches, T, B) of any integers, as NDArrays of int32 that are made while they are gone through.
+
+    MXNet's int32 would take four times the memory that the tokens of a large text have.
+    """
+
+    def __init__(self, tokens):
+        self._tokens, self.shape = tokens, tokens.shape
+
+    def __iter__(self):
+        count, T, B = self.shape
+        step = max(1, _BLOCK // (T * B))
+        for start in range(0, count, step):
+            yield from nd.array(self._tokens[start:start + step], dtype="int32")
+
+
 def train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
     """Train on every batch once, in order: a generator of the batches' losses.
 
@@ -38,7 +55,7 @@ def train_epoch(parameters, inputs, labels, learning_rate, rnn_sequence):
     ----------
     parameters : model.Parameters
         Updated in place.
-    inputs, labels : NDArray int32 (batches, T, B)
+    inputs, labels : NDArray int32 (batches, T, B), or `Batches`
     learning_rate : float
     rnn_sequence : callable
         ``rnn_ops.rnn_sequence`` or ``rnn_ops.reference.rnn_sequence``.
@@ -63,8 +80,12 @@ def _train(parameters, inputs, labels, learning_rate, loss_of):
         for parameter in parameters:
             nd.sgd_update(parameter, parameter.grad, lr=learning_rate, out=parameter)
 
-    state = nd.zeros((inputs.shape[2], len(parameters.bh)), dtype=parameters.bh.dtype)
-    return train_batches(inputs, labels, state, loss_of, update)
+    return train_batches(inputs, labels, _no_state(parameters, inputs), loss_of, update)
+
+
+def _no_state(parameters, inputs):
+    """The hidden state before the first batch."""
+    return nd.zeros((inputs.shape[2], len(parameters.bh)), dtype=parameters.bh.dtype)
 
 
 def train_batches(inputs, labels, state, loss_of, update):
@@ -78,11 +99,24 @@ def train_batches(inputs, labels, state, loss_of, update):
             update()
             state = state.detach()
             loss = float(loss.asscalar())
-            if not loss < 709:  # beyond that exp overflows; NaN is not less than anything
+            if not settings.is_loss(loss):
                 raise FloatingPointError(f"training has diverged: the loss of batch {batch} is {loss}")
             yield loss
     finally:
         nd.waitall()  # MXNet can hang at exit while a custom operator, such as the last batch's backward, is queued
+
+
+def mean_loss(inputs, labels, state, loss_of):
+    """The mean of the batches' losses, the state carried from each to the next, with nothing learnt. ``loss_of`` is as
+    in `train_batches`; so is the error where the mean is no finite perplexity's loss."""
+    losses = []
+    for tokens, targets in zip(inputs, labels):
+        loss, state = loss_of(tokens, targets, state)
+        losses.append(float(loss.asscalar()))
+    mean = float(np.mean(losses))
+    if not settings.is_loss(mean):
+        raise FloatingPointError(f"training has diverged: the loss on the validation part is {mean}")
+    return mean
 
 
 class Learner:
@@ -111,6 +145,10 @@ class Learner:
     def train_epoch(self, inputs, labels, learning_rate):
         """As the function of that name."""
         return _train(self.parameters, inputs, labels, learning_rate, self._loss_of)
+
+    def loss(self, inputs, labels):
+        """The mean loss of batches, as `mean_loss`, from a hidden state of zeros."""
+        return mean_loss(inputs, labels, _no_state(self.parameters, inputs), self._loss_of)
 
     def arrays(self):
         """The parameters as NumPy arrays by name; a FloatingPointError where one is no longer finite."""

@@ -1,0 +1,121 @@
+"""The folder of a run: how one is made, which files it holds, and how those beside the checkpoint are read and checked.
+
+They may be damaged, gone or somebody else's. A run goes on without its record (run.json), its metrics or its samples: what
+cannot be used keeps its content under another name, is begun anew, and the user is told.
+"""
+import contextlib
+import os
+import time
+
+from timemachine import checkpoint, files, record
+from timemachine.settings import METRICS, SAMPLES, is_integer, is_loss, is_number
+
+PLOT, BEST = "loss.png", "best.npz"
+FILES = (checkpoint.FILE, BEST, record.FILE, METRICS, SAMPLES, PLOT)
+METRICS_KEYS = ("epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds")
+VALIDATION_KEY = "validation_loss"  # the last one where there is a validation part
+
+_LONGEST_LINE = 1024  # of the metrics, in bytes; a run's are a quarter of that
+
+
+def make(path, name):
+    """Make the folder ``path``, or where that is None one for a run of the text ``name`` in runs/ that no other run has;
+    return its path."""
+    if path is not None:
+        os.makedirs(path, exist_ok=True)
+        return path
+    stem = f"{os.path.splitext(os.path.basename(name))[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    os.makedirs("runs", exist_ok=True)
+    number, path = 1, os.path.join("runs", stem)
+    while True:
+        try:
+            os.mkdir(path)  # which is how two processes find out whose it is
+            return path
+        except FileExistsError:
+            number, path = number + 1, os.path.join("runs", f"{stem}-{number + 1}")
+
+
+def refuse_taken(path):
+    """Raise a FileExistsError where a folder holds a run, or what is left of one."""
+    for name in FILES:
+        if os.path.lexists(os.path.join(path, name)):
+            raise FileExistsError(f"out: {path} already holds a run ({name}): --resume it or name another folder")
+
+
+def remove_files(path):
+    """Remove the files of a run that could not begin."""
+    for name in FILES:
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(path, name))
+
+
+def remove_empty(path):
+    """Remove a folder if there is nothing in it."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def recover(path, read, otherwise, lost):
+    """Read a file that a run can go on without.
+
+    Parameters
+    ----------
+    path : str
+    read : callable
+        Takes the path; a ValueError says that the file is damaged.
+    otherwise : object
+        The result where the file is missing or damaged. A damaged one keeps its content under another name.
+    lost : str
+        What that means for the run.
+
+    Returns
+    -------
+    result : object
+    notice : str
+        What was wrong; empty where nothing was.
+    """
+    try:
+        return read(path), ""
+    except FileNotFoundError:
+        wrong = "is missing"
+    except ValueError as error:
+        wrong = f"is damaged ({error}) and is now called {os.path.basename(files.set_aside(path))}"
+    return otherwise, f"{path} {wrong}: {lost}"
+
+
+def read_metrics(path, size, epoch):
+    """The first ``size`` bytes of a run's metrics, as long as they were after so many epochs → list of dicts.
+
+    Raises
+    ------
+    ValueError
+        They are not what a run writes: a whole line an epoch, the last of them that of ``epoch``.
+    """
+    if not size:
+        return []
+    check_size(path, size)
+    if size > _LONGEST_LINE * epoch:
+        raise ValueError(f"has {size:,} bytes for {epoch} epochs")
+    content = files.read(path, size)
+    metrics = [_metrics_line(line) for line in content.splitlines()]
+    if content[-1:] != b"\n" or [line["epoch"] for line in metrics] != list(range(epoch + 1 - len(metrics), epoch + 1)):
+        raise ValueError(f"does not hold a whole line for each epoch up to {epoch}")
+    return metrics
+
+
+def check_size(path, size):
+    """Raise a ValueError where a file is shorter than it was when the checkpoint was written, a FileNotFoundError where it is gone."""
+    if size and not os.path.lexists(path):
+        raise FileNotFoundError(path)
+    if files.size(path) < size:
+        raise ValueError(f"has {files.size(path):,} bytes, and had {size:,} when the checkpoint was written")
+
+
+def _metrics_line(line):
+    values = files.parsed(line)
+    keys = tuple(values) if type(values) is dict else ()
+    if keys not in (METRICS_KEYS, METRICS_KEYS + (VALIDATION_KEY,)) or not (
+            is_integer(values["epoch"], 1) and all(is_number(values[key], 0) for key in keys)
+            and all(is_loss(values[key]) for key in keys if key.endswith("loss"))):
+        raise ValueError(f"holds {line[:40]!r}, which is no line of an epoch")
+    return values

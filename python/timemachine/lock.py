@@ -1,0 +1,64 @@
+"""One owner of a run's folder at a time: a lock that ends with its process, however that ends."""
+import contextlib
+import errno
+import fcntl
+import os
+
+from timemachine import files
+
+FILE = "run.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # what file systems that cannot lock answer
+
+
+class Lock:
+    """The lock of a folder, taken when it is made and kept until `release`.
+
+    Where the file system cannot lock, nobody is refused: a run there can be trained, and ``notice`` says that two
+    processes at once would not be kept apart.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has it.
+    OSError
+        The folder cannot be written to.
+    """
+
+    def __init__(self, folder):
+        self.notice = ""
+        self._path = os.path.join(folder, FILE)
+        while True:
+            self._descriptor = files.open_plain(self._path, os.O_RDWR | os.O_CREAT)
+            try:
+                self._take(folder)
+                if self._is_the_file():
+                    return
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            os.close(self._descriptor)  # its owner has just removed it: others lock a new one
+
+    def release(self):
+        """Remove the file and let the lock go. What a killed process leaves is an unlocked file, which is no lock."""
+        with contextlib.suppress(OSError):
+            if self._is_the_file():
+                os.remove(self._path)
+        os.close(self._descriptor)
+
+    def _take(self, folder):
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"out: another process is training the run in {folder}") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self.notice = (f"{folder} is on a file system without locks ({error.strerror}): "
+                           "see to it that no other process trains this run")
+
+    def _is_the_file(self):
+        """Whether the file that is locked still has its name."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self._path))
+        except FileNotFoundError:
+            return False

@@ -1,0 +1,148 @@
+"""Begin a run or take one up again: all that is checked before a run trains, and what a resumed one finds in its folder."""
+import contextlib
+import os
+
+from rnn_ops import operators
+from rnn_ops.backends import cpu
+from timemachine import checkpoint, data, files, folder as folders, lock, record, text
+from timemachine.run import Run
+from timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
+
+
+def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
+    """Begin a run in a folder that holds none yet. It is made if need be, and holds a checkpoint at once.
+
+    Parameters
+    ----------
+    settings : Settings
+    folder : str
+        By default runs/<text>-<time>.
+    init_from : str
+        A checkpoint or the folder of a run, whose parameters the new run begins with. Its vocabulary is kept, and
+        must have all characters of the text.
+    on_wait : callable
+        As that of `text.load`.
+
+    Raises
+    ------
+    OSError, ValueError
+        A setting or a text that cannot be used, or a folder that holds a run or cannot be written to.
+    """
+    initial = checkpoint.load(init_from) if init_from else None
+    hidden = initial.settings["hidden"] if initial else 256
+    settings = settings._replace(step=settings.step or operators.choice(),
+                                 hidden=hidden if settings.hidden is None else settings.hidden)
+    settings.check()
+    _check_machine(settings)
+    if settings.hidden != hidden and initial:
+        raise ValueError(f"hidden: got {settings.hidden}, but the model in {init_from} has {hidden}")
+    if folder is not None:
+        folders.refuse_taken(folder)  # before a large text is read; and again when nobody else can begin one there
+    asked, book = settings.text, text.load(settings.text, on_wait)
+    if initial and initial.vocabulary.missing(book.characters):
+        raise ValueError(f"init_from: the model in {init_from} lacks characters of {book.source}: "
+                         f"{data.listed(initial.vocabulary.missing(book.characters))}")
+    run = Run(settings._replace(text=book.name), book, initial)
+    origin = init_from and dict(path=init_from, text=initial.settings["text"], epoch=initial.settings["epoch"])
+    with contextlib.ExitStack() as undo:  # where something fails, what has been done is undone from its end
+        try:
+            if folder is None or not os.path.isdir(folder):
+                folder = folders.make(folder, book.name)
+                undo.callback(folders.remove_empty, folder)
+            run.own(folder, lock.Lock(folder))
+            undo.callback(run.close)
+            folders.refuse_taken(folder)
+            undo.callback(folders.remove_files, folder)
+            run.save()
+            record.write(run.path(record.FILE), run, asked, origin, sessions=[])
+        except OSError as error:
+            if error.strerror is None:  # a sentence already
+                raise
+            raise OSError(f"out: cannot write to {folder or error.filename}: {error.strerror}") from error
+        undo.pop_all()
+    return run
+
+
+def resume(folder, given, on_wait=lambda doing: None):
+    """Take up a run where its checkpoint is.
+
+    Parameters
+    ----------
+    folder : str
+    given : dict
+        Settings by name that were asked for again. ``epochs``, ``patience`` and ``learning_rate`` may be new; the
+        others must be the run's. A new learning rate is that of the next epoch, and halved from there on.
+    on_wait : callable
+        As that of `text.load`.
+
+    Raises
+    ------
+    OSError, ValueError
+        No run or a damaged one, a setting that is not the run's, a text that is no longer the same, another owner.
+    """
+    file = os.path.join(folder, checkpoint.FILE)
+    if not os.path.lexists(file):  # no lock is put into what is not the folder of a run
+        raise FileNotFoundError(f"checkpoint: {file} does not exist")
+    owner = lock.Lock(folder)
+    try:
+        run = _of(checkpoint.load(file), folder, given, on_wait)
+        run.own(folder, owner)
+        try:
+            _take_up(run)
+        except OSError as error:
+            raise run.ended_by(error) from error
+    except BaseException:
+        owner.release()
+        raise
+    return run
+
+
+def _of(saved, folder, given, on_wait):
+    """The run as a checkpoint holds it, with the settings that it is to go on with."""
+    settings, state = (kind(**{name: saved.settings[name] for name in kind._fields}) for kind in (Settings, State))
+    for name, value in given.items():
+        value = text.name_of(value) if name == "text" else value
+        if name not in MAY_CHANGE and value != getattr(settings, name):
+            raise ValueError(f"{name}: got {value!r}, but the run in {folder} has {getattr(settings, name)!r}")
+    if given.get("learning_rate", settings.learning_rate) != settings.learning_rate:
+        state = state._replace(learning_rate_since=state.epoch + 1)
+    settings = settings._replace(**{name: given[name] for name in MAY_CHANGE if name in given})
+    settings.check()
+    _check_machine(settings)
+    if settings.epochs < state.epoch:
+        raise ValueError(f"epochs: got {settings.epochs}, needs at least the {state.epoch} that the run in {folder} has")
+    book = text.load(settings.text, on_wait)
+    if book.sha256 != state.sha256:
+        raise ValueError(f"text: {book.source} is not the text of the run in {folder}: its sha256 is "
+                         f"{book.sha256}, not {state.sha256}")
+    run = Run(settings, book, saved)
+    run.state, run.saved_epoch = state, state.epoch
+    return run
+
+
+def _take_up(run):
+    """Bring the files beside the checkpoint to where it stands; those that are damaged or missing are begun anew."""
+    files.remove_temporaries(run.folder, folders.FILES)
+    epoch, written = run.state.epoch, run.state.written
+    kept, *notices = folders.recover(
+        run.path(record.FILE), record.read, dict(asked=run.settings.text, init_from=None, sessions=[]),
+        "it is written anew, without the earlier sessions")
+    run.metrics, notice = folders.recover(
+        run.path(METRICS), lambda path: folders.read_metrics(path, written[METRICS], epoch), [],
+        f"metrics and plot begin at epoch {epoch + 1}")
+    notices.append(notice)
+    _, notice = folders.recover(
+        run.path(SAMPLES), lambda path: folders.check_size(path, written[SAMPLES]), None,
+        f"samples begin at epoch {epoch + 1}")
+    run.notices += filter(None, notices + [notice])
+    for name, size in written.items():
+        files.cut(run.path(name), size)
+    run.save()
+    record.write(run.path(record.FILE), run, **kept)
+
+
+def _check_machine(settings):
+    """Raise a ValueError where this machine or its environment cannot do what the settings ask for."""
+    if settings.step == "native" and operators.native.why_not():
+        raise ValueError(f"step: got 'native', but there is no native operator: {operators.native.why_not()}")
+    cpu.threads(), cpu.simd()  # which say what is wrong with the environment variables that they read

@@ -1,0 +1,62 @@
+"""A small run of `rnn-ops train`, and what it is held to, for the tests of runs."""
+import json
+import os
+
+import numpy as np
+import pytest
+
+from timemachine import checkpoint
+from timemachine.cli import main
+from timemachine.settings import METRICS, SAMPLES
+
+SMALL = ["--hidden", "8", "--batch-size", "3", "--sequence-length", "7"]
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture
+def book_file(tmp_path):
+    """A little book that has all the characters of the tutorial's first prompt and not those of its second."""
+    path = tmp_path / "little book.txt"
+    path.write_text("The Time Machine is a machine of time.\nSo it ticks, and it tocks, and it stops.\n" * 8)
+    return str(path)
+
+
+@pytest.fixture
+def train(book_file, tmp_path, capfd):
+    """Run `rnn-ops train` on the little book → (exit status, folder, stdout, stderr)."""
+    def call(*options, out="out"):
+        folder = str(tmp_path / out)
+        what = [] if "--resume" in options else ["--text", book_file, *SMALL]
+        status = main(["train", "--out", folder, *what, *options])
+        return (status, folder, *capfd.readouterr())
+    return call
+
+
+def metrics_of(folder, without=()):
+    with open(os.path.join(folder, METRICS)) as file:
+        return [{name: value for name, value in json.loads(line).items() if name not in without} for line in file]
+
+
+def content_of(folder):
+    """The bytes of every file."""
+    contents = {}
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), "rb") as file:
+            contents[name] = file.read()
+    return contents
+
+
+def assert_same_run(one, other):
+    """All that a run leaves is the same, to the bit, but for times."""
+    assert metrics_of(one, TIMES) == metrics_of(other, TIMES)
+    assert content_of(one)[SAMPLES] == content_of(other)[SAMPLES]
+    first, second = checkpoint.load(one), checkpoint.load(other)
+    for name in first.parameters:
+        np.testing.assert_array_equal(first.parameters[name], second.parameters[name])
+    assert first.settings["moving_loss"] == second.settings["moving_loss"]
+
+
+def one_line(stderr, *parts):
+    assert len(stderr.splitlines()) == 1 and stderr.startswith("rnn-ops: "), stderr
+    for part in parts:
+        assert part in stderr
