@@ -35,6 +35,26 @@ def test_batches_are_contiguous_rows(T, B):
     assert "".join(shifted) == TEXT[1:count * T * B + 1]
 
 
+def test_tokens_of_few_symbols_take_little_memory():
+    for symbols, dtype in (1, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32"):
+        characters = "".join(chr(code) for code in range(0x10000, 0x10000 + symbols))
+        vocabulary = data.Vocabulary(characters)
+        tokens = vocabulary.encode(characters[::-1], vocabulary.dtype)
+        assert tokens.dtype == dtype and (tokens == np.arange(symbols)[::-1]).all()
+    inputs, labels = data.batch_views(tokens, 8, 4)
+    true = data.batches(tokens.astype(np.int32), 8, 4)
+    assert np.shares_memory(inputs, tokens) and np.shares_memory(labels, tokens)
+    assert (inputs == true[0]).all() and (labels == true[1]).all()
+
+
+def test_a_text_longer_than_a_chunk(monkeypatch):
+    whole = data.Vocabulary(TEXT + "é")
+    monkeypatch.setattr(data, "_CHUNK", 7)
+    vocabulary = data.Vocabulary(TEXT + "é")
+    assert vocabulary.symbols == whole.symbols and vocabulary.missing("!" + TEXT + "ä") == "!ä"
+    assert vocabulary.decode(vocabulary.encode(TEXT + "é")) == TEXT + "é"
+
+
 def test_one_batch_needs_its_last_label():
     tokens = np.zeros(4 * 3 + 1, np.int32)
     assert data.batches(tokens, 4, 3)[0].shape == (1, 4, 3)
@@ -63,5 +83,7 @@ def test_textify_undoes_one_hots():
 def test_a_character_that_the_vocabulary_lacks_is_named():
     with pytest.raises(ValueError, match="text: got '!', 'é', which the vocabulary of 26 characters lacks"):
         data.Vocabulary("abcdefghijklmnopqrstuvwxyz").encode("aéb!é")
+    with pytest.raises(ValueError, match="text: got '一', '丁', .* and 246 more, which"):
+        data.Vocabulary("abc").encode("".join(map(chr, range(0x4e00, 0x4f00))))
     with pytest.raises(ValueError, match="characters: got an empty text"):
         data.Vocabulary("")

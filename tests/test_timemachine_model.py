@@ -92,6 +92,16 @@ def test_what_a_run_trains_with_learns_as_the_tutorials_loop(learner_of):
         np.testing.assert_allclose(learner.arrays()[name], true, rtol=1e-10, atol=1e-13, err_msg=name)
 
 
+@pytest.mark.parametrize("count, T, B", [(4, 7, 5), (1, 3, 2), (5, 1, 1)])
+def test_batches_are_made_as_they_are_gone_through(monkeypatch, count, T, B):
+    tokens = np.random.RandomState(0).randint(0, 200, (B, count, T)).astype(np.uint8).transpose(1, 2, 0)
+    for block in 1, 2 * T * B, 1 << 20:
+        monkeypatch.setattr(training, "_BLOCK", block)
+        made = list(training.Batches(tokens))
+        assert len(made) == count and all(batch.dtype == np.int32 for batch in made)
+        np.testing.assert_array_equal([batch.asnumpy() for batch in made], tokens)
+
+
 def test_the_learning_rate_is_halved_at_every_100th_epoch():
     rates = {epoch: training.learning_rate_of(epoch, 0.5) for epoch in (1, 99, 100, 199, 200, 2000)}
     assert rates == {1: 0.5, 99: 0.5, 100: 0.25, 199: 0.25, 200: 0.125, 2000: 0.5 / 2 ** 20}

@@ -1,6 +1,8 @@
 """A small run of `rnn-ops train`, and what it is held to, for the tests of runs."""
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -60,3 +62,11 @@ def one_line(stderr, *parts):
     assert len(stderr.splitlines()) == 1 and stderr.startswith("rnn-ops: "), stderr
     for part in parts:
         assert part in stderr
+
+
+def start_train(book, folder, *options, before="", **kinds):
+    """Start `rnn-ops train` on a text in a process of its own, Python code ``before`` it; its two outputs are one pipe."""
+    command = ["train", "--text", book, *SMALL, "--out", folder, *options]
+    code = f"import sys; from timemachine.cli import main\n{before}\nsys.exit(main({command}))"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            universal_newlines=True, cwd=os.path.dirname(folder), **kinds)

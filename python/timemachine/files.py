@@ -95,12 +95,12 @@ def cut(path, length):
     """
     if not os.path.lexists(path):
         return
-    with _naming(path), open(open_plain(path, os.O_RDWR), "r+b") as file:
+    with _naming(path), open(open_plain(path, os.O_RDWR), "rb") as file:
         if os.fstat(file.fileno()).st_nlink > 1:
             with replacing(path) as copy:
                 copy.write(file.read(length))
         elif os.fstat(file.fileno()).st_size > length:
-            file.truncate(length)
+            os.ftruncate(file.fileno(), length)
 
 
 def set_aside(path):

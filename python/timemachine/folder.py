@@ -112,10 +112,12 @@ def check_size(path, size):
 
 
 def _metrics_line(line):
-    values = files.parsed(line)
-    keys = tuple(values) if type(values) is dict else ()
-    if keys not in (METRICS_KEYS, METRICS_KEYS + (VALIDATION_KEY,)) or not (
-            is_integer(values["epoch"], 1) and all(is_number(values[key], 0) for key in keys)
-            and all(is_loss(values[key]) for key in keys if key.endswith("loss"))):
-        raise ValueError(f"holds {line[:40]!r}, which is no line of an epoch")
-    return values
+    try:
+        values = files.parsed(line)
+        keys = tuple(values) if type(values) is dict else ()
+        if keys in (METRICS_KEYS, METRICS_KEYS + (VALIDATION_KEY,)) and is_integer(values["epoch"], 1) and all(
+                is_loss(values[key]) if key.endswith("loss") else is_number(values[key], 0) for key in keys):
+            return values
+    except ValueError:
+        pass
+    raise ValueError(f"holds {line[:40]!r}, which is no line of an epoch")

@@ -52,6 +52,7 @@ def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
             run.own(folder, lock.Lock(folder))
             undo.callback(run.close)
             folders.refuse_taken(folder)
+            files.remove_temporaries(folder, folders.FILES)
             undo.callback(folders.remove_files, folder)
             run.save()
             record.write(run.path(record.FILE), run, asked, origin, sessions=[])

@@ -27,7 +27,7 @@ def follow(run):
           f"{batches} batches of {B} x {T} an epoch, from {run.text.source}")
     print(f"model: {run.settings.hidden} hidden units, {run.parameter_count:,} parameters, {run.settings.step} step; "
           f""
-          + (f"all epochs are done in {run.folder}" if run.finished else
+          + (f"nothing is left to train in {run.folder}" if run.finished else
              f"epochs {run.state.epoch + 1} to {epochs} go to {run.folder}"), flush=True)
     terminal = sys.stdout.isatty()
     with tqdm(total=epochs * run.inputs.size, initial=run.state.epoch * run.inputs.size, unit=" tokens", unit_scale=True,

@@ -110,9 +110,10 @@ def _read(name, path, on_wait):
         descriptor = files.open_plain(path, follow=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"text: got {path!r}, needs an existing file or one of {', '.join(NAMES)}") from None
-    digest, decoder, parts = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), []
+    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
+    parts, begun, held = [], False, ""
     with open(descriptor, "rb", buffering=0) as file:
-        size, done, block, held = os.fstat(file.fileno()).st_size, 0, True, ""
+        size, done, block = os.fstat(file.fileno()).st_size, 0, True
         while block:
             if size > _BLOCK:
                 on_wait(f"reading {path}: {done / size:.0%} of {size / 1e6:,.0f} MB")
@@ -124,8 +125,8 @@ def _read(name, path, on_wait):
             except UnicodeDecodeError as error:
                 raise ValueError(f"text: {path} is not UTF-8: byte {error.object[error.start]:#04x} "
                                  f"at {done - undecoded + error.start}") from None
-            if not done:
-                part = part[part.startswith("\ufeff"):]
+            if part and not begun:
+                begun, part = True, part[part.startswith("\ufeff"):]
             done += len(block)
             held = "\r" if block and part.endswith("\r") else ""  # its LF may be in the next block
             parts.append(part[:len(part) - len(held)].replace("\r\n", "\n"))
