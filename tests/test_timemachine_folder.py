@@ -39,30 +39,21 @@ def test_a_run_has_one_owner(train, book_file, tmp_path):
     assert not os.path.exists(tmp_path / "out" / lock.FILE)
 
 
-def test_a_lock_is_one_owners(tmp_path):
-    """Many threads take and release the lock; a file that its owner removes is never another one's lock."""
-    inside, taken, refused, overlaps = [], [], [], []
+def test_a_file_that_its_owner_removes_is_nobodys_lock(tmp_path, monkeypatch):
+    """The owner lets go between another's opening of the file and its locking: the other takes the lock with a new file."""
+    flock, owner = fcntl.flock, lock.Lock(str(tmp_path))
 
-    def take():
-        for _ in range(300):
-            try:
-                mine = lock.Lock(str(tmp_path))
-            except BlockingIOError:
-                refused.append(1)
-                continue
-            inside.append(1)
-            if len(inside) != 1:
-                overlaps.append(1)
-            taken.append(1)
-            inside.pop()
-            mine.release()
+    def flock_too_late(*arguments):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        owner.release()
+        flock(*arguments)
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(taken) + len(refused) == 1200 and taken and not overlaps and not os.listdir(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", flock_too_late)
+    other = lock.Lock(str(tmp_path))
+    with pytest.raises(BlockingIOError, match="out: another process is training the run in"):
+        lock.Lock(str(tmp_path))
+    other.release()
+    assert not os.listdir(tmp_path)
 
 
 def test_what_is_planted_at_the_locks_name_is_refused(train, tmp_path):
@@ -285,3 +276,15 @@ for out in "here", os.path.join("new", "deep"):
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
         f"rnn-ops: error: out: cannot write to {out}: File too large" for out in ("here", "new/deep")]
+
+
+def test_a_run_whose_record_cannot_be_written_leaves_nothing(train, monkeypatch):
+    def write(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), RECORD)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write", write)  # a disk that is full by then
+        status, path, _, stderr = train("--epochs", "1")
+    assert status == 2 and not os.path.exists(path)
+    one_line(stderr, f"out: cannot write to {path}: No space left on device")
+    assert train("--epochs", "1")[0] == 0

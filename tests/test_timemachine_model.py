@@ -91,6 +91,15 @@ def test_what_a_run_trains_with_learns_as_the_tutorials_loop(learner_of):
     for name, true in model.arrays(others).items():
         np.testing.assert_allclose(learner.arrays()[name], true, rtol=1e-10, atol=1e-13, err_msg=name)
 
+    before, state, true = learner.arrays(), nd.zeros((B, H), dtype="float64"), []
+    for tokens, targets in zip(inputs, labels):
+        loss, state = reference.language_model_loss(tokens, targets, state, *model.trainable(before))
+        true.append(loss.asscalar())
+    for _ in range(2):  # the state begins with zeros each time
+        np.testing.assert_allclose(learner.loss(inputs, labels), np.mean(true), rtol=1e-12)
+    for name, array in learner.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
 
 @pytest.mark.parametrize("count, T, B", [(4, 7, 5), (1, 3, 2), (5, 1, 1)])
 def test_batches_are_made_as_they_are_gone_through(monkeypatch, count, T, B):
@@ -125,6 +134,14 @@ def test_a_loss_that_is_no_number_ends_the_epoch():
     parameters, inputs, labels, _ = problem("float32", batches=2)
     with pytest.raises(FloatingPointError, match="the loss of batch 2 is"):
         list(training.train_epoch(parameters, inputs, labels, 1e6, reference.rnn_sequence))
+
+
+def test_a_validation_loss_that_is_no_number_is_an_error():
+    parameters, inputs, labels, _ = problem("float32", batches=2)
+    learner = training.Learner(model.arrays(parameters), reference.rnn_sequence)
+    learner.parameters.by[:] = np.nan
+    with pytest.raises(FloatingPointError, match="the loss on the validation part is nan"):
+        learner.loss(inputs, labels)
 
 
 def test_parameters_that_are_no_numbers_are_not_copied_out():
