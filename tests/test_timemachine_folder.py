@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from timemachine import checkpoint, data, files, folder, lock, record
+from timemachine import checkpoint, data, files, folder, lock, opening, record, settings
 from timemachine.folder import BEST, PLOT
 from timemachine.record import FILE as RECORD
 from timemachine.settings import METRICS, SAMPLES
@@ -111,7 +111,8 @@ def test_a_record_is_written_anew(train, damage, wrong):
 
 
 @pytest.mark.parametrize("content, wrong", [
-    (b"", "Expecting value"), (b"\xff\xfe\xfd", "codec"), (b"[" * 100000, "is nested too deeply"), (b"[]", "does not say which text was asked for"),
+    (b"", "Expecting value"), (b"\xff\xfe\xfd", "codec"), (b"[" * 100000, "is nested too deeply"),
+    (b"[]", "does not say which text was asked for"),
     (b'{"text": {"asked": 1}}', "does not say which text was asked for"),
     (b'{"text": {"asked": "a"}, "init_from": 1, "sessions": []}', "does not say what the run began with"),
     (b'{"text": {"asked": "a"}, "sessions": {}}', "does not say when the run was started"),
@@ -288,3 +289,14 @@ def test_a_run_whose_record_cannot_be_written_leaves_nothing(train, monkeypatch)
     assert status == 2 and not os.path.exists(path)
     one_line(stderr, f"out: cannot write to {path}: No space left on device")
     assert train("--epochs", "1")[0] == 0
+
+
+def test_a_text_whose_name_is_no_utf8(book_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9.txt")
+    os.rename(book_file, name)
+    opening.start(settings.Settings(text=name, hidden=8, batch_size=3, sequence_length=7), "out").close()
+    assert json.loads(content_of("out")[RECORD])["text"]["asked"] == name
+    run = opening.resume("out", {})
+    assert run.text.name == name and not run.notices
+    run.close()

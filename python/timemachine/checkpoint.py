@@ -108,7 +108,7 @@ def _read(file):
 
 
 def _headers(archive):
-    """The (shape, dtype) of every array by name, as declared; a `_Misfit` where the archive has other parts than `save` writes."""
+    """The (shape, dtype) that every array declares, by name; a `_Misfit` where the parts are not those that `save` writes."""
     members = archive.infolist()
     names = [member.filename[:-len(".npy")] for member in members]
     needed = ["symbols", "settings", *_PARAMETERS]

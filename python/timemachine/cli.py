@@ -146,6 +146,7 @@ def _train(arguments):
 
 
 def _train_while_held_back(arguments, raise_interrupt):
+    from timemachine import signals
     given = dict(vars(arguments))
     resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
     del given["run"]
@@ -166,7 +167,7 @@ def _train_while_held_back(arguments, raise_interrupt):
         try:
             with _one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
                 progress.follow(run)
-        except KeyboardInterrupt as interrupt:
+        except signals.Interrupted as interrupt:
             raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
                                f"to go on: rnn-ops train --resume --out {shlex.quote(run.folder)}") from None
     return 0

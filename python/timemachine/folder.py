@@ -104,7 +104,7 @@ def read_metrics(path, size, epoch):
 
 
 def check_size(path, size):
-    """Raise a ValueError where a file is shorter than it was when the checkpoint was written, a FileNotFoundError where it is gone."""
+    """Raise a ValueError where a file is shorter than when the checkpoint was written, a FileNotFoundError where it is gone."""
     if size and not os.path.lexists(path):
         raise FileNotFoundError(path)
     if files.size(path) < size:

@@ -26,18 +26,17 @@ def follow(run):
     print(f"text: {run.text.name}, {len(run.text.characters):,} characters, {len(run.vocabulary)} symbols, "
           f"{batches} batches of {B} x {T} an epoch, from {run.text.source}")
     print(f"model: {run.settings.hidden} hidden units, {run.parameter_count:,} parameters, {run.settings.step} step; "
-          f""
           + (f"nothing is left to train in {run.folder}" if run.finished else
-             f"epochs {run.state.epoch + 1} to {epochs} go to {run.folder}"), flush=True)
+             f"epochs {run.epoch + 1} to {epochs} go to {run.folder}"), flush=True)
     terminal = sys.stdout.isatty()
-    with tqdm(total=epochs * run.inputs.size, initial=run.state.epoch * run.inputs.size, unit=" tokens", unit_scale=True,
+    with tqdm(total=epochs * run.inputs.size, initial=run.epoch * run.inputs.size, unit=" tokens", unit_scale=True,
               file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False,
               bar_format="epoch {desc}|{bar}| {percentage:.0f}%, {remaining} left, {rate_fmt}{postfix}"
               ) as bar, signals.held_back() as raise_interrupt:
 
         def on_batch(moving_loss):
             raise_interrupt()
-            bar.set_description_str(f"{run.state.epoch + 1}/{epochs} ", refresh=False)
+            bar.set_description_str(f"{run.epoch + 1}/{epochs} ", refresh=False)
             bar.set_postfix_str(f"loss {moving_loss:.3f}, perplexity {training.perplexity(moving_loss):.2f}",
                                 refresh=False)
             bar.update(B * T)
@@ -46,8 +45,8 @@ def follow(run):
         samples = None
         for metrics, samples in run.train(on_batch):
             line = _line(metrics, epochs)
-            if began and run.state.epoch < epochs:  # now that it is known how long one takes, with its samples and all
-                line += f", {epochs - run.state.epoch:,} more in about {duration((epochs - run.state.epoch) * (time.monotonic() - began))}"
+            if began and run.epoch < epochs:  # now that it is known how long one takes, with its samples and all
+                line += f", {epochs - run.epoch:,} more in about {duration((epochs - run.epoch) * (time.monotonic() - began))}"
             began = None
             bar.write("\n".join([line] + (_lines(samples) if terminal else [])))
             sys.stdout.flush()

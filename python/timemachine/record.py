@@ -41,7 +41,7 @@ def write(path, run, asked, init_from, sessions):
     batches, T, B = run.inputs.shape
     if not run.finished:
         sessions = sessions + [dict(
-            first_epoch=run.state.epoch + 1, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            first_epoch=run.epoch + 1, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **{name: getattr(run.settings, name) for name in MAY_CHANGE},
             versions=dict(python=platform.python_version(), numpy=np.__version__, mxnet=mx.__version__,
                           rnn_ops=rnn_ops.__version__))]

@@ -43,7 +43,7 @@ class Run:
     held_out : (inputs, labels) or None
         The batches of the validation part.
     parameters : dict
-        NumPy arrays by name, as they were after ``state.epoch``.
+        NumPy arrays by name, as they were after ``epoch``.
     state : State
     metrics : list of dict
         One for each epoch, as in metrics.jsonl.
@@ -89,6 +89,11 @@ class Run:
         self.close()
 
     @property
+    def epoch(self):
+        """The last one finished, 0 before the first."""
+        return self.state.epoch
+
+    @property
     def stopped_early(self):
         """Whether the loss on the validation part has had no new minimum for as many epochs as the patience is, nor a
         new learning rate to find one with."""
@@ -99,7 +104,7 @@ class Run:
     @property
     def finished(self):
         """Whether there is nothing left to train."""
-        return self.state.epoch >= self.settings.epochs or self.stopped_early
+        return self.epoch >= self.settings.epochs or self.stopped_early
 
     def train(self, on_batch):
         """Train to the last epoch: a generator that yields after each epoch, when all of it is on disk.
@@ -122,8 +127,8 @@ class Run:
         OSError, MemoryError
             Something could not be written, or there is not enough memory. The same holds.
         """
-        learner, drawn = self._learner(), time.monotonic()
         try:
+            learner, drawn = self._learner(), time.monotonic()
             while not self.finished:
                 self._train_epoch(learner, on_batch)
                 samples = self.samples()
@@ -183,10 +188,10 @@ class Run:
 
     def samples(self):
         """How the model as it is continues the prompts: a list of (prompt, continuation)."""
-        return prompts.continued(self.prompts, self.parameters, self.vocabulary, self.settings.seed, self.state.epoch)
+        return prompts.continued(self.prompts, self.parameters, self.vocabulary, self.settings.seed, self.epoch)
 
     def _write(self, samples):
-        files.append(self.path(SAMPLES), prompts.written(samples, self.state.epoch, self.metrics[-1]["loss"]))
+        files.append(self.path(SAMPLES), prompts.written(samples, self.epoch, self.metrics[-1]["loss"]))
         files.append(self.path(METRICS), json.dumps(self.metrics[-1]) + "\n")
         self.save()
 
@@ -196,8 +201,8 @@ class Run:
             name: files.size(self.path(name)) for name in (METRICS, SAMPLES)})
         saved = checkpoint.Checkpoint(self.parameters, self.vocabulary, dict(self.settings._asdict(), **self.state._asdict()))
         checkpoint.save(self.path(checkpoint.FILE), saved)
-        self.saved_epoch = self.state.epoch
-        if self.state.best_epoch == self.state.epoch:  # after the other: a crash in between is made good by --resume
+        self.saved_epoch = self.epoch
+        if self.state.best_epoch == self.epoch:  # after the other: a crash in between is made good by --resume
             checkpoint.save(self.path(folders.BEST), saved)
 
     @property
