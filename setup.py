@@ -89,7 +89,8 @@ class AnyPythonWheel(bdist_wheel):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension(LIBRARY, sources=[os.path.join(folder, source) for folder in SOURCES for source in SOURCES[folder]],
+        ext_modules=[Extension(LIBRARY,
+                               sources=[os.path.join(folder, source) for folder in SOURCES for source in SOURCES[folder]],
                                depends=[os.path.join(folder, file) for folder in SOURCES
                                         for file in sorted(os.listdir(os.path.join(HERE, folder)))
                                         if file.endswith((".cc", ".h"))])],

@@ -181,8 +181,7 @@ executor = mx.sym.load(folder + "/sequence.json").bind(mx.cpu(), values)
 for _ in range(20):
     executor.forward()
 """.replace("BATCH", str(B)).replace("INPUTS", str(I)).replace("STATE", str(H))
-    for _ in range(3):
-        assert "Error" not in run(code, network, network / "library.so")
+    assert "Error" not in run(code, network, network / "library.so")
 
 
 def test_where_it_was_not_loaded_mxnet_says_so(network):

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.timeout(300)
 DEBUG = "libc_malloc_debug.so.0"  # from glibc 2.34 on; before, every malloc could check
 HAS_DEBUG = any(os.path.exists(os.path.join(folder, DEBUG)) for folder in (
     "/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/usr/lib"))
-SHAPES = {"sequence": [(40, 30, 20), (30, 50), (20, 50), (50, 50), (50,)], "step": [(30, 20), (30, 50), (20, 50), (50, 50), (50,)]}
+SHAPES = {"sequence": [(40, 30, 20), (30, 50), (20, 50), (50, 50), (50,)],
+          "step": [(30, 20), (30, 50), (20, 50), (50, 50), (50,)]}
 
 START = """
 import itertools, sys, numpy as np
@@ -142,8 +143,11 @@ def test_the_sentences(operator):
             (3, (50, 0), "Whh: got shape (50, 0), needs every dimension to be at least 1"),
             (4, (0,), "bh: got shape (0,), needs every dimension to be at least 1"),
             (0, (), f"inputs: got shape (), needs {needs}"),
-            (4, (), "bh: got shape (), needs (50,), (H,) with H = 50 from state")]:
-        arrays = [mx.nd.array(np.ones(s)) for s in shapes[:index] + [shape] + shapes[index + 1:]]
+            (4, (), "bh: got shape (), needs (50,), (H,) with H = 50 from state"),
+            (0, None, f"inputs: got shape (), needs {needs}")]:
+        arrays = [mx.nd.array(np.ones(s)) for s in shapes[:index] + [shape or ()] + shapes[index + 1:]]
+        if shape is None:
+            arrays[index] = mx.nd.NDArray(mx.nd.ndarray._new_empty_handle())
         with pytest.raises(mx.MXNetError) as raised:
             results = function(*arrays)
             (results if operator == "step" else results[0]).asnumpy()
@@ -160,8 +164,8 @@ def test_a_gradient_that_arrives_in_another_shape_is_an_error(shape, dtype):
         outputs, _ = native.rnn_sequence(*arrays)
     outputs.backward(mx.nd.ones(shape, dtype=dtype))
     text = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-    with pytest.raises(mx.MXNetError, match=rf"gradient of result outputs: got {dtype} of shape \({text}\), needs float32 of shape "
-                                            r"\(4, 3, 7\)"):
+    with pytest.raises(mx.MXNetError, match=rf"gradient of result outputs: got {dtype} of shape \({text}\), needs float32 of "
+                                            r"shape \(4, 3, 7\)"):
         arrays[3].grad.asnumpy()
 
 

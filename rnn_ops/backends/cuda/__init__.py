@@ -174,5 +174,5 @@ def _fits(name, array, shape, dtype):
 
 def _apart(gpu, written, read):
     """`arguments.check_apart` of arrays by name."""
-    arguments.check_apart(*[
-        [(name, 0 if array is None else gpu.address(array), array) for name, array in arrays.items()] for arrays in (written, read)])
+    arguments.check_apart(*[[(name, 0 if array is None else gpu.address(array), array) for name, array in arrays.items()]
+                            for arrays in (written, read)])

@@ -41,7 +41,9 @@ void check_status(int status, const Args& args, bool step) {
   if (status == RNN_BAD_THREADS) {
     fail("RNN_OPS_NUM_THREADS", quoted_setting("RNN_OPS_NUM_THREADS"), "a number of threads, 1 or more");
   }
-  if (status == RNN_BAD_SIMD) fail("RNN_OPS_SIMD", quoted_setting("RNN_OPS_SIMD"), std::string("one of ") + rnn_cpu_simd_levels());
+  if (status == RNN_BAD_SIMD) {
+    fail("RNN_OPS_SIMD", quoted_setting("RNN_OPS_SIMD"), std::string("one of ") + rnn_cpu_simd_levels());
+  }
   if (status != RNN_OK) throw Error{"no memory for packed copies of Wxh and Whh"};
 }
 

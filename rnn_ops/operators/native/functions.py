@@ -61,7 +61,7 @@ def _known(values, step):
     """The values; an MXNetError where one is an NDArray without dimensions. MXNet takes that for an unknown shape and writes too
     far before the operator is called (`_rank_symbol`). What else is wrong with them the operator sees."""
     if all(type(value) is mx.nd.NDArray for value in values):
-        shapes = [value.shape for value in values]
+        shapes = [value.shape or () for value in values]  # None of one that never had memory
         if not all(shapes):
             try:
                 arguments.sizes(shapes, step)
@@ -74,10 +74,11 @@ def _rank_symbol(inputs, step, on_symbols):
     """A node that refuses inputs of which not even the number of dimensions is known, before the operator meets them.
 
     MXNet 1.9.1 counts such a shape as -1 numbers and then writes behind the end of the memory for them all (`infer_shape` in
-    c_api.cc). To know it is up to the operator's caller, but of the inputs it can be either of two. So MXNet is to infer this node
-    first, an argument of the other that nothing is read of; it sees a shape as an array, of which the shape is known.
+    c_api.cc). The other arguments are given theirs by `_guarded_symbol`; of the inputs it can be either of two. So MXNet is to
+    infer this node first, an argument that nothing is read of. It takes a shape as an array, and the shape of that is known.
     """
-    return on_symbols(mx.sym.shape_array(inputs), step=step, rank="1")
+    return on_symbols(mx.sym.shape_array(inputs), step=step, rank="1",
+                      name=mx.name.NameManager.current.get(None, "rnn_ops_rank_"))
 
 
 def _guarded_symbol(name, rank, symbol):

@@ -225,7 +225,8 @@ int64_t Array::size() const {
 namespace {
 
 bool is(const Array& array, int type, std::initializer_list<int64_t> shape) {
-  return array.dtype == type && array.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), array.shape);
+  return array.dtype == type && array.rank == static_cast<int>(shape.size()) &&
+         std::equal(shape.begin(), shape.end(), array.shape);
 }
 
 bool bh_is(const Options& chosen, const Array& array, int type, int64_t H) {
@@ -285,7 +286,9 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
     check_same("result ", result_names[i], call.results[i], results[i], result_types[i]);
     if (call.cotangents) check_same("gradient of result ", result_names[i], call.cotangents[i], results[i], result_types[i]);
   }
-  for (int i = 0; call.gradients && i < ARGUMENTS; ++i) check_same("gradient of ", kNames[i], call.gradients[i], shapes[i], types[i]);
+  for (int i = 0; call.gradients && i < ARGUMENTS; ++i) {
+    check_same("gradient of ", kNames[i], call.gradients[i], shapes[i], types[i]);
+  }
   throw Error{"the arrays of this call do not fit one another"};
 }
 

@@ -9,8 +9,8 @@
  * What MXNet keeps from an operator, its callers must see to, as rnn_ops/operators/native/functions.py does:
  * - There is no `req`. A gradient overwrites what is in its place, also where MXNet asks for a sum.
  * - There is no way to say "not known yet" of a shape, so one that does not follow from the others is an error.
- * - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far (infer_shape
- *   in c_api.cc): no such shape may come here.
+ * - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far
+ *   (infer_shape in c_api.cc): no such shape may come here.
  */
 #include <cstdlib>
 #include <cstring>
