@@ -9,6 +9,8 @@ Importing rnn_ops imports neither MXNet nor NumPy: whoever takes the kernels alo
 import contextlib
 import importlib
 import importlib.abc
+import os
+import re
 import sys
 
 
@@ -34,6 +36,9 @@ class _Loader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
+        reason = why_not()
+        if reason:
+            raise ImportError(reason)
         import numpy
         from rnn_ops.backends.cuda import libraries
         module.__spec__.loader = module.__loader__ = self._loader
@@ -52,6 +57,14 @@ class _Loader(importlib.abc.Loader):
 
 
 _FINDER = _Finder()
+
+
+def why_not():
+    """The setting that MXNet would end the process for as soon as it is imported, as a sentence, or None."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if not value or re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) and abs(int(value)) < 2 ** 31:
+        return None
+    return f"OMP_NUM_THREADS: got {value!r}, needs one whole number, or MXNet 1.9.1 ends the process"
 
 
 def install():

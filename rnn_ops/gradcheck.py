@@ -17,9 +17,8 @@ import functools
 import itertools
 import json
 import math
-import os
 import sys
-import tempfile
+import textwrap
 import time
 from typing import NamedTuple
 
@@ -133,37 +132,45 @@ def check(rnn_step=operators.rnn_step, rnn_sequence=operators.rnn_sequence, case
 
 def main(device="cpu", json_path=None):
     """``rnn-ops check``: run it all, print what was found → exit status: 0 where everything is within its bound, 1 where
-    something is not, 2 where there is no such device or file.
+    something is not or the file could not be written, 2 where there is no such device or file.
     """
+    from timemachine import files, streams  # the rest of the command line is there too
+
+    def fail(status, reason):
+        print(streams.one_line(f"rnn-ops check: {reason}."), file=sys.stderr)
+        return status
+
     reason = cuda.why_not() if device == "cuda" else None
     if reason:
-        print(f"rnn-ops check: {reason}.", file=sys.stderr)
-        return 2
+        return fail(2, reason)
     started = time.time()
-    if json_path:  # find out now, and not after a minute's work, whether it can be written
-        try:
-            _write(json_path, None)
-        except OSError as error:
-            print(f"rnn-ops check: cannot write {json_path}: {error.strerror}.", file=sys.stderr)
-            return 2
+    reason = files.why_not_writable(json_path) if json_path else None
+    if reason:  # now, and not after a minute's work
+        return fail(2, f"cannot write {json_path}: {reason}")
     with _computing_on(device) as place:
         operator = operators.choice()
-        print(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {place} against its reference in MXNet {mx.__version__}")
+        print(textwrap.fill(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {place} against its reference in MXNet "
+                            f"{mx.__version__}; of each case the tensor that is nearest to its bound, and how near:", 80))
         rows = check(report=_print_progress)
     failed = [row for row in rows if not row.passed]
     seconds = time.time() - started
     print(_table(rows))
     for row in failed:
-        print(f"FAILED  {row.case}: {row.comparison}, {row.tensor}: {row.error:.2e} > {row.bound:.2e}")
-    print(f"{len(rows)} comparisons in {seconds:.0f} s, {len(failed)} failed")
+        print(f"FAILED  {row.case}:\n        {row.comparison}, {row.tensor}: {row.error:.2e} > {row.bound:.2e}")
+    print(f"{len(rows)} comparisons in {seconds:.0f} s, {len(failed)} failed", flush=True)
     if json_path:
-        _write(json_path, {
+        record = {
             "rnn_ops": rnn_ops.__version__, "mxnet": mx.__version__, "numpy": np.__version__, "device": place,
             "operator": operator,
             "seconds": round(seconds, 1), "passed": not failed,
             "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
                       "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
-                      "bound": row.bound, "passed": row.passed} for row in rows]})
+                      "bound": row.bound, "passed": row.passed} for row in rows]}
+        try:
+            with files.writing(json_path) as file:
+                file.write(json.dumps(record, indent=1).encode())
+        except OSError as error:
+            return fail(1, f"cannot write {json_path}: {error.strerror}")
     return 1 if failed else 0
 
 
@@ -286,30 +293,26 @@ def _errors_of_differences(function, found, arguments, cotangents):
 def _print_progress(number, total, case, rows):
     worst = max(rows, key=lambda row: row.error / row.bound)
     verdict = "ok" if all(row.passed for row in rows) else "FAILED"
-    print(f"[{number:2d}/{total}] {str(case):46s} {verdict:6s}  {worst.tensor} nearest to its bound, at "
-          f"{100 * worst.error / worst.bound:.2g} % of it", flush=True)
+    print(f"[{number:2d}/{total}] {str(case):46s} {verdict:6s} {worst.tensor:>7s} {100 * worst.error / worst.bound:7.2g} %",
+          flush=True)
 
 
 def _table(rows):
-    """The worst relative error of each tensor in each comparison, as text."""
-    lines = ["", "worst relative error".ljust(34) + "".join(tensor.rjust(9) for tensor in TENSORS) + "  bound"]
-    bounds = {"float64, reference": f"{FLOAT64_BOUND:.0e}", "float64, differences": f"{DIFFERENCES_BOUND:.0e}",
-              "float64, reference's differences": f"{DIFFERENCES_BOUND:.0e}",
-              "float32, reference": f"{FLOAT32_FACTOR} × the float32 reference's + {FLOAT32_FLOOR:.0e}"}
-    for comparison in COMPARISONS:
+    """The worst relative error of each tensor in each comparison, as text 80 columns wide."""
+    widths = [13, 15, 17, 15]
+    headings = [textwrap.wrap(comparison, width - 2) for comparison, width in zip(COMPARISONS, widths)]
+    lines = [""]
+    for number in range(max(map(len, headings))):
+        words = (heading[number] if number < len(heading) else "" for heading in headings)
+        lines.append(("", "worst relative error")[number == 0].ljust(20)
+                     + "".join(word.rjust(width) for word, width in zip(words, widths)))
+    for tensor in TENSORS:
         cells = []
-        for tensor in TENSORS:
+        for comparison in COMPARISONS:
             errors = [row.error for row in rows if row.comparison == comparison and row.tensor == tensor]
-            cells.append((f"{max(errors):.1e}" if errors else "-").rjust(9))
-        lines.append(comparison.ljust(34) + "".join(cells) + "  " + bounds[comparison])
+            cells.append(f"{max(errors):.1e}" if errors else "-")
+        lines.append(tensor.ljust(20) + "".join(cell.rjust(width) for cell, width in zip(cells, widths)))
+    bounds = [f"{FLOAT64_BOUND:.0e}", f"{DIFFERENCES_BOUND:.0e}", f"{DIFFERENCES_BOUND:.0e}", "*"]
+    lines.append("bound".ljust(20) + "".join(bound.rjust(width) for bound, width in zip(bounds, widths)))
+    lines.append(f"* {FLOAT32_FACTOR} times the float32 reference's own error + {FLOAT32_FLOOR:.0e}")
     return "\n".join(lines)
-
-
-def _write(path, record):
-    """Write a record as JSON under a temporary name and rename it, or, with None, only see that this could be done."""
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(os.path.abspath(path)), delete=False) as file:
-        json.dump(record, file, indent=1)
-    if record is None:
-        os.remove(file.name)
-    else:
-        os.replace(file.name, path)

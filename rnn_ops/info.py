@@ -1,10 +1,14 @@
 """What there is to compute with: versions, devices, kernels and the settings that choose them. ``rnn-ops info``."""
+import json
 import os
 import platform
+import shutil
+import textwrap
 
 import numpy
 
 import rnn_ops
+from rnn_ops import _mxnet_import
 from rnn_ops.backends import cpu, cuda
 from rnn_ops.backends.cuda import compiler, variants
 
@@ -25,7 +29,7 @@ def collect(batch_size=32, hidden_size=256):
         "MXNet": mxnet,
         "operator": _operator(),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
-        "CPU kernels": f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads",
+        "CPU kernels": _cpu_kernels(),
     }
     found = ", ".join(map(str, compiler.found())) or "none"
     facts["CUDA compilers"] = f"{found}; machine code is kept in {compiler.folder()}"
@@ -44,7 +48,22 @@ def collect(batch_size=32, hidden_size=256):
         facts["arrays in mx.cpu()"] = ("computed on by the CPU; after rnn_ops.use('cuda') by GPU 0: each call copies tokens, "
                                        "parameters, results and gradients, the states for the backward pass stay there")
     facts["settings"] = ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none"
+    reason = _no_folder()
+    if reason:
+        facts["settings"] += f"; {reason}"
     return facts
+
+
+def wrong_settings():
+    """What is wrong with the environment variables that choose what computes: a list of sentences."""
+    found = _wrong_for_kernels()
+    try:
+        _choice()
+    except (ValueError, RuntimeError) as error:
+        found.append(str(error))
+    except ImportError:  # no MXNet, which is no setting
+        pass
+    return found + list(filter(None, [_mxnet_import.why_not()]))
 
 
 def choice(device, batch_size, hidden_size):
@@ -60,20 +79,51 @@ def choice(device, batch_size, hidden_size):
     return f"{chosen}; estimated cycles a step {chosen.cycles:.0f}; {', '.join(others)}"
 
 
-def main(batch_size=32, hidden_size=256):
-    """Print what `collect` finds, a line each; returns the exit status 0."""
-    facts = collect(batch_size, hidden_size)
+def main(batch_size=32, hidden_size=256, as_json=False):
+    """Print what `collect` finds, a line each or as JSON → exit status: 0, or 1 where a setting is wrong."""
+    facts, wrong = collect(batch_size, hidden_size), wrong_settings() + list(filter(None, [_no_folder()]))
+    if as_json:
+        print(json.dumps(dict(facts, wrong=wrong), indent=1))
+        return int(bool(wrong))
     width = max(map(len, facts))
+    columns = shutil.get_terminal_size().columns
     for name, text in facts.items():
-        print(f"{name:<{width}}  {text}")
-    return 0
+        print(textwrap.fill(text, max(columns, width + 20), initial_indent=f"{name:<{width}}  ",
+                            subsequent_indent=" " * (width + 2), break_long_words=False, break_on_hyphens=False))
+    return int(bool(wrong))
+
+
+def _cpu_kernels():
+    wrong = _wrong_for_kernels()
+    return f"none: {'; '.join(wrong)}" if wrong else (
+        f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads")
+
+
+def _wrong_for_kernels():
+    found = []
+    for ask in cpu.threads, cpu.simd:
+        try:
+            ask()
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def _no_folder():
+    folder = os.environ.get("RNN_OPS_DATA")
+    return f"RNN_OPS_DATA: got {folder!r}, needs a folder" if folder and not os.path.isdir(folder) else None
+
+
+def _choice():
+    from rnn_ops.operators import choice
+    return choice()
 
 
 def _operator():
     """Which MXNet operator computes, and why not the other one."""
     try:
-        from rnn_ops.operators import choice, native
-        taken = choice()
+        taken = _choice()
+        from rnn_ops.operators import native
     except (ImportError, RuntimeError, ValueError) as error:
         return f"none: {error}"
     reason = native.why_not()

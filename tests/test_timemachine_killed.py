@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted or out of disk or memory: nothing saved is lost, and one line says so."""
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -48,7 +49,7 @@ def test_signals_end_a_run_as_ctrl_c_does(book_file, tmp_path, train, number, ig
     epoch = checkpoint.load(path).settings["epoch"]
     assert epoch >= 5
     assert last == (f"rnn-ops: interrupted by {number.name}: {path} holds epoch {epoch}; "
-                    f"to go on: rnn-ops train --resume --out {path}")
+                    f"to go on: {shlex.quote(sys.executable)} -m rnn_ops train --resume --out {shlex.quote(path)}")
     assert train("--resume", "--epochs", str(epoch + 1))[0] == 0
     assert [line["epoch"] for line in metrics_of(path)] == list(range(1, epoch + 2))
 

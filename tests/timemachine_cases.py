@@ -24,8 +24,10 @@ def book_file(tmp_path):
 
 
 @pytest.fixture
-def train(book_file, tmp_path, capfd):
-    """Run `rnn-ops train` on the little book → (exit status, folder, stdout, stderr)."""
+def train(book_file, tmp_path, capfd, monkeypatch):
+    """Run `rnn-ops train` on the little book, on a very wide screen → (exit status, folder, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
     def call(*options, out="out"):
         folder = str(tmp_path / out)
         what = [] if "--resume" in options else ["--text", book_file, *SMALL]

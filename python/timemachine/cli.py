@@ -5,11 +5,13 @@ needs.
 """
 import argparse
 import contextlib
-import shlex
 import signal
 import sys
 
-USAGE, FAILURE, SIGNALLED = 2, 1, 128  # exit statuses; a signal's number is added to the last one, as shells do
+from timemachine import hints, streams
+
+# Exit statuses; a signal's number is added to the last one, as shells do.
+USAGE, FAILURE, SIGNALLED = 2, streams.FAILURE, 128
 
 
 class CommandError(Exception):
@@ -20,9 +22,20 @@ class CommandError(Exception):
         self.status = status
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):  # argparse prints its whole usage before the one line that matters
+class Parser(argparse.ArgumentParser):
+    """With errors of one line: argparse prints its whole usage before the one that matters."""
+
+    def error(self, message):
         raise CommandError(USAGE, f"error: {message} ({self.prog} --help says more)")
+
+
+class _Version(argparse.Action):
+    """As argparse's own, but that the package is imported when it is asked for."""
+
+    def __call__(self, parser, *_):
+        import rnn_ops
+        print(f"{hints.NAME} {rnn_ops.__version__}")
+        parser.exit()
 
 
 def main(argv=None):
@@ -36,9 +49,27 @@ def main(argv=None):
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed on the way, 2 asked for something that cannot be, 128 + n ended by signal n.
+        The exit status: 0 done, 1 failed on the way, 2 asked for something that cannot be, 128 + n ended by signal n. Where
+        stdout can no longer be written to, 141 if nobody reads it any more, and else 1; `train` first goes on to its end.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    with streams.prepared():
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return status or streams.lost_status()
+        except CommandError as error:
+            streams.complain(str(error))
+            return error.status
+        except KeyboardInterrupt as interrupt:  # without a number: a Ctrl-C that nobody held back
+            streams.complain(str(interrupt) or "interrupted")
+            return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
+        except streams.Lost as lost:
+            if lost.status != streams.CLOSED_PIPE:
+                streams.complain(f"error: {lost}")
+            return lost.status
+
+
+def _run(argv):
     try:
         if argv[:1] == ["bench"]:  # has options and help of its own
             with _one_line(FAILURE, ImportError):
@@ -46,17 +77,15 @@ def main(argv=None):
             return cli.main(argv[1:])
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
-    except CommandError as error:
-        print(f"rnn-ops: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt as interrupt:  # without a number: a Ctrl-C that nobody held back
-        print(f"rnn-ops: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
+    except SystemExit as end:  # of argparse, after --help and --version
+        return end.code or 0
 
 
 def _parser():
-    parser = _Parser(prog="rnn-ops",
-                     description="Fused recurrent steps for MXNet, and a character model trained with them.")
+    parser = Parser(prog=" ".join(map(hints.quote, hints.program())),
+                    description="Fused recurrent steps for MXNet, and a character model trained with them.")
+    parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
+                        help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="train a character model on a book", allow_abbrev=False,
@@ -86,11 +115,15 @@ def _parser():
     train.add_argument("--resume", action="store_true", default=False,
                        help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
                             "--learning-rate may be new")
+    train.add_argument("--quiet", action="store_true", default=False,
+                       help="print the run's folder alone, at the end, and what goes wrong")
 
     sample = commands.add_parser("sample", help="let a trained model continue a text", allow_abbrev=False)
     sample.set_defaults(run=_sample)
     sample.add_argument("--checkpoint", required=True, metavar="DIR|FILE", help="a run's folder or its model.npz")
     sample.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    sample.add_argument("--ignore-unknown", action="store_true",
+                        help="leave out characters of the prompt that the model does not know")
     sample.add_argument("--length", type=int, default=512, metavar="N", help="characters to add (default 512)")
     sample.add_argument("--temperature", type=float, default=0.5, metavar="T",
                         help="near 0 always the likeliest character, 1 as trained (default 0.5)")
@@ -101,12 +134,13 @@ def _parser():
     check.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
     check.add_argument("--json", metavar="FILE", help="write the table to a file as well")
 
-    commands.add_parser("bench", help="measure the operators against others (rnn-ops bench --help)")
+    commands.add_parser("bench", help="measure the operators against others (bench --help says more)")
     info = commands.add_parser("info", help="say what was built and what it runs on", allow_abbrev=False)
     info.set_defaults(run=_info)
     info.add_argument("--batch-size", type=_positive, default=32, metavar="B",
                       help="of the shape to choose a CUDA kernel for (default 32)")
     info.add_argument("--hidden", type=_positive, default=256, metavar="H", help="hidden units of that shape (default 256)")
+    info.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -117,6 +151,7 @@ def _positive(text):
 
 
 def _check(arguments):
+    check_settings()
     with _one_line(FAILURE, ImportError):
         from rnn_ops import gradcheck
     return gradcheck.main(device=arguments.device, json_path=arguments.json)
@@ -125,17 +160,35 @@ def _check(arguments):
 def _info(arguments):
     with _one_line(FAILURE, ImportError):
         from rnn_ops import info
-    return info.main(arguments.batch_size, arguments.hidden)
+    return info.main(arguments.batch_size, arguments.hidden, arguments.json)
+
+
+def check_settings():
+    """See that the environment variables can be followed, before anything is begun."""
+    with _one_line(FAILURE, ImportError):
+        from rnn_ops import info
+    for reason in info.wrong_settings():
+        raise CommandError(USAGE, f"error: {reason}")
 
 
 def _sample(arguments):
     with _one_line(FAILURE, ImportError):
-        from timemachine import checkpoint, sampling
+        from timemachine import checkpoint, data, sampling
     with _one_line(USAGE, OSError, ValueError):
         model = checkpoint.load(arguments.checkpoint)
-        continuation = sampling.sample(model.parameters, model.vocabulary, arguments.prompt, arguments.length,
-                                       arguments.temperature, arguments.seed)
-    print(arguments.prompt + continuation)
+        prompt, unknown = arguments.prompt, model.vocabulary.missing(arguments.prompt)
+        if unknown and arguments.ignore_unknown:
+            prompt = "".join(character for character in prompt if character not in unknown)
+            streams.complain(f"prompt: leaves out {data.listed(unknown)}, which the model does not know")
+        elif unknown:
+            raise ValueError(f"prompt: got {data.listed(unknown)}, not among the {len(model.vocabulary):,} symbols that the "
+                             "model knows; --ignore-unknown leaves such characters out")
+        pieces = sampling.stream(model.parameters, model.vocabulary, prompt, arguments.length, arguments.temperature,
+                                 arguments.seed)
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
     return 0
 
 
@@ -147,14 +200,15 @@ def _train(arguments):
 
 def _train_while_held_back(arguments, raise_interrupt):
     from timemachine import signals
+    check_settings()
     given = dict(vars(arguments))
     resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
-    del given["run"]
+    del given["run"], given["quiet"]
     with _one_line(FAILURE, ImportError):
         from timemachine import opening, progress
         from timemachine.settings import Settings
     raise_interrupt()
-    on_wait = progress.Waiting(raise_interrupt)
+    on_wait = progress.Waiting(raise_interrupt, arguments.quiet)
     with _one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
         if resume and not out:
             raise ValueError("out: --resume needs --out, the folder of the run to go on with")
@@ -163,13 +217,13 @@ def _train_while_held_back(arguments, raise_interrupt):
         run = opening.resume(out, given, on_wait) if resume else opening.start(Settings(**given), out, init_from, on_wait)
     with run:
         for notice in run.notices:
-            print(f"rnn-ops: {notice}", file=sys.stderr)
+            streams.complain(notice)
         try:
             with _one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
-                progress.follow(run)
+                progress.follow(run, arguments.quiet)
         except signals.Interrupted as interrupt:
             raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
-                               f"to go on: rnn-ops train --resume --out {shlex.quote(run.folder)}") from None
+                               "to go on: " + hints.command("train", "--resume", "--out", run.folder)) from None
     return 0
 
 

@@ -69,6 +69,29 @@ def remove_temporaries(folder, names):
             os.remove(os.path.join(folder, name))
 
 
+@contextlib.contextmanager
+def writing(path):
+    """A binary file for what the user wants written to ``path``: as `replacing`, but that a link is followed and that a
+    device or a pipe stays one."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as file:
+            yield file
+    else:
+        with replacing(os.path.realpath(path)) as file:
+            yield file
+
+
+def why_not_writable(path):
+    """What would keep `writing` from it, as far as it can be seen before there is something to write; None for nothing."""
+    if os.path.isdir(path):
+        return os.strerror(errno.EISDIR)
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        return os.strerror(errno.ENOENT)
+    place = path if os.path.exists(path) and not os.path.isfile(path) else folder
+    return None if os.access(place, os.W_OK) else os.strerror(errno.EACCES)
+
+
 def append(path, text):
     """Add text to the end of a plain file, as UTF-8, and see it onto the disk."""
     with _naming(path):

@@ -1,8 +1,11 @@
-"""Draw the loss of a run over its epochs."""
+"""Draw the loss of a run over its epochs.
+
+matplotlib is imported to draw and not before: whatever is wrong with it or its settings costs the plot and nothing else.
+"""
+import contextlib
+import warnings
+
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 _LOSS, _MOVING, _HELD_OUT, _INK = "#1b6ca8", "#e07b39", "#3a8f5c", "#444444"
 
@@ -16,7 +19,28 @@ def draw(file, metrics, title):
     metrics : list of dict
         One for each epoch, as in metrics.jsonl; at least one.
     title : str
+        Drawn as it is: a $ begins no mathematics.
     """
+    with plain_text():
+        _draw(file, metrics, "".join(
+            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in title))
+
+
+@contextlib.contextmanager
+def plain_text():
+    """Inside, matplotlib draws text as it is, neither as mathematics nor through TeX, and characters that its font lacks
+    as boxes."""
+    import matplotlib
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+def _draw(file, metrics, title):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+
     epochs = [line["epoch"] for line in metrics]
     # Without pyplot, which would look for a display and keep global state.
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -1,18 +1,25 @@
 """Show a run while it trains: a bar and samples on a terminal, one line an epoch elsewhere."""
 import math
-import shlex
-import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 
 from tqdm import tqdm
 
-from timemachine import signals, training
+from timemachine import hints, signals, streams, training
 
 
-def follow(run):
+def follow(run, quiet=False):
     """Train a `run.Run` to its end and show it on stdout (the bar on stderr, where that is a terminal).
+
+    A stdout that can no longer be written to does not end the training: a line on stderr says so.
+
+    Parameters
+    ----------
+    run : run.Run
+    quiet : bool
+        Show nothing but, at the end, the run's folder.
 
     Raises
     ------
@@ -22,15 +29,15 @@ def follow(run):
         Ctrl-C was pressed, or another signal came; the batch under way was finished.
     """
     batches, T, B = run.inputs.shape
-    epochs = run.settings.epochs
-    print(f"text: {run.text.name}, {len(run.text.characters):,} characters, {len(run.vocabulary)} symbols, "
-          f"{batches} batches of {B} x {T} an epoch, from {run.text.source}")
-    print(f"model: {run.settings.hidden} hidden units, {run.parameter_count:,} parameters, {run.settings.step} step; "
-          + (f"nothing is left to train in {run.folder}" if run.finished else
-             f"epochs {run.epoch + 1} to {epochs} go to {run.folder}"), flush=True)
+    epochs, columns = run.settings.epochs, hints.columns()
+
+    def show(*lines):
+        if not quiet:
+            _show(bar.write, *lines)
+
     terminal = sys.stdout.isatty()
     with tqdm(total=epochs * run.inputs.size, initial=run.epoch * run.inputs.size, unit=" tokens", unit_scale=True,
-              file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False,
+              file=sys.stderr, disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True, leave=False,
               bar_format="epoch {desc}|{bar}| {percentage:.0f}%, {remaining} left, {rate_fmt}{postfix}"
               ) as bar, signals.held_back() as raise_interrupt:
 
@@ -41,25 +48,37 @@ def follow(run):
                                 refresh=False)
             bar.update(B * T)
 
-        began = time.monotonic()
-        samples = None
+        show(*_wrapped(f"text: {run.text.name}, {len(run.text.characters):,} characters, {len(run.vocabulary)} symbols, "
+                       f"{batches} batches of {B} x {T} an epoch, from {run.text.source}", columns),
+             *_wrapped(f"model: {run.settings.hidden} hidden units, {run.parameter_count:,} parameters, "
+                       f"{run.settings.step} step; " + (
+                           f"nothing is left to train in {run.folder}" if run.finished else
+                           f"epochs {run.epoch + 1} to {epochs} go to {run.folder}"), columns))
+        began, samples = time.monotonic(), None
         for metrics, samples in run.train(on_batch):
-            line = _line(metrics, epochs)
+            show(_line(metrics, epochs, columns))
             if began and run.epoch < epochs:  # now that it is known how long one takes, with its samples and all
-                line += f", {epochs - run.epoch:,} more in about {duration((epochs - run.epoch) * (time.monotonic() - began))}"
+                more = epochs - run.epoch
+                show(f"{more:,} more in about {duration(more * (time.monotonic() - began))}")
             began = None
-            bar.write("\n".join([line] + (_lines(samples) if terminal else [])))
-            sys.stdout.flush()
+            if terminal:
+                show(*_lines(samples, columns))
+    if run.not_drawn:
+        streams.complain(f"loss.png could not be drawn: {run.not_drawn}")
+    if quiet:
+        print(run.folder)
+        return
     samples = samples or run.samples()  # it was finished before
     if not terminal:
-        print("\n".join(_lines(samples)))
+        show(*_lines(samples, columns))
     if run.stopped_early:
-        print(f"stopped early: the validation loss has had no new minimum in {run.settings.patience} epochs")
+        show(f"stopped early: the validation loss has had no new minimum in {run.settings.patience} epochs")
     if run.held_out:
-        print(f"best.npz is the model of epoch {run.state.best_epoch}, with the smallest validation loss, "
-              f"{run.state.best_loss:.4f}")
-    print(f"{run.folder} holds model.npz, metrics.jsonl, samples.txt, loss.png and run.json; to continue a text:\n"
-          f"rnn-ops sample --checkpoint {shlex.quote(run.folder)} --prompt {shlex.quote(samples[0][0])}")
+        show(*_wrapped(f"best.npz is the model of epoch {run.state.best_epoch}, with the smallest validation loss, "
+                       f"{run.state.best_loss:.4f}", columns))
+    show(*_wrapped(f"{run.folder} holds model.npz, metrics.jsonl, samples.txt, loss.png and run.json; to continue a text:",
+                   columns),
+         hints.command_lines("sample", "--checkpoint", run.folder, "--prompt", samples[0][0]))
 
 
 class Waiting:
@@ -68,21 +87,42 @@ class Waiting:
     Called with what is being done. Also raises `signals.Interrupted`, by the function that `signals.held_back` yields.
     """
 
-    def __init__(self, raise_interrupt):
-        self._raise_interrupt, self._said = raise_interrupt, -math.inf
+    def __init__(self, raise_interrupt, quiet=False):
+        self._raise_interrupt, self._said, self._quiet = raise_interrupt, -math.inf, quiet
 
     def __call__(self, doing):
         self._raise_interrupt()
         if time.monotonic() - self._said >= 2:
             self._said = time.monotonic()
-            print(doing, flush=True)
+            if not self._quiet:
+                _show(lambda text: print(text, flush=True), doing)
 
 
-def _line(metrics, epochs):
-    validation = f"validation {metrics['validation_loss']:.4f}  " if "validation_loss" in metrics else ""
-    return (f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
-            f"perplexity {metrics['perplexity']:.2f}  {validation}lr {metrics['lr']:g}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['seconds']:.2f} s")
+def _show(write, *lines):
+    """Write lines to stdout. Where that is lost a line on stderr says so, and training goes on."""
+    try:
+        write("\n".join(lines))
+        sys.stdout.flush()
+    except streams.Lost as lost:
+        streams.complain(f"{lost}: the training goes on")
+
+
+def _line(metrics, epochs, columns):
+    """An epoch on a line: as many of its figures as there is room for. metrics.jsonl has all of them."""
+    line, *parts = (f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.4f}",
+                    f"perplexity {metrics['perplexity']:.2f}",
+                    *([f"validation {metrics['validation_loss']:.4f}"] if "validation_loss" in metrics else []),
+                    f"lr {metrics['lr']:.4g}", f"{metrics['tokens_per_second']:,.0f} tokens/s", f"{metrics['seconds']:.2f} s")
+    for part in parts:
+        if len(line) + 2 + len(part) <= columns:
+            line += f"  {part}"
+    return line
+
+
+def _wrapped(text, columns):
+    """Lines of a text that are no wider than the screen, but for what has no space in it, such as a path."""
+    return textwrap.wrap(streams.one_line(text), columns, subsequent_indent="  ", break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def duration(seconds):
@@ -97,9 +137,8 @@ def duration(seconds):
     return f"{hours // 24} d {hours % 24} h"
 
 
-def _lines(samples):
-    columns = shutil.get_terminal_size().columns - 1
-    return [shorten(f"  {prompt}{continuation}", columns) for prompt, continuation in samples]
+def _lines(samples, columns):
+    return [shorten(f"  {prompt}{continuation}", columns - 1) for prompt, continuation in samples]
 
 
 def shorten(text, columns):

@@ -4,7 +4,6 @@ An epoch is written down in this order: its samples, its metrics, then the check
 other two files. What a crash leaves in them beyond the checkpoint is cut off when the run is resumed, so that no epoch
 is lost or written twice.
 """
-import contextlib
 import json
 import os
 import time
@@ -53,7 +52,11 @@ class Run:
         The epoch that the checkpoint in the folder holds.
     notices : list of str
         A line for everything that the user should know before the run trains.
+    not_drawn : str
+        Why the plot could not be drawn the last time; None where it was.
     """
+
+    not_drawn = None
 
     def __init__(self, settings, book, initial=None):
         self.settings, self.text, self.notices = settings, book, [book.notice] if book.notice else []
@@ -138,8 +141,7 @@ class Run:
                     drawn = time.monotonic()
                 yield self.metrics[-1], samples
         except BaseException as error:
-            with contextlib.suppress(Exception):  # what has ended the training is what the user is told
-                self._draw()
+            self._draw()
             if isinstance(error, (FloatingPointError, OSError, MemoryError, mx.base.MXNetError)):
                 raise self.ended_by(error) from error
             raise
@@ -210,10 +212,15 @@ class Run:
         return sum(array.size for array in self.parameters.values())
 
     def _draw(self):
+        """Draw the plot. Where that fails, whatever it is, training goes on: it is not worth a run."""
         if self.metrics:
-            with files.replacing(self.path(folders.PLOT)) as file:
-                name = os.path.basename(self.text.name)
-                plot.draw(file, self.metrics, f"{name}, {self.settings.hidden} hidden units")
+            try:
+                with files.replacing(self.path(folders.PLOT)) as file:
+                    name = os.path.basename(self.text.name)
+                    plot.draw(file, self.metrics, f"{name}, {self.settings.hidden} hidden units")
+                self.not_drawn = None
+            except Exception as error:
+                self.not_drawn = f"{type(error).__name__}: {error}"
 
     def path(self, name):
         """The path of one of its files."""

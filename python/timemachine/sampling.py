@@ -7,6 +7,10 @@ import math
 
 import numpy as np
 
+from timemachine import data
+
+_PIECE = 64  # characters, a few milliseconds' work
+
 
 def sample(parameters, vocabulary, prompt, length, temperature, seed):
     """Continue a text.
@@ -35,19 +39,31 @@ def sample(parameters, vocabulary, prompt, length, temperature, seed):
     ------
     ValueError
     """
+    return "".join(stream(parameters, vocabulary, prompt, length, temperature, seed))
+
+
+def stream(parameters, vocabulary, prompt, length, temperature, seed):
+    """As `sample`, but an iterator over pieces of the continuation, each made when it is asked for: it takes no memory for
+    the others. What cannot be is raised at once."""
     _check(vocabulary, prompt, length, temperature, seed)
+    return _pieces(parameters, vocabulary, prompt, length, temperature, np.random.default_rng(seed))
+
+
+def _pieces(parameters, vocabulary, prompt, length, temperature, random):
     Wxh, Whh, bh, Why, by = (parameters[name] for name in ("Wxh", "Whh", "bh", "Why", "by"))
     projected = Wxh + bh
     state = np.zeros(len(bh), bh.dtype)
-    tokens = list(vocabulary.encode(prompt))
-    for token in tokens:
+    for token in vocabulary.encode(prompt):
         state = np.tanh(projected[token] + state @ Whh)
-    with np.errstate(over="ignore"):  # a logit over a tiny temperature: exp(-inf) is the 0 that is meant
-        for threshold in np.random.default_rng(seed).random(length):
-            token = _choose(state @ Why + by, temperature, threshold)
-            tokens.append(token)
-            state = np.tanh(projected[token] + state @ Whh)
-    return vocabulary.decode(tokens[len(prompt):])
+    while length:
+        tokens = []
+        with np.errstate(over="ignore"):  # a logit over a tiny temperature: exp(-inf) is the 0 that is meant
+            for threshold in random.random(min(length, _PIECE)):
+                token = _choose(state @ Why + by, temperature, threshold)
+                tokens.append(token)
+                state = np.tanh(projected[token] + state @ Whh)
+        length -= len(tokens)
+        yield vocabulary.decode(tokens)
 
 
 def _choose(logits, temperature, threshold):
@@ -61,9 +77,7 @@ def _check(vocabulary, prompt, length, temperature, seed):
         raise ValueError("prompt: got an empty text, needs at least one character")
     missing = vocabulary.missing(prompt)
     if missing:
-        listed = ", ".join(repr(character) for character in missing)
-        raise ValueError(f"prompt: got {listed}, which the text that was trained on lacks; "
-                         f"its characters are {vocabulary.symbols!r}")
+        raise ValueError(f"prompt: got {data.listed(missing)}, not among the {len(vocabulary):,} symbols that the model knows")
     if length < 1:
         raise ValueError(f"length: got {length}, needs at least 1")
     if not (temperature > 0 and math.isfinite(temperature)):
