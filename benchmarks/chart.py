@@ -1,6 +1,8 @@
 """The picture: bars of time at the first shape with tokens, the tutorial's, and of tokens a second in training."""
 from typing import NamedTuple, Optional
 
+from timemachine import files
+
 from . import report
 from .measure import FLOOR
 from .providers import OURS
@@ -15,10 +17,11 @@ def draw(result, path):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from timemachine import plot
 
     lines = _panels(result["rows"])
     heights = [len(line[0].rows) + 1 for line in lines]
-    with pyplot.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
+    with plot.plain_text(), pyplot.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
         figure = pyplot.figure(figsize=(9, 0.28 * sum(heights) + 0.5), dpi=200, constrained_layout=True)
         grid = figure.add_gridspec(len(lines), 2, height_ratios=heights)
         for i, line in enumerate(lines):
@@ -26,8 +29,8 @@ def draw(result, path):
                 axes = figure.add_subplot(grid[i, j] if len(line) > 1 else grid[i, :])
                 _draw_panel(axes, panel, names=j == 0)
         figure.supxlabel(_caption(lines[0][0].rows[0]["stage"], result["environment"]), fontsize=7, color=_MARK)
-    with report.replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        with files.writing(path) as file:
+            figure.savefig(file, format="png")
     pyplot.close(figure)
 
 
@@ -57,6 +60,8 @@ def _draw_panel(axes, panel, names):
               color=[_OURS if row["provider"] in OURS else _OTHERS for row in panel.rows])
     for i, (row, length) in enumerate(zip(panel.rows, lengths)):
         text = row["status"] if row["status"] != OK else f"{length:,.0f}" if training else report.digits(length)
+        if report.not_credible(row, ["median"]):
+            text += ", not credible"
         axes.text(length + 0.012 * room, i, text, va="center", color=_MARK)
     if panel.floor and not training:
         x = panel.floor * 1e3

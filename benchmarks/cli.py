@@ -1,49 +1,84 @@
 """``rnn-ops bench``: measure, show the tables, write what was asked for."""
 import argparse
+import contextlib
 import importlib.util
-import os
 import sys
 
+from timemachine import files, hints, streams
+from timemachine.cli import FAILURE, CommandError, Parser, check_settings
+
 from . import chart, measure, problems, report
-from .environment import describe
+from .environment import Others, describe
 from .worker import FAILED, Workers
+
+_OPTIONS = {"quick": "--quick", "rounds": "--rounds", "shapes": "--shape", "json": "--json", "png": "--png",
+            "markdown": "--markdown", "result": "--from", "profile": "--profile"}
+_NOT_USED = {"profile": list(_OPTIONS), "result": ["quick", "rounds", "shapes"]}  # beside these options
 
 
 def main(argv=None):
-    """Run the benchmark; 0, 1 if any provider gave a wrong result or broke, 130 if interrupted."""
+    """Run the benchmark; 0, 1 if any provider gave a wrong result or broke. What cannot be is a `CommandError`."""
     parser = _parser()
     options = parser.parse_args(argv)
-    for path in filter(None, (options.json, options.png)):
-        if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
-            parser.error(f"cannot write {path}: its folder does not exist or is not writable")
-    if options.png and not importlib.util.find_spec("matplotlib"):
-        parser.error("the chart needs matplotlib: pip install 'rnn_ops[bench]'")
+    _check(parser, options)
     if options.profile:
         from . import profile
+        check_settings()
         print(profile.table(problems.TUTORIAL, *profile.profile(problems.TUTORIAL)), end="")
         return 0
     if options.result:
         try:
             result = report.read_json(options.result)
-        except (OSError, ValueError) as error:
-            parser.error(f"--from: {error}")
+            tables = _tables(result, options)
+        except OSError as error:
+            parser.error(f"--from: cannot read {options.result}: {error.strerror}")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            parser.error(f"--from: {options.result} is damaged or not a result of rnn-ops bench ({error})")
     else:
-        try:
-            result = _measure(options)
-        except KeyboardInterrupt:
-            print("rnn-ops bench: interrupted", file=sys.stderr)
-            return 130
-    print(report.results_table(result) if options.markdown else report.screen(result), end="")
-    if options.json:
-        report.write_json(result, options.json)
-    if options.png:
-        chart.draw(result, options.png)
+        check_settings()
+        result = _measure(options)
+        tables = _tables(result, options)
+    with _failing("write", options.json):
+        if options.json:  # before stdout, which may fail too
+            report.write_json(result, options.json)
+    print(tables, end="")
+    with _failing("draw", options.png):
+        if options.png:
+            chart.draw(result, options.png)
     return int(any(row["status"] == FAILED for row in result["rows"]))
 
 
+def _check(parser, options):
+    """See before anything is measured that every option counts and that the files can be written."""
+    for one, others in _NOT_USED.items():
+        unused = [_OPTIONS[name] for name in others if name != one and getattr(options, name)]
+        if getattr(options, one) and unused:
+            parser.error(f"{', '.join(unused)}: not used by {_OPTIONS[one]}")
+    for path in filter(None, (options.json, options.png)):
+        reason = files.why_not_writable(path)
+        if reason:
+            parser.error(f"cannot write {path}: {reason}")
+    if options.png and not importlib.util.find_spec("matplotlib"):
+        parser.error("the chart needs matplotlib, which rnn_ops[bench] brings")
+
+
+def _tables(result, options):
+    return report.results_table(result) if options.markdown else report.screen(result)
+
+
+@contextlib.contextmanager
+def _failing(what, path):
+    """Turn whatever keeps a file from being made into a line: what was measured has been shown or comes yet."""
+    try:
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise CommandError(FAILURE, f"error: cannot {what} {path}: {reason}") from error
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="rnn-ops bench",
+    parser = Parser(
+        prog=hints.command("bench"), allow_abbrev=False,
         description="Time the recurrence and the whole training step: our kernel and operators, MXNet, PyTorch and "
                     "NumPy, in processes of their own and interleaved rounds. About 4 minutes on an idle machine with "
                     "2 cores.")
@@ -68,12 +103,13 @@ def _measure(options):
     seconds = 0.03 if options.quick else 0.06
     environment = describe()
     if (environment["load"] or 0) > 0.5:
-        print(f"note: other programs kept {environment['load']:.1f} processors busy in the last minute; the figures "
-              "are good on an idle machine only", file=sys.stderr)
-    rows = []
+        streams.complain(f"note: other programs kept {environment['load']:.1f} processors busy in the last minute; the figures "
+                         "are good on an idle machine only")
+    rows, others = [], Others()
     with Workers() as workers:
         for stage in measure.stages(shapes):
             rows += measure.measure(stage, workers, rounds, seconds, _progress)
+    environment["others"] = others.share()
     return report.make_result(rows, rounds, seconds, environment)
 
 

@@ -2,11 +2,13 @@
 import os
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 
 _PACKAGES = ("rnn_ops", "numpy", "mxnet", "mxnet-cu112", "torch")
-_THREADS = ("RNN_OPS_NUM_THREADS", "RNN_OPS_SIMD", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("RNN_OPS_NUM_THREADS", "RNN_OPS_SIMD", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE",
+            "MKL_NUM_THREADS")
 
 
 def describe():
@@ -16,7 +18,7 @@ def describe():
     """
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(_processors()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version for name, version in ((name, _version(name)) for name in _PACKAGES) if version},
@@ -24,6 +26,41 @@ def describe():
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "commit": _commit(),
     }
+
+
+class Others:
+    """What others than this process and its children have taken of the processors that it may use."""
+
+    def __init__(self):
+        self._began = self._now()
+
+    def share(self):
+        """Since this was made, 0 to 1; None where the system does not tell. Children count once they have ended."""
+        (clock, busy, own), (clock_before, busy_before, own_before) = self._now(), self._began
+        if busy is None:
+            return None
+        others = busy - busy_before - (own - own_before)
+        return min(1.0, max(0.0, others / (clock - clock_before) / len(_processors())))
+
+    @staticmethod
+    def _now():
+        return time.monotonic(), _busy(), sum(os.times()[:4])
+
+
+def _busy():
+    """Seconds that our processors have been busy since the system started, or waited for a host that was; None where the
+    system does not tell."""
+    ours = {f"cpu{number}" for number in _processors()}
+    try:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        # Of user, nice, system, idle, iowait, irq, softirq and steal all but two; what comes after is in these already.
+        return sum(sum(map(int, line[1:4] + line[6:9])) for line in lines if line and line[0] in ours) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+
+
+def _processors():
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
 
 
 def _processor():

@@ -98,12 +98,13 @@ def floors(gemm, problem):
 
 
 def derive(rows, shape):
-    """Add to every row that was timed what follows from its median: rates, ratios within its mode, and for our operators
-    the seconds that MXNet adds to the kernel's; the GEMM has no steps.
+    """Add to every row that was timed what follows from its median: rates, ratios within its mode, which figures are not
+    credible, and for our operators the seconds that MXNet adds to the kernel's; the GEMM has no steps.
 
     What MXNet adds is less than the machine drifts from round to round: the median of the differences within each round.
     """
     medians = {(row["mode"], row["provider"]): row["median"] for row in rows if row["status"] == OK}
+    floors_ = {row["mode"]: row for row in rows if row["provider"] == FLOOR}
     kernels = {row["mode"]: row["turns"] for row in rows if row["status"] == OK and row["provider"] == providers.KERNEL}
     for row in rows:
         if row["status"] != OK:
@@ -117,6 +118,7 @@ def derive(rows, shape):
         row["tokens_per_second"] = shape.T * shape.B / median
         if (mode, FLOOR) in medians:
             row["of_gemm_rate"] = medians[mode, FLOOR] / median
+            row["not_credible"] = [name for name in _STATISTICS if row[name] < floors_[mode][name]]
         if row["provider"] in providers.OURS and mode in kernels:
             row["over_the_kernel"] = float(np.median(np.subtract(row["turns"], kernels[mode])))
         row["times_ours"] = {name: median / medians[mode, name] for name in providers.OURS if (mode, name) in medians}

@@ -59,6 +59,6 @@ def table(shape, operators, seconds):
              ("a whole step", "", digits(seconds * 1e3), "100%")]
     width = max(len(row[0]) for row in rows)
     lines = [f"training step, T×B×V×H = {shape}, mean of {_BATCHES} by MXNet's profiler", "",
-             f"{'operator':<{width}}  calls      ms  share", "─" * (width + 22)]
+             f"{'operator':<{width}}  calls      ms  share", "-" * (width + 22)]
     lines += [f"{name:<{width}}  {calls:>5}  {spent:>6}  {share:>5}" for name, calls, spent, share in rows]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,9 @@
 """Results as a file, as a table on screen and as the README's tables."""
-import contextlib
 import datetime
 import json
-import os
-import tempfile
 import textwrap
+
+from timemachine import files
 
 from . import floor, problems
 from .measure import FLOOR
@@ -13,12 +12,15 @@ from .trainers import MODE as TRAINING
 from .worker import BOUND, OK
 
 FORMAT = 1
-_WIDTH = 110
+_WIDTH = 80
+_BUSY = 0.1  # of the processors' time, taken by others, from which on it is said
 _READS = (
     f"Every provider computes the {problems.GRADIENTS}, and was verified against float64 before it was timed "
     f"(relative error at most {BOUND:.0e}).",
     f"Floor = operations / GEMM rate; {floor.FORMULA}.",
-    f"'of GEMM': floor / time, medians. '× kernel', '× {NATIVE}': how many times as long as that one takes.")
+    f"'of GEMM': floor / time, medians. '× {NATIVE}': how many times as long as that one takes.")
+NOT_CREDIBLE = ("not credible: faster than its floor. The GEMM rate was measured too low, other programs were in the way, "
+                "or the figure is wrong.")
 
 
 def make_result(rows, rounds, seconds, environment):
@@ -33,25 +35,10 @@ def make_result(rows, rounds, seconds, environment):
     }
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """A temporary name beside ``path`` that takes its place if all goes well: never half a file."""
-    folder, name = os.path.split(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=name)
-    os.close(handle)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp's are for the owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def write_json(result, path):
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    content = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    with files.writing(path) as file:
+        file.write(content.encode("utf-8", "backslashreplace"))  # what is no UTF-8 in a setting, as JSON escapes it
 
 
 def read_json(path):
@@ -83,30 +70,45 @@ def environment_line(result):
 
 def gemm_line(row):
     if row["status"] != OK:
-        return f"sgemm: {_why(row)}"
+        return f"sgemm: {_why(row, _WIDTH - 7)}"
     return (f"sgemm {problems.Gemm.n}³ in the same rounds: {row['flops_per_second'] / 1e9:.0f} GFLOP/s, "
             f"at best {row['flops'] / row['best'] / 1e9:.0f}")
 
 
+def busy_line(result):
+    """Says that other programs took the machine's time during the measurement; empty where they did not."""
+    others = result["environment"].get("others") or 0
+    return (f"Other programs took {others:.0%} of the processors' time meanwhile: these figures are those of a busy machine."
+            if others >= _BUSY else "")
+
+
 def screen(result):
     """The tables for a terminal."""
-    lines = [textwrap.fill(text, _WIDTH) for text in (environment_line(result), *_READS)]
+    texts = (environment_line(result), busy_line(result), *_READS)
+    lines = [textwrap.fill(text, _WIDTH) for text in texts if text]
     for stage, modes, gemm in groups(result["rows"]):
         lines += ["", f"T×B×I×H = {stage}", gemm_line(gemm)]
         for mode, rows in modes:
-            header = [mode, "median ms", "best", "p20–p80"]
-            header += (["tokens/s", "of GEMM", f"× {NATIVE}"] if mode == TRAINING else
-                       ["µs/step", "steps/s", "of GEMM", "× kernel", f"× {NATIVE}"])
+            header = [f"{mode}, ms", "median", "best", "p20–p80", "tokens/s" if mode == TRAINING else "steps/s", "of GEMM",
+                      f"× {NATIVE}"]
             table = [header] + [_cells(row) if row["status"] == OK else [row["provider"]] for row in rows]
             widths = [max(len(cells[i]) for cells in table if i < len(cells)) for i in range(len(header))]
-            widths[0] = max(widths[0], 22)
+            widths[0] = max(widths[0], 20)
             lines.append("")
             lines.append(_aligned(header, widths))
-            lines.append("─" * (sum(widths) + 2 * len(widths) - 2))
+            lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
             lines += [_aligned(cells, widths) if row["status"] == OK else
-                      f"{row['provider']:<{widths[0]}}  {_why(row)}" for row, cells in zip(rows, table[1:])]
+                      f"{row['provider']:<{widths[0]}}  {_why(row, _WIDTH - widths[0] - 2)}"
+                      for row, cells in zip(rows, table[1:])]
+            if any(map(not_credible, rows)):
+                lines += textwrap.wrap(f"! {NOT_CREDIBLE}", _WIDTH)
         lines += ["", *textwrap.wrap(added, _WIDTH)] if (added := added_line(modes)) else []
     return "\n".join(lines) + "\n"
+
+
+def not_credible(row, figures=("best", "p20", "median", "p80")):
+    """Whether one of these figures of a row is faster than the floor's."""
+    return any(name in figures for name in row.get("not_credible", ()))
 
 
 def added_line(modes):
@@ -123,11 +125,9 @@ def added_line(modes):
 
 
 def _cells(row):
-    cells = [row["provider"], digits(row["median"] * 1e3), digits(row["best"] * 1e3), _spread(row)]
-    if row["mode"] == TRAINING:
-        return cells + [f"{row['tokens_per_second']:,.0f}", _percent(row), _ratio(row, NATIVE)]
-    return cells + [digits(row["seconds_per_step"] * 1e6), f"{row['steps_per_second']:,.0f}", _percent(row),
-                    _ratio(row, KERNEL), _ratio(row, NATIVE)]
+    figures = [(text, "!" * not_credible(row, names)) for text, names in (
+        (digits(row["median"] * 1e3), ["median"]), (digits(row["best"] * 1e3), ["best"]), (_spread(row), ["p20", "p80"]))]
+    return [row["provider"], *map("".join, figures), _rate(row), _percent(row), _ratio(row, NATIVE)]
 
 
 def _aligned(cells, widths):
@@ -140,7 +140,7 @@ def results_table(result):
     lines = [f"float32, {environment_line(result)}. Milliseconds: median (p20–p80) over "
              f"{result['method']['rounds']} interleaved rounds; *of GEMM*: the floor at the measured sgemm rate, "
              "divided by the time; *× ours*: how many times as long as our native operator takes, or a training "
-             "step with it."]
+             "step with it." + (f" {busy}" if (busy := busy_line(result)) else "")]
     for stage, modes, gemm in groups(result["rows"]):
         header, right = ["provider"], [":--"]
         for mode, _ in modes:
@@ -152,17 +152,17 @@ def results_table(result):
         for rows in zip(*(rows for _, rows in modes)):
             cells = [_emphasised(rows[0]["provider"])]
             for row in rows:
-                cells += _markdown_cells(row) if row["status"] == OK else [_why(row).replace("|", "\\|"), "", "", ""]
+                cells += _markdown_cells(row) if row["status"] == OK else [_why(row, 80).replace("|", "\\|"), "", "", ""]
             lines.append(_markdown(cells))
+        if any(not_credible(row, ["p20", "median", "p80"]) for _, rows in modes for row in rows):
+            lines += ["", f"*{NOT_CREDIBLE[0].upper()}{NOT_CREDIBLE[1:]}*"]
         lines += ["", added] if (added := added_line(modes)) else []
     return "\n".join(lines) + "\n"
 
 
 def _markdown_cells(row):
-    training = row["mode"] == TRAINING
-    rate = row["tokens_per_second"] if training else row["steps_per_second"]
-    return [f"{digits(row['median'] * 1e3)} ({_spread(row)})", f"{rate:,.0f}", _percent(row),
-            _ratio(row, NATIVE)]
+    remark = ", not credible" if not_credible(row, ["p20", "median", "p80"]) else ""
+    return [f"{digits(row['median'] * 1e3)} ({_spread(row)}){remark}", _rate(row), _percent(row), _ratio(row, NATIVE)]
 
 
 def _markdown(cells):
@@ -175,8 +175,12 @@ def _emphasised(provider):
     return f"**{provider}**" if provider in OURS else provider
 
 
-def _why(row):
-    return textwrap.shorten(f"{row['status']}: {row['reason']}", 80, placeholder=" …")
+def _why(row, width):
+    return textwrap.shorten(f"{row['status']}: {row['reason']}", width, placeholder=" …")
+
+
+def _rate(row):
+    return f"{row['tokens_per_second' if row['mode'] == TRAINING else 'steps_per_second']:,.0f}"
 
 
 def _spread(row):

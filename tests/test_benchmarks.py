@@ -1,13 +1,19 @@
 """The benchmark: what it counts, what it refuses to time, and how it shows it. Nothing here depends on how long
 anything takes."""
 import json
+import os
+import subprocess
+import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
-from rnn_ops_benchmarks import cli, environment, floor, measure, numpy_loop, problems, profile, providers, report
+from rnn_ops_benchmarks import chart, cli, environment, floor, measure, numpy_loop, problems, profile, providers, report
 from rnn_ops_benchmarks.problems import Shape
 from rnn_ops_benchmarks.worker import FAILED, NOT_INSTALLED, OK, Workers, verify
+
+from timemachine.cli import main as rnn_ops
 
 TINY = Shape(3, 2, 5, 4, tokens=True)
 DENSE = Shape(3, 2, 5, 4, tokens=False)
@@ -240,10 +246,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_screen(result):
     lines = report.screen(result).splitlines()
-    assert max(map(len, lines)) <= 110
-    cells = {line[:22].strip(): line[22:].split() for line in lines}
-    assert cells["kernel"] == ["0.002", "0.001", "0.002–0.003", "0.667", "1,500,000", "25%", "1.00", "0.67"]
-    assert cells["ndarray loop"] == ["0.020", "0.010", "0.018–0.030", "6.67", "150,000", "2%", "10.00", "6.67"]
+    assert max(map(len, lines)) <= 80
+    cells = {line[:20].strip(): line[20:].split() for line in lines}
+    assert cells["forward, ms"] == ["median", "best", "p20–p80", "steps/s", "of", "GEMM", "×", "native"]
+    assert cells["kernel"] == ["0.002", "0.001", "0.002–0.003", "1,500,000", "25%", "0.67"]
+    assert cells["ndarray loop"] == ["0.020", "0.010", "0.018–0.030", "150,000", "2%", "6.67"]
+    assert "credible" not in report.screen(result) + report.results_table(result)
     assert "MXNet's own time, µs over the bare kernel (forward): native +1." in lines
     assert "not installed: No module named 'torch'" in report.screen(result)
     assert "failed: wrong result: dbh | dWhh" in report.screen(result)
@@ -258,6 +266,135 @@ def test_markdown(result):
     assert r"| mx.gluon.rnn.RNN | failed: wrong result: dbh \| dWhh |  |  |  |" in table
     assert len(table) == 8
     assert "\nMXNet's own time, µs over the bare kernel (forward): native +1.\n" in report.results_table(result)
+
+
+def marked(result, **figures):
+    """The result with the kernel's figures changed, and what follows from them derived anew."""
+    kernel = next(row for row in result["rows"] if row["provider"] == "kernel")
+    kernel.update(figures)
+    measure.derive(result["rows"], TINY)
+    return kernel
+
+
+@pytest.mark.parametrize("figures", [dict(best=2e-7, p20=3e-7, median=4e-7, p80=5e-7), dict(best=2e-7), dict(p20=4e-7)])
+def test_what_is_faster_than_its_floor_is_not_credible(result, figures, tmp_path):
+    floor_ = next(row for row in result["rows"] if row["provider"] == "floor")
+    assert any(figures[name] < floor_[name] for name in figures)
+    assert marked(result, **figures)["not_credible"] == [name for name in figures if figures[name] < floor_[name]]
+    lines = report.screen(result).splitlines()
+    kernel = next(line for line in lines if line.startswith("kernel "))
+    native = next(line for line in lines if line.startswith("native "))
+    median, best, spread, *others = kernel.split()[1:]
+    assert ["!" in text for text in (median, best, spread)] == ["median" in figures, "best" in figures, "p20" in figures]
+    assert "!" not in native + "".join(others) and max(map(len, lines)) <= 80
+    assert any(line.startswith("! not credible: faster than its floor") for line in lines)
+    table = report.results_table(result)
+    seen = int("p20" in figures)  # the best is not in it
+    assert table.count("), not credible |") == table.count("*Not credible: faster than its floor") == seen
+    report.write_json(result, tmp_path / "result.json")
+    assert [bool(row["not_credible"]) for row in report.read_json(tmp_path / "result.json")["rows"]
+            if "not_credible" in row] == [False, True, False, False]
+
+
+def test_the_chart_marks_it_too_and_takes_any_name(result, monkeypatch, tmp_path):
+    axes_module = pytest.importorskip("matplotlib.axes")
+    texts, text = [], axes_module.Axes.text
+    monkeypatch.setattr(axes_module.Axes, "text", lambda self, x, y, s, **options: (
+        texts.append(s), text(self, x, y, s, **options))[1])
+    marked(result, median=4e-7)
+    result["environment"]["processor"] = r"a $\\frac{1}$ b$ $_{^ %s"
+    chart.draw(result, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert [text for text in texts if "not credible" in text] == ["0.000, not credible"]
+
+
+def test_a_chart_that_fails_costs_nothing_else(result, monkeypatch, tmp_path, capsys):
+    report.write_json(result, tmp_path / "in.json")
+
+    def fail(*_):
+        raise RuntimeError("no\nink")
+
+    monkeypatch.setattr(chart, "draw", fail)
+    arguments = ["--from", str(tmp_path / "in.json"), "--json", str(tmp_path / "out.json"), "--png", str(tmp_path / "out.png")]
+    assert rnn_ops(["bench", *arguments]) == 1
+    printed, said = capsys.readouterr()
+    assert printed == report.screen(result) and said == (
+        f"rnn-ops: error: cannot draw {tmp_path / 'out.png'}: RuntimeError: no ink\n")
+    assert report.read_json(tmp_path / "out.json") == report.read_json(tmp_path / "in.json")
+
+
+def test_a_busy_machine_is_said(result, tmp_path):
+    assert result["environment"].get("others") is None and "Other programs" not in report.screen(result)
+    result["environment"]["others"] = 0.05
+    assert "Other programs" not in report.screen(result)
+    result["environment"]["others"] = 0.31
+    for shown in report.screen(result), report.results_table(result):
+        assert "Other programs took 31% of the processors' time meanwhile" in shown.replace("\n", " ")
+
+
+def test_what_counts_as_busy(tmp_path, monkeypatch):
+    """Of our processors: user, nice, system, irq, softirq and steal; not idle and iowait, nor guests, who are in user."""
+    (tmp_path / "stat").write_text("cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 20 30 4000 500 6 7 8 90 10\ncpu1 1 1 1 1 1 1 1 1 1 1\n"
+                                   "cpu12 1000 0 0 0 0 0 0 0 0 0\nintr 7 7\n")
+    monkeypatch.setattr(environment, "Path", lambda path: tmp_path / "stat")
+    for processors, ticks in (({0}, 171), ({0, 1}, 177), ({12}, 1000)):
+        monkeypatch.setattr(environment, "_processors", lambda: processors)
+        assert environment._busy() * os.sysconf("SC_CLK_TCK") == pytest.approx(ticks)
+    (tmp_path / "stat").unlink()
+    assert environment._busy() is None and environment.Others().share() is None
+
+
+def test_what_others_take_is_seen_and_what_is_ours_is_not():
+    if environment._busy() is None:
+        pytest.skip("this system does not tell")
+    burn = "import time\nend = time.process_time() + 0.7\nwhile time.process_time() < end:\n    pass"
+    ours, end = environment.Others(), time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    busy_before, clock = ours._began[1], ours._began[0]
+    busy = (environment._busy() - busy_before) / (time.monotonic() - clock) / len(environment._processors())
+    # Whatever else runs here: 1 s of all that was busy was ours, and do not count.
+    assert ours.share() == pytest.approx(max(0, busy - 1 / (time.monotonic() - clock) / len(environment._processors())), abs=0.1)
+    assert 0 <= ours.share() <= 1
+
+    # A process that is not ours: its parent is gone and cannot be asked for its time.
+    theirs = environment.Others()
+    subprocess.run([sys.executable, "-c", "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])", burn],
+                   check=True)
+    time.sleep(1)
+    assert theirs.share() > 0.1 / len(environment._processors())
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_of_others(result, tmp_path, mask, mode):
+    pytest.importorskip("matplotlib")
+    before = os.umask(mask)
+    try:
+        report.write_json(result, tmp_path / "result.json")
+        chart.draw(result, tmp_path / "result.png")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {"result.json": mode, "result.png": mode}
+
+
+def test_what_is_no_file_is_written_into_and_stays_what_it_is(result, tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    report.write_json(result, pipe)
+    assert json.loads(reader.communicate()[0]) == json.loads(json.dumps(result)) and pipe.is_fifo()
+    link.symlink_to(target)
+    report.write_json(result, link)
+    assert link.is_symlink() and report.read_json(target) == json.loads(json.dumps(result))
+    report.write_json(result, os.devnull)
+    assert not os.path.isfile(os.devnull)
+
+
+def test_settings_that_are_no_utf8_are_written(result, tmp_path):
+    result["environment"]["settings"]["RNN_OPS_SIMD"] = "\udcff"
+    report.write_json(result, tmp_path / "result.json")
+    assert report.read_json(tmp_path / "result.json")["environment"]["settings"]["RNN_OPS_SIMD"] == "\udcff"
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -319,13 +456,26 @@ def test_the_table_of_a_profile():
     (["--shape", "3x2"], "a shape is TxBxIxH"),
     (["--rounds", "0"], "--rounds"),
     (["--json", "/no/such/folder/file.json"], "cannot write /no/such/folder/file.json"),
-    (["--from", "/no/such/file.json"], "--from"),
+    (["--json", "/"], "cannot write /: Is a directory"),
+    (["--from", "/no/such/file.json"], "--from: cannot read /no/such/file.json: No such file or directory"),
+    (["--from", os.devnull], "--from: /dev/null is damaged or not a result"),
+    (["--from", "{damaged}"], "--from: {damaged} is damaged or not a result of rnn-ops bench ('environment')"),
+    (["--profile", "--json", "x.json"], "--json: not used by --profile"),
+    (["--profile", "--shape", "3x2x5x4", "--quick", "--rounds", "2", "--markdown"],
+     "--quick, --rounds, --shape, --markdown: not used by --profile"),
+    (["--profile", "--png", "x.png"], "--png: not used by --profile"),
+    (["--profile", "--from", "x.json"], "--from: not used by --profile"),
+    (["--from", "x.json", "--quick", "--shape", "3x2x5x4"], "--quick, --shape: not used by --from"),
 ])
-def test_mistakes_are_told_before_anything_is_measured(arguments, message, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
+def test_mistakes_are_told_before_anything_is_measured(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "measure", None)
+    monkeypatch.setattr(profile, "profile", None)
+    (tmp_path / "damaged.json").write_text('{"format": 1, "rows": []}')
+    arguments, message = ([text.replace("{damaged}", str(tmp_path / "damaged.json")) for text in texts]
+                          for texts in (arguments, [message]))
+    assert rnn_ops(["bench", *arguments]) == 2
+    printed, said = capsys.readouterr()
+    assert printed == "" and len(said.splitlines()) == 1 and message[0] in said
 
 
 def test_a_failure_shows_in_the_exit_status(result, tmp_path, capsys):

@@ -160,8 +160,8 @@ def test_what_is_drawn_is_drawn_as_it_is(tmp_path):
             pictures.append(file.seek(0) or file.read())
     assert len(set(pictures)) == 3
     with matplotlib.rc_context({"text.usetex": True}), plot.plain_text():
-        text = Text(text=r"$\frac$ $")
-        assert not text.get_usetex() and text._preprocess_math(text.get_text()) == (r"$\frac$ $", False)
+        text = Text(text=r"$\frac$")
+        assert not text.get_usetex() and text._preprocess_math(text.get_text()) == (r"$\frac$", False)
 
 
 # --- streams --------------------------------------------------------------------------------------------------------

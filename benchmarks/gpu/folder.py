@@ -9,6 +9,8 @@ result.json, report.md, chart.png   all of it together, rebuilt whenever a run e
 import json
 import os
 
+from timemachine import files
+
 from .. import report
 
 FORMAT = "rnn_ops gpu 2"
@@ -28,7 +30,7 @@ class Folder:
         """Make it and see that it can be written. An OSError says why not."""
         for name in ("", PARTS, RESULTS, CELLS, LOGS):
             os.makedirs(os.path.join(self.path, name), exist_ok=True)
-        with report.replacing(self.at("result.json.try")):
+        with files.writing(self.at("result.json.try")):
             pass
         os.unlink(self.at("result.json.try"))
 

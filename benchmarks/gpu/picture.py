@@ -1,4 +1,6 @@
 """The chart: a cell for each H and B, coloured by how many times as long cuDNN takes; µs a step and family in words."""
+from timemachine import files, plot
+
 from .. import report
 from . import tables
 from .cells import BOTH, FORWARD, TUTORIAL
@@ -16,7 +18,7 @@ def draw(result, path):
     rows = result["rows"]
     hidden, batches = tables.axes(rows)
     torch = any(all(tables.of_cell(rows, TUTORIAL._replace(B=B, H=H), FORWARD)) for H in hidden for B in batches)
-    with pyplot.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
+    with plot.plain_text(), pyplot.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
         figure, panels = pyplot.subplots(1, 2, figsize=(2.2 + 1.7 * len(batches), 1.5 + 0.62 * len(hidden)), dpi=160,
                                          constrained_layout=True)
         # Both ends as far from 1, so that white is a tie.
@@ -40,8 +42,8 @@ def draw(result, path):
         scale.set_ticks(ticks, labels=[f"{tick:.3g}×" if torch else f"{tick:.0%}" for tick in ticks], minor=False)
         scale.ax.minorticks_off()
         figure.supxlabel(_caption(result, torch), fontsize=7, color=_DARK)
-        with report.replacing(path) as temporary:
-            figure.savefig(temporary, format="png")
+        with files.writing(path) as file:
+            figure.savefig(file, format="png")
     pyplot.close(figure)
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 
 from rnn_ops.backends.cuda import compiler
+from timemachine import files
 
 from . import parts as planning
 from . import checks, sanitizer, tables, work
@@ -252,8 +253,8 @@ def write_report(folder):
     result = assemble(folder, [part.name for part in planning.parts(architecture)])
     from .. import report
     report.write_json(result, folder.at("result.json"))
-    with report.replacing(folder.at("report.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(tables.markdown(result))
+    with files.writing(folder.at("report.md")) as file:
+        file.write(tables.markdown(result).encode("utf-8", "backslashreplace"))
     written = ["result.json", "report.md"]
     if any(row["T"] == TUTORIAL.T for row in result["rows"]):
         try:
