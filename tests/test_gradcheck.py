@@ -1,6 +1,7 @@
 """The gradient check passes on the operators and fails on every planted error."""
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -178,10 +179,16 @@ def test_relative_error():
 def test_rnn_ops_check_passes(tmp_path, capsys):
     """The whole grid, as `rnn-ops check` runs it."""
     path = tmp_path / "check.json"
-    assert gradcheck.main(json_path=str(path)) == 0
+    before = os.umask(0o027)
+    try:
+        assert gradcheck.main(json_path=str(path)) == 0
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640  # as every other file's here
     printed = capsys.readouterr().out
-    for line in ("worst relative error", "float64, differences", "0 failed"):
+    for line in ("worst relative error", "differences", "0 failed"):
         assert line in printed
+    assert max(map(len, printed.splitlines())) <= 80
     record = json.loads(path.read_text())
     assert record["passed"] and record["device"] == "cpu" and record["operator"] == operators.choice()
     rows = record["rows"]
@@ -197,8 +204,9 @@ def test_rnn_ops_check_fails(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gradcheck, "check", lambda report: rows)
     path = tmp_path / "check.json"
     assert gradcheck.main(json_path=str(path)) == 1
-    line = "FAILED  step T=1 B=2 I=2 H=3 dense random: float64, reference, dbh: inf > 1.00e-09\n"
-    assert line in capsys.readouterr().out
+    line = "FAILED  step T=1 B=2 I=2 H=3 dense random:\n        float64, reference, dbh: inf > 1.00e-09\n"
+    printed = capsys.readouterr().out
+    assert line in printed and max(map(len, printed.splitlines())) <= 80
     record = json.loads(path.read_text())
     assert not record["passed"]
     assert {row["tensor"] for row in record["rows"] if row["error"] is None} == {"dbh"}
@@ -208,6 +216,19 @@ def test_a_file_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
     path = tmp_path / "missing" / "check.json"
     assert gradcheck.main(json_path=str(path)) == 2
     assert capsys.readouterr().err == f"rnn-ops check: cannot write {path}: No such file or directory.\n"
+
+
+def test_a_folder_is_no_file_to_write(tmp_path, capsys):
+    assert gradcheck.main(json_path=str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"rnn-ops check: cannot write {tmp_path}: Is a directory.\n"
+
+
+def test_a_full_disk_is_said_after_the_table(capsys, monkeypatch):
+    rows = gradcheck.check(cases=CASES[:1])
+    monkeypatch.setattr(gradcheck, "check", lambda report: rows)
+    assert gradcheck.main(json_path="/dev/full") == 1
+    printed, said = capsys.readouterr()
+    assert ", 0 failed\n" in printed and said == "rnn-ops check: cannot write /dev/full: No space left on device.\n"
 
 
 def test_cuda_is_refused_in_words(capsys):
