@@ -1,8 +1,15 @@
-"""Fixtures for several test files."""
+"""What all tests start from, whoever starts them, and fixtures for several test files.
+
+RNN_OPS_NUM_THREADS, OMP_NUM_THREADS, RNN_OPS_SIMD and OPENBLAS_CORETYPE are left as they are: the tests pass under each.
+"""
 import os
+import signal
+import subprocess
 
 import pytest
 
+# Which operator is the default is tested; the tests of the other one ask for it.
+os.environ.pop("RNN_OPS_OPERATOR", None)
 
 @pytest.fixture(scope="module", params=["native", "custom"])
 def operator(request):
@@ -19,3 +26,25 @@ def book():
         pytest.skip("the book is not here: RNN_OPS_DATA names no folder with timemachine.txt")
     from timemachine import text
     return text.load("timemachine")
+
+
+@pytest.fixture
+def start():
+    """`subprocess.Popen`. SIGINT, SIGTERM and SIGHUP do to its processes what they do in a terminal: `nohup` and a script's
+    background jobs ignore some, and a process inherits that. What still runs at the end of the test is killed."""
+    started = []
+
+    def popen(*arguments, **keywords):
+        normal = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+        before = {number: signal.signal(number, handler) for number, handler in normal.items()}
+        try:
+            started.append(subprocess.Popen(*arguments, **keywords))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return started[-1]
+
+    yield popen
+    for process in started:
+        process.kill()
+        process.communicate()

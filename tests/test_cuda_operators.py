@@ -3,13 +3,12 @@
 MXNet's build for CPUs has no arrays on a GPU, so where the place `Gpu` is tested, mx.cpu(i) stands for mx.gpu(i): the same
 operator, the same launches, only that the memory is the CPU's.
 """
-import gc
 import re
 
 import numpy as np
-import psutil
 import pytest
 
+import memory
 import rnn_ops
 from cuda_host import platform
 from rnn_ops import gradcheck, info, operators, reference
@@ -267,12 +266,11 @@ def test_memory_stays_bounded(gpus):
                     outputs, _ = rnn_ops.rnn_sequence(*given)
                 outputs.backward()
                 mx.nd.waitall()  # what is queued has memory too
-            gc.collect()
-            return psutil.Process().memory_info().rss
+            gpus.hosts[0].launches.clear()
 
         calls(100)
-        before = calls(50)
-        assert calls(300) - before < 4 << 20
+        size, blocks = memory.growth(calls, 300)
+        assert size < 2 ** 18 and blocks < 200  # one array kept by every call is 300 of Python's blocks
         assert len(cuda.gpu(0)._arrays) < 100
     finally:
         rnn_ops.use("cpu")

@@ -5,9 +5,9 @@ import sys
 import threading
 
 import numpy as np
-import psutil
 import pytest
 
+import memory
 import rnn_ops
 from rnn_ops._mxnet import mx
 from rnn_ops.gradcheck import Case, draw, values_and_gradients
@@ -32,13 +32,11 @@ def test_no_growth_over_20000_calls():
             else:
                 rnn_ops.rnn_step(tokens[0], state, Wxh, Whh, bh).wait_to_read()
         mx.nd.waitall()
-        return psutil.Process().memory_info().rss
 
-    sizes = [calls(6000), calls(14000)]  # MXNet's own pools fill up meanwhile, on a busy machine later
-    while len(sizes) < 4 and sizes[-1] - sizes[-2] >= 4e6:
-        sizes.append(calls(14000))
-    # One (B, H) state kept by every call would be 28 MB, every time.
-    assert sizes[-1] - sizes[-2] < 4e6, f"{(sizes[-1] - sizes[-2]) / 1e6:.1f} MB"
+    calls(6000)  # MXNet's own pools fill up meanwhile
+    size, blocks = memory.growth(calls, 14000)
+    # One (B, H) state kept by every call would be 28 MB, one object of Python's 14,000 blocks.
+    assert size < 2e6 and blocks < 2000
 
 
 def test_threads_get_exact_results():

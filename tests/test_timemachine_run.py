@@ -279,16 +279,14 @@ def test_sample_continues_a_prompt(train, capfd):
         one_line(capfd.readouterr().err, part)
 
 
-def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_a_run_to_resume(book_file, tmp_path):
+def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_a_run_to_resume(start, book_file, tmp_path):
     folder = str(tmp_path / "out")
     command = ["train", "--text", book_file, *SMALL, "--epochs", "100000", "--out", folder]
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # 100 columns
-    code = (f"import signal, sys; from timemachine.cli import main\n"
-            f"signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which the tests may have been started without
-            f"sys.exit(main({command}))")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=str(tmp_path), stdin=terminal, stdout=terminal,
-                               stderr=terminal, env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
+    code = f"import sys; from timemachine.cli import main; sys.exit(main({command}))"
+    process = start([sys.executable, "-c", code], cwd=str(tmp_path), stdin=terminal, stdout=terminal, stderr=terminal,
+                    env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
     os.close(terminal)
     shown = b""
     while b"epoch      3/" not in shown:
