@@ -38,11 +38,11 @@ def clone(tmp_path_factory):
     compiler.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     # Nothing is fetched: the environment has what the extra brings.
-    environment.update(CXX=str(compiler), PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    environment.update(PYTHONUTF8="1", CXX=str(compiler), PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
 
     def run(command):
-        ran = subprocess.run(command, shell=True, cwd=str(folder), env=environment, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, universal_newlines=True)
+        ran = subprocess.run(command.encode(), shell=True, cwd=str(folder),
+                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
         assert ran.returncode == 0, ran.stdout
         return ran.stdout
 
