@@ -18,8 +18,6 @@ from rnn_ops.backends.cuda import variants
 from rnn_ops.gradcheck import Case
 from rnn_ops.operators import custom, functions, places
 
-pytestmark = pytest.mark.timeout(300)
-
 H100 = variants.known_device(90, 8)
 PLACES = ["gpu", "offload"]
 

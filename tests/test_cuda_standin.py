@@ -19,8 +19,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 VERSION, NAMES = cuda_standin.cublas_names()
 PATHFINDER = importlib.util.find_spec("cuda.pathfinder") if importlib.util.find_spec("cuda") else None
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -12,8 +12,6 @@ from rnn_ops.backends import cuda
 from rnn_ops.gradcheck import Case
 from rnn_ops.operators import custom, places
 
-pytestmark = pytest.mark.timeout(240)
-
 CASES = [Case("sequence", 3, 2, 2, 3), Case("sequence", 4, 3, 2, 2, "tokens"), Case("step", 1, 2, 2, 3)]
 
 

@@ -25,8 +25,6 @@ from rnn_ops.exactness import relative_error
 from rnn_ops.operators import native
 from rnn_ops.operators.native import functions
 
-pytestmark = pytest.mark.timeout(180)
-
 GRADIENTS = ["d" + name for name in NAMES]
 KINDS = ["dense", "tokens"]
 ACTIVATIONS = ["tanh", "relu"]

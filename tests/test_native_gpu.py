@@ -15,8 +15,6 @@ from rnn_ops.backends.cuda import recorder, variants
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.operators.native import functions
 
-pytestmark = pytest.mark.timeout(300)
-
 library = ctypes.CDLL(functions._LIBRARY)
 library._msgGet.restype = None
 STREAM, OTHER_STREAM = 0x5000, 0x6000

@@ -8,7 +8,7 @@ import rnn_ops
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("operator")]
+pytestmark = pytest.mark.usefixtures("operator")
 
 T, B, I, H = 4, 3, 5, 7
 

@@ -18,7 +18,7 @@ from rnn_ops.gradcheck import Case, draw, relative_error, values_and_gradients
 from rnn_ops.operators import custom, functions as public, places
 from rnn_ops.operators.memory import view
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("operator")]
+pytestmark = pytest.mark.usefixtures("operator")
 
 GRADIENTS = ["d" + name for name in NAMES]
 KINDS = ["dense", "tokens"]
