@@ -22,11 +22,11 @@ def python(code, *arguments, folder=None, status=0):
     return done.stdout
 
 
-@pytest.fixture
-def graph(tmp_path):
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
     """A file with a graph that holds both operators."""
     pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError)
-    path = tmp_path / "graph.json"
+    path = tmp_path_factory.mktemp("graph") / "graph.json"
     python("import sys\nfrom rnn_ops.operators import custom, native\nfrom rnn_ops._mxnet import mx\n"
            "inputs = list(map(mx.sym.var, ('x', 'h', 'Wxh', 'Whh', 'bh')))\n"
            "mx.sym.Group([native.rnn_step(*inputs), custom.rnn_step(*inputs)]).save(sys.argv[1])", path)

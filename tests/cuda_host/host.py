@@ -24,6 +24,7 @@ _FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-fno-gnu-uni
 _MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
+_FOLDER = "RNN_OPS_CUDA_HOST"  # the variable that names it
 MOST_THREADS = 1024  # a block
 _one_at_a_time = threading.Lock()
 
@@ -49,23 +50,28 @@ class _Error(ctypes.Structure):  # machine_error
 
 @functools.lru_cache(maxsize=None)
 def _folder():
-    """Of this process, for what is compiled."""
-    folder = tempfile.mkdtemp(prefix="rnn_ops_cuda_host_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """Of this process and of those that it starts, for what is compiled."""
+    if _FOLDER not in os.environ:
+        os.environ[_FOLDER] = tempfile.mkdtemp(prefix="rnn_ops_cuda_host_")
+        atexit.register(shutil.rmtree, os.environ[_FOLDER], ignore_errors=True)
+    return os.environ[_FOLDER]
 
 
 def _compile(command, output):
-    done = subprocess.run(command + ["-o", output], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    """Run a compiler → the path of what it makes; under a name of its own until it is whole, since others may look for it."""
+    path = f"{output}.{os.getpid()}.{threading.get_ident()}"
+    done = subprocess.run(command + ["-o", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     if done.returncode:
         raise CompileError(f"{' '.join(command)}\n{done.stdout}")
+    os.replace(path, output)
     return output
 
 
 @functools.lru_cache(maxsize=None)
 def _machine(sanitize):
     path = os.path.join(_folder(), f"libmachine{'_sanitized' * sanitize}.so")
-    _compile(_COMPILER + _MACHINE + _SANITIZERS * sanitize + [os.path.join(_HERE, "machine.cc"), "-ldl"], path)
+    if not os.path.exists(path):
+        _compile(_COMPILER + _MACHINE + _SANITIZERS * sanitize + [os.path.join(_HERE, "machine.cc"), "-ldl"], path)
     library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     library.machine_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Error)]
     return library
@@ -80,7 +86,10 @@ def _twin():
 def _library(text, kernel, sanitize):
     """The path of a kernel's library: its text, compiled, and a way in."""
     name = hashlib.sha256(f"{text}{kernel}{sanitize}".encode()).hexdigest()[:24]
-    source, output = (os.path.join(_folder(), name + ending) for ending in (".cc", ".so"))
+    output = os.path.join(_folder(), name + ".so")
+    if os.path.exists(output):
+        return output
+    source = os.path.join(_folder(), f"{name}.{os.getpid()}.{threading.get_ident()}.cc")
     with open(source, "w", encoding="utf-8") as file:
         file.writelines(f"#define {name} {value}\n" for name, value in (("NAME", kernel.name),) + kernel.macros)
         file.write(f'#include "device.h"\n{text}\nusing Kernel = Entry<&{kernel.name}>;\n'
@@ -89,7 +98,7 @@ def _library(text, kernel, sanitize):
                    'extern "C" int count() { return Kernel::COUNT; }\n')
     # -fsanitize=thread where the kernel is compiled and not where it is linked: its functions are the machine's.
     check = _SANITIZERS if sanitize else ["-fsanitize=thread"]
-    compiled = _compile(_COMPILER + _FLAGS + check + ["-I", _HERE, "-c", source], output[:-3] + ".o")
+    compiled = _compile(_COMPILER + _FLAGS + check + ["-I", _HERE, "-c", source], source[:-3] + ".o")
     return _compile(_COMPILER + ["-shared"] + _SANITIZERS * sanitize + [compiled], output)
 
 
