@@ -2,6 +2,7 @@
 
 RNN_OPS_NUM_THREADS, OMP_NUM_THREADS, RNN_OPS_SIMD and OPENBLAS_CORETYPE are left as they are: the tests pass under each.
 """
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,12 @@ import pytest
 
 # Which operator is the default is tested; the tests of the other one ask for it.
 os.environ.pop("RNN_OPS_OPERATOR", None)
+
+with contextlib.suppress(ImportError):  # where the CUDA half alone is tested
+    from hypothesis import HealthCheck, settings
+    # The same examples everywhere and every time, however long the machine takes for one.
+    settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("same")
 
 @pytest.fixture(scope="module", params=["native", "custom"])
 def operator(request):

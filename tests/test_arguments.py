@@ -1,7 +1,7 @@
 """The checks at the doors: what they accept, what they say of it, and the sentence for everything else."""
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rnn_ops.backends import arguments
@@ -22,7 +22,6 @@ def good(**changed):
             **changed}
 
 
-@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, 300)] * 4), st.booleans(), st.booleans(), st.sampled_from(["float32", "float64"]),
        st.booleans())
 def test_what_fits_is_described(sizes, as_tokens, step, dtype, with_bias):

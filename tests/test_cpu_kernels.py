@@ -62,7 +62,7 @@ def test_relu_is_0_with_derivative_0_at_0():
     assert (results["outputs"] == 0).all() and (results["dbh"] == 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(T=st.integers(1, 9), B=st.integers(1, 40), I=st.integers(1, 90), H=st.integers(1, 140),
        dtype=st.sampled_from(["float32", "float64"]), tokens=st.booleans(), level=st.sampled_from(cpu.simd_levels()),
        activation=st.sampled_from(arguments.ACTIVATIONS), seed=st.integers(0, 2 ** 31))

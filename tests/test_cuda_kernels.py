@@ -55,7 +55,7 @@ def test_double_precision(shape, tokens, activation):
     check(on(70, 80), shape, "float64", tokens, activation=activation)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(T=st.integers(1, 5), B=st.integers(1, 21), I=st.integers(1, 40), H=st.integers(1, 140), kind=st.sampled_from(KINDS),
        family=st.sampled_from((None,) + variants.FAMILIES), architecture=st.sampled_from((75, 90)),
        multiprocessors=st.sampled_from((9, 16)), seed=st.integers(0, 2 ** 31))

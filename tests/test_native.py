@@ -98,7 +98,7 @@ def test_equals_the_reference(shape, kind, activation):
     assert_same(values_and_gradients(native_of(case), arguments, cotangents), wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["sequence", "step"]), st.integers(1, 9), st.integers(1, 19), st.integers(1, 40),
        st.integers(1, 70), st.sampled_from(KINDS), st.sampled_from(ACTIVATIONS))
 def test_equals_the_reference_at_any_shape(operator, T, B, I, H, kind, activation):
@@ -175,7 +175,7 @@ def check_bind(results, case, req, calls=1):
     assert_gradients(buffers, noise, req, wanted, calls)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["null", "write", "add"]), min_size=5, max_size=5), st.sampled_from(KINDS),
        st.sampled_from(["sequence", "step"]))
 def test_bind_with_a_grad_req_for_each(reqs, kind, operator):

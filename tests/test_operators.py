@@ -83,7 +83,7 @@ def test_equals_the_reference(shape, kind):
     assert_same(values_and_gradients(functions(case)[0], arguments, cotangents), wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["sequence", "step"]), st.integers(1, 9), st.integers(1, 19), st.integers(1, 40),
        st.integers(1, 70), st.sampled_from(KINDS), st.sampled_from(["random", "flat"]))
 def test_equals_the_reference_at_any_shape(operator, T, B, I, H, kind, values):
@@ -349,7 +349,7 @@ def test_bind_with_one_grad_req(req, kind, operator, is_train):
     check_bind(Case(operator, 1 if operator == "step" else 4, 3, 5, 7, kind), dict.fromkeys(NAMES, req), is_train)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(REQS), min_size=5, max_size=5), st.sampled_from(KINDS))
 def test_bind_with_a_grad_req_for_each(reqs, kind):
     check_bind(Case("sequence", 4, 3, 5, 7, kind), dict(zip(NAMES, reqs)))

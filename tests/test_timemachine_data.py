@@ -1,7 +1,7 @@
 """Vocabulary and batches, with the tutorial's sanity checks."""
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from timemachine import data
@@ -62,7 +62,6 @@ def test_one_batch_needs_its_last_label():
         data.batches(tokens[:-1], 4, 3)
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(), min_size=1))
 def test_encode_and_decode_any_text(text):
     vocabulary = data.Vocabulary(text)
