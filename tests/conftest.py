@@ -3,14 +3,24 @@
 RNN_OPS_NUM_THREADS, OMP_NUM_THREADS, RNN_OPS_SIMD and OPENBLAS_CORETYPE are left as they are: the tests pass under each.
 """
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 
 import pytest
 
-# Which operator is the default is tested; the tests of the other one ask for it.
-os.environ.pop("RNN_OPS_OPERATOR", None)
+# Which operator is the default is tested, and the tests of the other one ask for it. Options for pytest and for warnings are
+# for this process, not for those that the tests start.
+for name in ("RNN_OPS_OPERATOR", "PYTEST_ADDOPTS", "PYTHONWARNINGS"):
+    os.environ.pop(name, None)
+for name in ("RNN_OPS_DATA", "RNN_OPS_CACHE"):  # some tests go to other folders
+    if os.environ.get(name):
+        os.environ[name] = os.path.abspath(os.environ[name])
+# A server that is not there is one of this machine, and no proxy may answer for it.
+os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
+# It warns where it makes a folder or a list of fonts for the first time, on the stderr that tests read.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 with contextlib.suppress(ImportError):  # where the CUDA half alone is tested
     from hypothesis import HealthCheck, settings
