@@ -10,9 +10,9 @@ import subprocess
 
 import pytest
 
-# Which operator is the default is tested, and the tests of the other one ask for it. Options for pytest and for warnings are
-# for this process, not for those that the tests start.
-for name in ("RNN_OPS_OPERATOR", "PYTEST_ADDOPTS", "PYTHONWARNINGS"):
+# Which operator is the default is tested, and the tests of the other one ask for it; when an error comes is tested with MXNet's
+# own engine. Options for pytest and for warnings are for this process, not for those that the tests start.
+for name in ("RNN_OPS_OPERATOR", "MXNET_ENGINE_TYPE", "PYTEST_ADDOPTS", "PYTHONWARNINGS"):
     os.environ.pop(name, None)
 for name in ("RNN_OPS_DATA", "RNN_OPS_CACHE"):  # some tests go to other folders
     if os.environ.get(name):
