@@ -137,6 +137,13 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
     assert written()[0] == before[0] and written()[1] > before[1]
 
 
+def test_a_locale_of_ascii_ends_nothing(whole):
+    out, _ = whole
+    process = command(out, "--only", "tutorial", "first", env=dict(os.environ, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "first-cluster         done" in process.stdout and r" \xb5s a step (" in process.stdout
+
+
 def test_a_report_is_rebuilt_from_the_files(whole):
     out, _ = whole
     text = (out / "report.md").read_text(encoding="utf-8")

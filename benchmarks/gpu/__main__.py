@@ -69,4 +69,6 @@ def _parser():
 
 
 if __name__ == "__main__":
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # a locale that lacks × or µ must not end a run
     sys.exit(main())

@@ -280,8 +280,8 @@ def _other(before, now):
 
 
 def _environment():
-    """For a part: CuPy's products in full precision, whatever the user has set."""
-    return dict(os.environ, CUPY_TF32="0", PYTHONUNBUFFERED="1")
+    """For a part: CuPy's products in full precision, whatever the user has set, and a log in UTF-8, whatever the locale is."""
+    return dict(os.environ, CUPY_TF32="0", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
 
 
 def _record(status, reason, began=None):
