@@ -19,8 +19,8 @@ from rnn_ops.backends.cuda import sources, variants
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _COMPILER = os.environ.get("CXX", "g++").split()
-# -fno-gnu-unique: kernels of one name in many libraries share nothing.
-_FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique"]
+# -g1: functions and lines, which is what `_line` reads. -fno-gnu-unique: kernels of one name in many libraries share nothing.
+_FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique"]
 _MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -60,7 +60,9 @@ def _folder():
 def _compile(command, output):
     """Run a compiler → the path of what it makes; under a name of its own until it is whole, since others may look for it."""
     path = f"{output}.{os.getpid()}.{threading.get_ident()}"
-    done = subprocess.run(command + ["-o", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # no sanitizer for the compiler
+    done = subprocess.run(command + ["-o", path], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          encoding="utf-8", errors="replace")
     if done.returncode:
         raise CompileError(f"{' '.join(command)}\n{done.stdout}")
     os.replace(path, output)
