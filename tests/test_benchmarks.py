@@ -157,6 +157,7 @@ def planted(tmp_path, monkeypatch):
     return planted_providers
 
 
+@pytest.mark.slow
 def test_only_verified_providers_are_timed_and_none_is_dropped(planted):
     members = (planted.WrongSign, planted.Absent, planted.Crashing, planted.LaterBroken, planted.Right)
     with Workers() as workers:
@@ -406,6 +407,7 @@ def test_settings_that_are_no_utf8_are_written(result, tmp_path):
 
 # --- the command ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_whole_command(tmp_path, capfd):
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "bench.json", tmp_path / "bench.png"

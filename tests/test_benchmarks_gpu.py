@@ -156,6 +156,7 @@ def test_a_right_machine_passes(device):
     ("tanh's derivative for relu", "relu, resident: "),
     ("stepwise raises", "RuntimeError: invalid configuration"),
 ])
+@pytest.mark.slow
 def test_every_defect_is_found(defect, what):
     failed = [str(result) for result in found_by(NumPyMachine(defect=defect)) if not result.passed]
     assert any(what in line for line in failed), failed[:5]
@@ -175,6 +176,7 @@ def test_a_machine_that_answers_no_more_ends_the_checks(defect, why):
 
 
 @pytest.mark.parametrize("architecture, families", [(90, variants.FAMILIES), (75, ("resident", "grid", "stepwise"))])
+@pytest.mark.slow
 def test_the_kernels_themselves_pass_on_a_cpu(architecture, families):
     """The same checks on the sources, run by tests/cuda_host."""
     machine = NumPyMachine(variants.known_device(architecture, 16))
@@ -308,6 +310,7 @@ def test_at_the_tutorials_shape_all_variants_and_the_wall(monkeypatch):
     assert not any("wall" in row for row in timing.measure(NumPyMachine(), Cell(2, 2, 5, 33), rounds=1))
 
 
+@pytest.mark.slow
 def test_the_best_come_first_and_what_was_tried_is_left_out(monkeypatch):
     cell = Cell(3, 2, 5, 33)
     monkeypatch.setattr(timing, "TUTORIAL", cell)
@@ -453,6 +456,7 @@ def test_markdown_without_pytorch_and_cut_off():
 
 
 @pytest.mark.parametrize("torch", [True, False])
+@pytest.mark.slow
 def test_picture(torch, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "gpu.png"
@@ -470,6 +474,7 @@ def test_facts_of_the_device():
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_sanitizer(tmp_path, monkeypatch):
     """A stand-in for the tool, which is not here: found on the PATH, and its verdicts read."""
     shown, kept = [], []
@@ -504,6 +509,7 @@ def without_gpu():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--only", "check", "--minutes", "1"]])
+@pytest.mark.slow
 def test_without_a_gpu_one_sentence_and_status_2(arguments, tmp_path, without_gpu):
     process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", *arguments], cwd=tmp_path, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)

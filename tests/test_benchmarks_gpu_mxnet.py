@@ -42,12 +42,14 @@ def failures(outcomes):
 
 
 @pytest.mark.parametrize("check", mxnet_checks.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.slow
 def test_what_is_right_passes(check, small):
     outcomes = check(here())
     assert outcomes and failures(outcomes) == []
     json.dumps([outcome._asdict() for outcome in outcomes])
 
 
+@pytest.mark.slow
 def test_the_custom_op_passes_with_the_kernels_of_a_gpu(small, monkeypatch):
     """Copied to the machine of tests/cuda_host and back."""
     monkeypatch.setattr(mxnet_checks, "SHAPES", ((3, 2, 5, 7),))
@@ -182,6 +184,7 @@ def test_lines_and_the_result_file(tmp_path, capsys):
     assert mxnet_gpu.work(dict(result, outcomes=[]), str(path), (passes,), here, run) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_or_hangs_is_a_failure(monkeypatch):
     """In processes as the command starts them; they import this file by its name."""
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.abspath(__file__)))

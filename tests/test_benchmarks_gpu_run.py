@@ -101,6 +101,7 @@ def whole(tmp_path_factory):
         return out, command(out, cwd=home)
 
 
+@pytest.mark.slow
 def test_a_run_does_all_its_parts(whole):
     out, process = whole
     assert process.returncode == 0, process.stdout + process.stderr
@@ -122,6 +123,7 @@ def test_a_run_does_all_its_parts(whole):
         assert all(file.endswith(".json") and file[0] != "." for file in os.listdir(out / name))
 
 
+@pytest.mark.slow
 def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
     out, _ = whole
 
@@ -137,6 +139,7 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
     assert written()[0] == before[0] and written()[1] > before[1]
 
 
+@pytest.mark.slow
 def test_a_locale_of_ascii_ends_nothing(whole):
     out, _ = whole
     process = command(out, "--only", "tutorial", "first", env=dict(os.environ, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"))
@@ -144,6 +147,7 @@ def test_a_locale_of_ascii_ends_nothing(whole):
     assert "first-cluster         done" in process.stdout and r" \xb5s a step (" in process.stdout
 
 
+@pytest.mark.slow
 def test_a_report_is_rebuilt_from_the_files(whole):
     out, _ = whole
     text = (out / "report.md").read_text(encoding="utf-8")
@@ -168,6 +172,7 @@ def test_a_report_that_cannot_be_written_is_a_sentence(results):
     assert process.stderr == f"rnn_ops_benchmarks.gpu: --report: cannot write {results.path}: Is a directory\n"
 
 
+@pytest.mark.slow
 def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
     out, _ = whole
     device = (out / RESULTS / "device.json").read_bytes()
@@ -194,6 +199,7 @@ def test_what_is_wrong_is_in_the_status_and_in_few_lines(results):
 
 
 @pytest.mark.parametrize("machine, why", [("crashing", "SIGSEGV"), ("lost", "a kernel hangs")])
+@pytest.mark.slow
 def test_a_family_that_takes_its_process_with_it_costs_itself(machine, why, results):
     status, ended = do(results, machine, ["first-resident", "first-cluster", "first-grid", "tutorial"])
     assert status == 1 and why in ended["first-cluster"]["reason"]
@@ -235,6 +241,7 @@ def test_a_gpu_that_answers_no_more_ends_the_run(results, capsys):
     assert "answers no more in a new process either" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     """Tries of one call, then those of the next one: each task that ends the process is told once, all others are done."""
     status, first = do(results, "small_crash", ["check"])
@@ -247,12 +254,14 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
     assert len(ended) == len(found["failed"]) == 3 and all("relu" in line for line in ended)
 
 
+@pytest.mark.slow
 def test_where_everything_fails_the_words_are_few(tmp_path):
     process = command(tmp_path / "out", machine="raising")
     assert process.returncode == 1 and len(process.stdout) < 10000, len(process.stdout)
     assert process.stdout.count("    FAILED  ") >= 10 and "more: results/check.json" in process.stdout
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path / "file" / "cache"))
@@ -263,6 +272,7 @@ def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
     assert run.unwritable(str(tmp_path / "new")) is None
 
 
+@pytest.mark.slow
 def test_a_micro_benchmark_that_ends_its_process_costs_itself(results):
     status, ended = do(results, "microbench_crash", ["microbench"])
     assert status == 1 and ended["microbench"]["reason"] == ""
@@ -414,6 +424,7 @@ def _runs(pid):
         return False
 
 
+@pytest.mark.slow
 def test_two_gpus_and_an_older_one(tmp_path):
     process = command(tmp_path / "two", "--only", "microbench", machine="two")
     assert process.returncode == 0 and "2 GPUs: the first one is used" in process.stdout
@@ -482,6 +493,7 @@ def test_the_microbenchmarks_compile(architecture):
     assert "ROUNDS = 1024" in microbench.text() and microbench.ROUNDS == 1024
 
 
+@pytest.mark.slow
 def test_the_rehearsal(capsys, monkeypatch):
     """All of it but the compilation of every kernel, which the compile tests do."""
     monkeypatch.setattr(rehearsal, "_kernels", lambda device: "")

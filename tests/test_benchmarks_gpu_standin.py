@@ -31,6 +31,7 @@ def environment(tmp_path_factory):
     return dict(found, PYTHONPATH=os.pathsep.join([found["PYTHONPATH"], HERE]))
 
 
+@pytest.mark.slow
 def test_a_run(environment, tmp_path):
     out = tmp_path / "out"
     process = subprocess.run(

@@ -79,6 +79,7 @@ def descend(arrays, inputs, labels, epochs):
 
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 2e-5)])
 @pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.slow
 def test_several_epochs_are_those_of_numpy(architecture, dtype, bound):
     arrays, inputs, labels = problem(dtype)
     true, true_arrays = descend({name: array.astype("float64") for name, array in arrays.items()}, inputs, labels, 4)
@@ -151,6 +152,7 @@ def measure(machine, epochs=4):
     return training.measure(machine, BOOK, epochs, T=5, B=3, H=19)
 
 
+@pytest.mark.slow
 def test_measure():
     machine, shown = HostMachine(), []
     found = training.measure(machine, BOOK, 4, lambda *what: shown.append(what), T=5, B=3, H=19)
@@ -166,6 +168,7 @@ def test_measure():
     json.dumps(found)
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_the_ways_own_epochs():
     """2 epochs of `descend` from the first parameters: what measure() reports, start to end."""
     found = measure(HostMachine(), epochs=2)
@@ -180,6 +183,7 @@ def test_the_losses_are_those_of_the_ways_own_epochs():
     ("other bits", "launch by launch: "), ("wrong", "launch by launch: a loss is off by a relative "),
     ("diverges", "launch by launch: FloatingPointError: training has diverged: the loss of epoch 2 is nan"),
     ("cannot record", "a graph an epoch: RuntimeError: operation not permitted when stream is capturing")])
+@pytest.mark.slow
 def test_what_is_wrong_is_told(defect, sentence):
     with np.errstate(all="ignore"):
         found = measure(HostMachine(defect=defect))
@@ -207,6 +211,7 @@ def result():
     return dict(made_up(), rows=[], training=measure(HostMachine()))
 
 
+@pytest.mark.slow
 def test_table():
     its = result()
     lines = tables.markdown(its).splitlines()
@@ -221,6 +226,7 @@ def test_table():
     assert "Training" not in tables.markdown(dict(its, training=None))
 
 
+@pytest.mark.slow
 def test_the_books_first_epochs_are_those_of_rnn_ops_train(book):
     """At the tutorial's shape, with the kernels of the CPU for the recurrence. The losses are the README's."""
     def without_variant(function):  # which the CPU has none of
@@ -249,6 +255,7 @@ def work(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_part_of_the_command(work):
     status, its = work(HostMachine())
     assert status == gpu_work.DONE and its["epochs"] == 3 and its["failed"] == []
@@ -272,6 +279,7 @@ def test_a_text_that_cannot_be_had_is_a_sentence(work, monkeypatch):
     assert status == gpu_work.FOUND and its == {"failed": ["ValueError: text: timemachine.txt is not timemachine"]}
 
 
+@pytest.mark.slow
 def test_a_text_that_is_not_the_book_is_told(work, monkeypatch):
     monkeypatch.setattr(text, "load", lambda name: BOOK._replace(notice="the book is not here"))
     _, its = work(HostMachine())

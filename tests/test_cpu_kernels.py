@@ -18,7 +18,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # 1s, primes, and sizes around every tile: 6 or 12 rows, panels of 4 to 32 columns, blocks of 256 for sums (128 for gradients').
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 1, 8), (3, 5, 2, 9), (2, 6, 3, 15), (5, 7, 3, 16), (2, 11, 4, 17),
           (3, 12, 5, 31), (2, 13, 3, 32), (7, 1, 4, 33), (4, 4, 9, 65), (2, 25, 7, 127), (3, 2, 5, 129),
-          (2, 33, 8, 255), (64, 32, 77, 256), (3, 9, 70, 257), (2, 3, 10, 513), (5, 27, 259, 6), (2, 64, 257, 13), (67, 1, 2, 3), (1, 70, 77, 100)]
+          (2, 33, 8, 255), pytest.param((64, 32, 77, 256), marks=pytest.mark.slow), (3, 9, 70, 257), (2, 3, 10, 513),
+          (5, 27, 259, 6), (2, 64, 257, 13), (67, 1, 2, 3), (1, 70, 77, 100)]
 
 
 @pytest.fixture(params=cpu.simd_levels())
@@ -304,6 +305,7 @@ def every_float32(low, high, step):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.slow
 def test_tanh(simd, dtype):
     """At most 4 ulp. (Measured with AVX2 over every float32 from 1e-30 to 10: 2.42; over 8 million float64: 2.55.)"""
     x = every_float32(1e-30, 30, 101)
@@ -362,12 +364,14 @@ def run_driver(program, **variables):
 
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.slow
 def test_sanitizers(tmp_path, sanitizer):
     flags = ["-fsanitize=" + sanitizer, "-fno-sanitize-recover=all", "-g", "-O1"]
     assert "float32" in run_driver(build_driver(tmp_path, flags))
 
 
 @pytest.mark.skipif("avx2" not in cpu.simd_levels(), reason="needs AVX2 to stand in for AVX-512")
+@pytest.mark.slow
 def test_avx512_code_on_narrower_hardware(tmp_path):
     """Vectors of 64 bytes and tiles of 12 rows, compiled to pairs of AVX2 instructions: the logic of the AVX-512 level
     runs on any machine, with the bits of AVX2; only the instructions themselves need the processor."""

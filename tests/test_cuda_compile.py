@@ -57,6 +57,7 @@ def workers():
 
 
 @pytest.mark.parametrize("family, architecture", CASES)
+@pytest.mark.slow
 def test_kernels_stay_on_the_chip(workers, family, architecture):
     threads = kernels(family, architecture)
     jobs = {kernel: workers.submit(compiler.compiled, kernel, architecture) for kernel in threads}

@@ -169,6 +169,7 @@ def test_blocks_that_may_not_have_started_or_may_have_ended():
     ("16 bytes at an address that is no multiple", "remote(s,", "remote(s + 1,"),
     ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
     (r"stores at byte \d+ of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 16)")])
+@pytest.mark.slow
 def test_where_other_blocks_can_be_written(message, old, new):
     text = CLUSTER.format("cluster_barrier();", "cluster_barrier();").replace(old, new)
     refused(message, text, np.zeros((8, 64), "float32"), **OF_FOUR)
@@ -273,6 +274,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_what_sending_needs(fault):
     message, edits = FAULTS[fault]
     refused(message, ping_pong(*edits), np.zeros(2 * SIZE, "float32"), seeds=20, **TWO)
@@ -383,6 +385,7 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("misuse", MISUSES)
+@pytest.mark.slow
 def test_what_an_mbarrier_and_a_delivery_need(misuse):
     message, body = MISUSES[misuse]
     refused(message, PAIR + body, np.zeros(128, "float32"), seeds=10, **dict(OF_ONE_WARP, shared=544))
@@ -408,6 +411,7 @@ def answered(use, meet=""):
 
 @pytest.mark.parametrize("meet", ["value = lane_value(value, 3);", "value += exchange_lanes(1, 1);", "ballot(value > 0);",
                                   "block_barrier();", "cluster_barrier();", ""])
+@pytest.mark.slow
 def test_an_answer_overwrites_what_has_been_used(meet):
     for use, ordered in ("value = s[t].w;", meet), ("s[t] = {9, 9, 9, 9};", "barrier" in meet):  # a shuffle orders no memory
         if ordered:

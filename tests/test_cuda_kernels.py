@@ -45,6 +45,7 @@ kinds = pytest.mark.parametrize("tokens, activation", KINDS, ids=["dense", "toke
 @kinds
 @pytest.mark.parametrize("family, architecture, multiprocessors, shape", SHAPES,
                          ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value))
+@pytest.mark.slow
 def test_forward_and_backward(family, architecture, multiprocessors, shape, tokens, activation):
     check(on(architecture, multiprocessors), shape, "float32", tokens, activation=activation, variant=family)
 
@@ -59,6 +60,7 @@ def test_double_precision(shape, tokens, activation):
 @given(T=st.integers(1, 5), B=st.integers(1, 21), I=st.integers(1, 40), H=st.integers(1, 140), kind=st.sampled_from(KINDS),
        family=st.sampled_from((None,) + variants.FAMILIES), architecture=st.sampled_from((75, 90)),
        multiprocessors=st.sampled_from((9, 16)), seed=st.integers(0, 2 ** 31))
+@pytest.mark.slow
 def test_any_shape(T, B, I, H, kind, family, architecture, multiprocessors, seed):
     if family == "cluster" and architecture < 90:
         family = None
@@ -88,6 +90,7 @@ def tiles_compiled():
 
 
 @pytest.mark.parametrize("family, tile, blocks", TILES, ids=lambda value: str(value).replace(" ", ""))
+@pytest.mark.slow
 def test_every_tile_that_can_be_chosen(tiles_compiled, family, tile, blocks):
     H = tile.k - 1
     blocks = blocks or -(-H // tile.columns)
@@ -97,6 +100,7 @@ def test_every_tile_that_can_be_chosen(tiles_compiled, family, tile, blocks):
 
 
 @pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6), ("stepwise", 4)])
+@pytest.mark.slow
 def test_the_order_of_threads_changes_no_bit(family, multiprocessors):
     case = random_case((4, 9, 5, 130), "float32", tokens=True)
     results = [run(on(90, multiprocessors, seed=seed), *case, variant=family) for seed in (0, 1000, 2000)]
@@ -159,6 +163,7 @@ def test_no_gradient_means_zeros(family, multiprocessors):
 
 @pytest.mark.parametrize("shape, expected", [((7, 31, 3, 129), "chunks"), ((1, 1, 1, 1), "one"), ((2, 16, 4096, 3), "one"),
                                              ((3, 32, 2, 128), "chunks")])
+@pytest.mark.slow
 def test_sums_by_token_in_one_piece_and_in_chunks(shape, expected):
     launcher = on(80, 4)
     check(launcher, shape, "float32", tokens=True)
@@ -236,11 +241,13 @@ def run_sanitized(*arguments):
                           stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_sanitizers():
     ran = run_sanitized()
     assert ran.returncode == 0 and "all of them" in ran.stdout, ran.stdout
 
 
+@pytest.mark.slow
 def test_sanitizers_see_a_stray_store():
     ran = run_sanitized("spoil")
     assert ran.returncode != 0 and "ERROR: AddressSanitizer: heap-" in ran.stdout, ran.stdout
@@ -289,6 +296,7 @@ def changed(family, pattern, number, new):
 
 
 @pytest.mark.parametrize("family, barriers", [("resident", 2), ("cluster", 10), ("grid", 5)])
+@pytest.mark.slow
 def test_with_all_barriers_the_kernels_run(family, barriers):
     execute(family)
     assert len(BARRIER.findall(text_of(family))) == barriers
@@ -299,12 +307,14 @@ NOT_THEIRS = {("resident", 0), ("cluster", 0)}
 
 
 @pytest.mark.parametrize("family, number", [place for place in places(BARRIER) if place.values not in NOT_THEIRS])
+@pytest.mark.slow
 def test_without_one_barrier_they_do_not(family, number):
     with pytest.raises(KernelError):
         execute(family, changed(family, BARRIER, number, ";"))
 
 
 @pytest.mark.parametrize("family, number", list(places(BUFFERS)))
+@pytest.mark.slow
 def test_with_one_buffer_for_two_they_do_not(family, number):
     with pytest.raises((KernelError, AssertionError)):  # it is overwritten too early, or the wrong one is read
         execute(family, changed(family, BUFFERS, number, "0"))
@@ -332,6 +342,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("right, wrong", list(FAULTS.values()), ids=list(FAULTS))
+@pytest.mark.slow
 def test_a_fault_between_blocks_is_seen(right, wrong):
     def edit(family, text):
         assert family != "cluster" or text.count(right) == 1

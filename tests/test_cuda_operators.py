@@ -51,6 +51,7 @@ in_each_place = pytest.mark.parametrize("place", PLACES, indirect=True)
 
 
 @in_each_place
+@pytest.mark.slow
 def test_gradients(place):
     cases = [Case("sequence", *shape, input=kind) for shape in [(1, 1, 1, 1), (3, 2, 5, 7), (4, 5, 3, 33)]
              for kind in ("dense", "tokens")]
@@ -183,6 +184,7 @@ def test_errors_come_before_anything_is_launched(place):
 
 
 @pytest.mark.parametrize("place", ["gpu"], indirect=True)
+@pytest.mark.slow
 def test_several_gpus_in_one_process(place):
     """Each computes for its own arrays, on the kernels for its own architecture."""
     results = []
@@ -252,6 +254,7 @@ def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkey
         rnn_ops.use("cpu")
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded(gpus):
     rnn_ops.use("cuda")
     try:
@@ -309,6 +312,7 @@ def test_without_a_gpu_use_says_why():
 
 # ---- the commands
 
+@pytest.mark.slow
 def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens"), Case("step", 1, 3, 2, 5)])
     assert gradcheck.main(device="cuda") == 0
@@ -316,6 +320,7 @@ def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
     assert gpus.hosts[0].launches and places.in_use() == "cpu"
 
 
+@pytest.mark.slow
 def test_check_fails_where_a_kernel_is_wrong(gpus, monkeypatch, capsys):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens")])
     cuda.gpu(0)._edit = lambda family, text: text.replace("(1 - term.h) * (1 + term.h)", "(1 - term.h)")

@@ -45,6 +45,7 @@ os._exit(status)
 """
 
 
+@pytest.mark.slow
 def test_all_cases_pass(folder):
     status, printed = run(folder, "-c", CASES)
     assert status == 0 and " passed" in printed and "skipped" not in printed, printed

@@ -103,6 +103,7 @@ def test_tokens_are_their_one_hot_rows():
 @each_way
 @pytest.mark.parametrize("reqs", ["add", "write", "null in turn", "add in turn", "write in turn"])
 @pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
+@pytest.mark.slow
 def test_every_way_to_ask_for_gradients(kind, reqs, how):
     """`add` adds up, `null` leaves the others right. "In turn": one parameter alone, the others the other way."""
     times, options = 3, dict(num_layers=2, bidirectional=True, activation="tanh")
@@ -439,6 +440,7 @@ class Language(mx.gluon.HybridBlock):
 
 @pytest.mark.parametrize("begins", [False, True], ids=["none", "begin_state"])
 @pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
+@pytest.mark.slow
 def test_a_network_is_exported_and_imported(tmp_path, kind, begins):
     options = dict(num_layers=2, bidirectional=True, activation="tanh")
     tokens = kind is gluon.TokenRNN
@@ -492,6 +494,7 @@ def test_a_module_binds_it():
 
 
 @each_way
+@pytest.mark.slow
 def test_training_on_two_contexts_is_that_of_mxnets_layer_on_one(how):
     """Batches from a DataLoader, the last one smaller; Trainer; momentum, so that an error stays."""
     data, target = drawn((10, T, C), 1, "float32"), drawn((10, T, H), 2, "float32")

@@ -114,6 +114,7 @@ def test_the_copy_without_a_fault_passes():
 
 @pytest.mark.parametrize("gradient", gradcheck.GRADIENTS)
 @pytest.mark.parametrize("what", ["slightly off", "one element off", "nan"])
+@pytest.mark.slow
 def test_an_error_in_one_gradient(gradient, what):
     """It is caught in that gradient, in float64 by both comparisons, and nowhere else."""
     failed = failures(f"{gradient} {what}")
@@ -122,6 +123,7 @@ def test_an_error_in_one_gradient(gradient, what):
 
 
 @pytest.mark.parametrize("gradient", gradcheck.GRADIENTS)
+@pytest.mark.slow
 def test_an_error_in_float32_alone(gradient):
     assert failures(f"{gradient} in half precision") == {("float32, reference", gradient)}
 
@@ -147,6 +149,7 @@ def test_an_error_in_the_backward_pass(fault, tensors):
     assert not [tensor for comparison, tensor in failed if comparison == "float64, reference's differences"]
 
 
+@pytest.mark.slow
 def test_an_error_in_the_results():
     assert failures("outputs slightly off") >= {("float64, reference", "outputs"), ("float64, reference", "state")}
     assert failures("nan in outputs") >= {("float64, reference", "outputs"), ("float32, reference", "outputs")}
@@ -174,6 +177,7 @@ def test_relative_error():
         assert error(np.array([bad]), np.array([bad])) == math.inf
 
 
+@pytest.mark.slow
 def test_rnn_ops_check_passes(tmp_path, capsys):
     """The whole grid, as `rnn-ops check` runs it."""
     path = tmp_path / "check.json"

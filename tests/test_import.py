@@ -55,6 +55,7 @@ def test_looking_for_a_gpu_imports_no_mxnet():
                                  "import rnn_ops; rnn_ops.use", "from rnn_ops import gluon", "import rnn_ops.reference", "from rnn_ops._mxnet import mx",
                                  "import rnn_ops, mxnet", "import rnn_ops; import mxnet.gluon", "import rnn_ops.operators",
                                  "import rnn_ops\nimport mxnet as mx\nfrom rnn_ops import rnn_sequence"])
+@pytest.mark.slow
 def test_whoever_asks_gets_it_with_the_operators(graph, ask):
     """NumPy and the import system are then as they were found."""
     code = (f"import sys\nbefore = list(sys.meta_path)\n{ask}\nimport mxnet, numpy\n"
@@ -64,6 +65,7 @@ def test_whoever_asks_gets_it_with_the_operators(graph, ask):
     assert python(code, graph) == f"['x', 'h', 'Wxh', 'Whh', 'bh']\nTrue {not LENDS} SourceFileLoader True\n"
 
 
+@pytest.mark.slow
 def test_where_mxnet_is_there_first_the_operators_come_at_once(graph):
     lend = "numpy.bool = numpy.bool_; " if LENDS else ""
     code = (f"import sys, numpy; {lend}import mxnet\nimport rnn_ops\n"

@@ -136,6 +136,7 @@ def test_a_cubin_s_functions():
         sass.functions(b"nothing of the kind")
 
 
+@pytest.mark.slow
 def test_one_run_disassembles_many(monkeypatch):
     """Also of several architectures; branches of each go to places in itself."""
     runs = []
@@ -160,6 +161,7 @@ def test_nvdisasm_is_missed_with_a_sentence(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", [75, 80])
+@pytest.mark.slow
 def test_older_architectures(architecture):
     """ptxas for sm_80 leaves a loop by a call of an EXIT, which is none; before sm_80 the grid's copies are loads past L1,
     which do not poll."""
@@ -437,6 +439,7 @@ def variant_of(family, exchange):
 @pytest.mark.parametrize("family, exchange, expected", [
     ("resident", "async", "block barrier"), ("cluster", "async", "async"), ("cluster", "barrier", "cluster barrier"),
     ("grid", "async", "grid")])
+@pytest.mark.slow
 def test_our_kernels(family, exchange, expected, direction):
     variant = variant_of(family, exchange)
     tile = variant.tile
@@ -453,6 +456,7 @@ def test_our_kernels(family, exchange, expected, direction):
     assert now.cycles < then.cycles <= 2 * now.cycles and then.cycles >= 2 * then.busy
 
 
+@pytest.mark.slow
 def test_the_barrier_is_slower_than_st_async():
     cubins = [compiler.compiled(variant_of("cluster", exchange).kernel("Forward"), 90).cubin
               for exchange in variants.EXCHANGES]
@@ -465,6 +469,7 @@ def test_the_barrier_is_slower_than_st_async():
 MOST_OTHERS = {"resident": {1: 120, 2: 175, 4: 270}, "cluster": {1: 145, 2: 170, 4: 210}, "grid": {1: 225, 4: 340}}
 
 
+@pytest.mark.slow
 def test_every_kernel_passes_the_gates():
     tiles = predict.kernels()
     cubins = []
@@ -492,6 +497,7 @@ def test_every_kernel_that_can_be_chosen_is_predicted():
                 family, architecture)} <= set(predict.kernels())
 
 
+@pytest.mark.slow
 def test_predictions():
     kernels = {variant.kernel("Forward"): variant.tile
                for variant in (variant_of("resident", "async"), variant_of("cluster", "async"))}
@@ -519,6 +525,7 @@ def test_the_command(capsys, tmp_path):
     assert "got 1 CALL in the loop over the steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_compiles_a_family(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path))
     assert machine_code.main(["--shape", "1,128", "--only", "forward<Forward<float>, Tile<128, 32"]) == 0

@@ -678,6 +678,7 @@ def test_info_names_the_operator(monkeypatch):
         assert info.collect()["operator"] == name
 
 
+@pytest.mark.slow
 def test_where_mxnet_does_not_take_the_library_the_custom_operator_is_taken_and_why_is_said(tmp_path):
     shutil.copytree(os.path.dirname(rnn_ops.__file__), str(tmp_path / "rnn_ops"), ignore=shutil.ignore_patterns("__pycache__"))
     library = tmp_path / "rnn_ops" / os.path.basename(native.library_path())

@@ -154,6 +154,7 @@ def launches_of(native):
 
 @kinds
 @shapes
+@pytest.mark.slow
 def test_values_and_gradients(on, architecture, multiprocessors, shape, tokens, activation):
     check(on(architecture, multiprocessors), shape, "float32", tokens, activation=activation)
 
@@ -314,6 +315,7 @@ def test_more_memory_than_mxnet_gives_is_a_sentence(on):
     assert launches_of(native) == []
 
 
+@pytest.mark.slow
 def test_the_caller_may_be_any_thread_and_gpu(on):
     """Two GPUs, each with kernels for its own architecture."""
     with platform(variants.known_device(90, 8), variants.known_device(80, 16)) as gpus:

@@ -16,6 +16,8 @@ COMPILER = os.environ.get("CXX", "g++").split()
 FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all", "-pthread", "-I", os.path.join(HERE, "..", "kernels", "cpu")]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):

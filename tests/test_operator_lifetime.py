@@ -15,6 +15,7 @@ from rnn_ops.gradcheck import Case, draw, values_and_gradients
 pytestmark = pytest.mark.usefixtures("operator")
 
 
+@pytest.mark.slow
 def test_no_growth_over_20000_calls():
     state, Wxh, Whh, bh = (mx.nd.ones(shape) for shape in ((2, 256), (3, 256), (256, 256), (256,)))
     tokens = mx.nd.array([[0, 2]], dtype="int32")
@@ -85,6 +86,7 @@ def assert_used(printed):
     assert np.allclose(np.array(printed.split(), float), [30 * tanh, 3 * 2 * 4 * 5 * (1 - tanh ** 2)], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_a_spawned_process(tmp_path):
     script = tmp_path / "spawned.py"
     script.write_text(USE + """
@@ -97,6 +99,7 @@ if __name__ == "__main__":
     assert_used(run(script))
 
 
+@pytest.mark.slow
 def test_with_the_naive_engine(tmp_path):
     script = tmp_path / "naive.py"
     script.write_text(USE + "print(*use())")
@@ -126,6 +129,7 @@ mx.nd.save(folder + "/results", executor.forward())
         assert np.array_equal(found.asnumpy(), wanted.asnumpy())
 
 
+@pytest.mark.slow
 def test_a_script_may_end_with_operators_in_the_queue(tmp_path):
     script = tmp_path / "ends.py"
     script.write_text("""

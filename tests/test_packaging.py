@@ -33,6 +33,7 @@ def base(tmp_path_factory):
     return folder / "bin"
 
 
+@pytest.mark.slow
 def test_base_needs_numpy_alone(base, tmp_path):
     status, printed = run(base / "python", "-m", "pip", "list", "--format=freeze", "--exclude", "pip", "--exclude",
                           "setuptools", "--exclude", "wheel")
@@ -47,6 +48,7 @@ def test_base_needs_numpy_alone(base, tmp_path):
     assert status == 0 and "CPU kernels" in printed and re.search("GPU kernels +none: CuPy is not installed", printed)
 
 
+@pytest.mark.slow
 def test_the_cuda_kernels_come_along(base, tmp_path):
     code = ("from rnn_ops.backends.cuda import sources\n"
             "print(sources.folder(), all('__global__' in sources.text(family) for family in\n"
@@ -57,6 +59,7 @@ def test_the_cuda_kernels_come_along(base, tmp_path):
     assert status == 2 and "CuPy is not installed" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [
     "import rnn_ops; rnn_ops.rnn_sequence", "from rnn_ops import rnn_step", "import rnn_ops.reference",
     "import rnn_ops; rnn_ops.gradcheck"])
@@ -67,12 +70,14 @@ def test_without_mxnet_one_sentence_says_what_to_install(base, tmp_path, code):
     assert "rnn_ops[cpu]" in last and "rnn_ops[cu112]" in last and "never both" in last
 
 
+@pytest.mark.slow
 def test_the_commands_say_so_too(base, tmp_path):
     for arguments in ["train"], ["check"]:
         status, printed = run(base / "rnn-ops", *arguments, cwd=tmp_path)
         assert status != 0 and "rnn_ops[cpu]" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_mxnet_beside_numpy_2_is_one_sentence(base, tmp_path):
     status, printed = run(base / "python", "-c", "import numpy; print(numpy.__version__)")
     if int(printed.split(".")[0]) < 2:
@@ -85,6 +90,7 @@ def test_mxnet_beside_numpy_2_is_one_sentence(base, tmp_path):
         run(base / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "mxnet")
 
 
+@pytest.mark.slow
 def test_without_a_compiler_one_sentence_says_what_to_install(base, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "CXX"}
     status, printed = run(base / "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT,

@@ -69,11 +69,13 @@ def make_environment(folder):
     os.chmod(pip, 0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.strip().splitlines()[0])
 def test_examples_run_in_the_clone(example, clone):
     assert re.search(r"\d", clone(f".venv/bin/python -c {shlex.quote(example)}")), "prints no figure"
 
 
+@pytest.mark.slow
 def test_commands_run_in_the_clone(clone):
     """As they are printed, but for fewer epochs; so does what the first one tells to do next."""
     train, sample = (next(command for command in COMMANDS if f"/rnn-ops {name}" in command) for name in ("train", "sample"))

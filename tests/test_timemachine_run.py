@@ -89,7 +89,7 @@ def test_what_a_run_leaves(train, book_file, step):
     assert lines[-1] == hints.command("sample", "--checkpoint", folder, "--prompt", record["prompts"][0])
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [step if step == "native" else pytest.param(step, marks=pytest.mark.slow) for step in STEPS])
 def test_a_resumed_run_never_stopped(train, step):
     _, whole, _, _ = train("--epochs", "4", "--step", step, out="whole")
     _, parts, _, _ = train("--epochs", "2", "--step", step, out="parts")
@@ -131,6 +131,7 @@ def test_durations(seconds, words):
     assert progress.duration(seconds) == words
 
 
+@pytest.mark.slow
 def test_a_crash_before_the_checkpoint_costs_only_the_epoch(train, tmp_path):
     _, whole, _, _ = train("--epochs", "4", out="whole")
     _, crashed, _, _ = train("--epochs", "2", out="crashed")
@@ -247,6 +248,7 @@ def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monke
     assert re.search(r"sample( \\\n   )? --checkpoint 'runs/little book-", capfd.readouterr().out)
 
 
+@pytest.mark.slow
 def test_without_the_book_the_record_says_what_was_read(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(text, "_URL", "http://127.0.0.1:9/{name}.txt")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -279,6 +281,7 @@ def test_sample_continues_a_prompt(train, capfd):
         one_line(capfd.readouterr().err, part)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_a_run_to_resume(start, book_file, tmp_path):
     folder = str(tmp_path / "out")
     command = ["train", "--text", book_file, *SMALL, "--epochs", "100000", "--out", folder]

@@ -20,7 +20,7 @@ def losses(book, rnn_sequence, dtype, epochs, batches=None):
 
 @pytest.mark.parametrize("dtype, epochs, batches, bound", [
     pytest.param("float64", 1, 20, 1e-9, id="float64-20_batches"),
-    pytest.param("float32", 3, 87, 1e-3, id="float32-3_epochs"),
+    pytest.param("float32", 3, 87, 1e-3, id="float32-3_epochs", marks=pytest.mark.slow),
 ])
 def test_only_the_step_function_changes(book, dtype, epochs, batches, bound):
     ours = losses(book, rnn_ops.rnn_sequence, dtype, epochs, batches)
@@ -31,6 +31,7 @@ def test_only_the_step_function_changes(book, dtype, epochs, batches, bound):
     assert worst.max() <= bound, f"relative difference {worst.max():.2e} at batch {worst.argmax()} of {len(true)}"
 
 
+@pytest.mark.slow
 def test_the_gluon_network_learns_the_same(book):
     vocabulary = data.Vocabulary(book.characters)
     inputs, labels = (mx.nd.array(tokens[:40], dtype="int32")
