@@ -433,6 +433,7 @@ def test_whole_command(tmp_path, capfd):
     assert capfd.readouterr().out == report.results_table(result)
 
 
+@pytest.mark.slow
 def test_a_call_of_several_steps_is_timed_as_one(planted):
     problem = problems.Recurrence(TINY)
     problem.repeats = 1000

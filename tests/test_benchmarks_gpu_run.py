@@ -189,6 +189,7 @@ def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
 
 # --- what goes wrong
 
+@pytest.mark.slow
 def test_what_is_wrong_is_in_the_status_and_in_few_lines(results):
     status, ended = do(results, "wrong", ["first-resident", "check"])
     assert status == 1 and ended["check"]["status"] == FAILED
@@ -217,6 +218,7 @@ def test_without_any_family_nothing_is_timed(results):
                for name in ("tutorial", "check"))
 
 
+@pytest.mark.slow
 def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypatch):
     asked, wait = [], subprocess.Popen.wait
 
@@ -235,6 +237,7 @@ def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypa
     assert results.read(RESULTS, "first-cluster")["now"]
 
 
+@pytest.mark.slow
 def test_a_gpu_that_answers_no_more_ends_the_run(results, capsys):
     status, ended = do(results, "gone", ["first-resident", "first-cluster", "first-grid"])
     assert status == 1 and ended["first-resident"]["status"] == DONE and ended["first-grid"] is None
@@ -282,6 +285,7 @@ def test_a_micro_benchmark_that_ends_its_process_costs_itself(results):
                                "barrier_4: its process has ended, or hung until it was"]
 
 
+@pytest.mark.slow
 def test_where_async_does_not_work_the_older_exchange_stands_in(results):
     names = ["first-cluster", "first-cluster-barrier", "tutorial"]
     status, ended = do(results, "async_crash", names)
@@ -303,6 +307,7 @@ def test_what_hangs_at_the_tutorials_shape_costs_no_other_part_its_tries(results
     assert len(results.read(CELLS, "T5-B3-V7-H12")["rows"]) > 1
 
 
+@pytest.mark.slow
 def test_training_takes_the_best_family_that_is_left(results):
     status, ended = do(results, "chosen_crash", ["first-resident", "training"])
     assert status == 1 and ended["first-resident"]["status"] == FAILED and ended["training"]["status"] == DONE
@@ -327,6 +332,7 @@ def test_the_sanitizer_leaves_out_what_has_ended_its_process(results, monkeypatc
     assert set(launched) == set(among)
 
 
+@pytest.mark.slow
 def test_a_variant_that_ends_its_process_costs_itself_alone(results):
     status, ended = do(results, "grid_crash", ["tutorial"])
     assert status == 1 and ended["tutorial"]["status"] == FAILED and ended["tutorial"]["reason"] == ""
@@ -370,6 +376,7 @@ def test_no_time_is_no_failure(results):
 @pytest.mark.parametrize("machine, sentence", [
     ("no_gpu", "rnn_ops_benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
     ("missing", "rnn_ops_benchmarks.gpu: ended with status 1: AttributeError: ")])
+@pytest.mark.slow
 def test_without_a_machine_nothing_is_left_behind(machine, sentence, tmp_path):
     process = command(tmp_path / "new", machine=machine)
     assert process.returncode == 2 and process.stderr.startswith(sentence) and process.stdout == ""
@@ -384,6 +391,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(start, number, tmp_path):
     out = tmp_path / "out"
     process = start([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_machines:hanging",
@@ -397,6 +405,7 @@ def test_an_interrupt_keeps_what_was_measured(start, number, tmp_path):
     assert "**Incomplete.**" in (out / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_part_ends_with_its_parent(start, tmp_path):
     """Nothing is left on the GPU if the run is killed outright."""
     out = tmp_path / "out"
@@ -481,6 +490,7 @@ def test_a_broken_contract_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.slow
 def test_the_microbenchmarks_compile(architecture):
     device = rehearsal.variants.known_device(architecture, rehearsal.MULTIPROCESSORS[architecture])
     try:

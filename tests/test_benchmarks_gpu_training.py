@@ -96,6 +96,7 @@ def test_several_epochs_are_those_of_numpy(architecture, dtype, bound):
     assert np.array_equal(training.true_losses(machine, arrays, inputs, labels, 4), true)
 
 
+@pytest.mark.slow
 def test_one_step_is_the_gradient_of_the_mean_loss():
     arrays, inputs, labels = problem("float64", batches=1)
     loss, gradients = numpy_loop.language_model_gradients(inputs[0], labels[0], np.zeros((3, 19)), **arrays)
@@ -107,6 +108,7 @@ def test_one_step_is_the_gradient_of_the_mean_loss():
         np.testing.assert_allclose((arrays[name] - array) / 0.25, gradients[name], atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_rate_of_zero_changes_nothing_and_a_start_is_a_new_one():
     arrays, inputs, labels = problem("float32")
     machine = HostMachine()
@@ -118,6 +120,7 @@ def test_a_rate_of_zero_changes_nothing_and_a_start_is_a_new_one():
     assert np.array_equal(training.train(trainer, machine, trainer.epoch, 2), first)
 
 
+@pytest.mark.slow
 def test_few_launches_a_batch_and_the_recurrence_is_the_choosers():
     arrays, inputs, labels = problem("float32", batches=1)
     machine = HostMachine()
@@ -197,6 +200,7 @@ def test_what_is_wrong_is_told(defect, sentence):
     json.dumps(found)
 
 
+@pytest.mark.slow
 def test_a_machine_that_answers_no_more_is_lost():
     class Gone(HostMachine):
         def recorded(self, call):

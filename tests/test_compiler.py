@@ -165,6 +165,7 @@ def test_a_kernel_is_compiled_once(kept, monkeypatch):
     assert os.path.dirname(path) == str(kept) and os.listdir(kept) == [os.path.basename(path)]
 
 
+@pytest.mark.slow
 def test_all_that_a_cubin_depends_on_is_in_its_name(monkeypatch):
     """Two versions of NVRTC, where there are two, and every other pair of things that differ."""
     def name(kernel=SMALL, architecture=80):
@@ -198,6 +199,7 @@ def test_a_part_of_a_file_is_never_taken_for_one(kept, nvrtc):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF\x02" + bytes(100)])
+@pytest.mark.slow
 def test_a_spoiled_file_is_replaced(monkeypatch, content):
     path = compiler.cubin(SMALL, 80)
     with open(path, "wb") as file:
@@ -231,6 +233,7 @@ def test_nobody_sees_a_file_before_it_is_whole(kept, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["a file is in the way", "nobody may write"])
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_no_error(kept, monkeypatch, how):
     if how == "a file is in the way":
         kept.write_text("")
@@ -258,6 +261,7 @@ def test_where_the_folder_is(monkeypatch):
     assert compiler.folder() == "/c/.cache/rnn_ops"
 
 
+@pytest.mark.slow
 def test_many_are_compiled_in_processes(kept, monkeypatch):
     path, compilations, progress = compiler.cubin(SMALL, 80), count_compilations(monkeypatch), []
     results = compiler.compile_all([OTHER, SMALL, WRONG, OTHER], 80, progress=lambda *numbers: progress.append(numbers))

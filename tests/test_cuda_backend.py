@@ -30,6 +30,7 @@ def test_forward_and_backward(gpus, dtype, tokens):
 
 
 @pytest.mark.parametrize("family", variants.FAMILIES)
+@pytest.mark.slow
 def test_a_family_can_be_forced(gpus, family):
     arrays, doutputs, dlast_state = random_case((2, 3, 4, 40), "float32", tokens=True)
     outputs = np.empty_like(doutputs)

@@ -61,6 +61,7 @@ def test_every_block_and_its_sizes():
     assert np.array_equal(a, 100 * z + 10 * y + x)
 
 
+@pytest.mark.slow
 def test_lanes_exchange_and_vote():
     a, b = np.arange(64, dtype="float32"), np.zeros(64, "float32")
     launch("float v = a[threadIdx.x];\n v += exchange_lanes(v, 4);\n v += exchange_lanes(v, 1);\n a[threadIdx.x] = v;\n"
@@ -89,6 +90,7 @@ def test_a_race_in_global_memory():
             grid=(2, 1, 1), cooperative=True)
 
 
+@pytest.mark.slow
 def test_threads_at_different_barriers():
     refused("others at kernel.cu:[23]", "if (threadIdx.x < 32) block_barrier();\n else block_barrier();")
     refused("others at kernel.cu:[23]", "if (threadIdx.x % 2) exchange_lanes(1, 1);\n else exchange_lanes(1, 1);")
@@ -101,6 +103,7 @@ def test_shared_memory_nobody_wrote():
     refused("nobody wrote", "a[threadIdx.x] = shared_memory()[threadIdx.x];", np.zeros(64, "float32"), shared=256)
 
 
+@pytest.mark.slow
 def test_outside_of_arrays():
     refused(r"outside the arrays(.|\n)*at .*:2", "a[threadIdx.x + 1] = 0;", np.zeros(64, "float32"))
     refused("outside the arrays", "b[threadIdx.x] = a[threadIdx.x - 1];", np.zeros(64, "float32"), np.zeros(64, "float32"))
@@ -118,6 +121,7 @@ COPY = """
   reinterpret_cast<float4*>(b)[threadIdx.x] = s[{}];"""
 
 
+@pytest.mark.slow
 def test_copies_in_the_background():
     a, b = np.arange(512, dtype="float32"), np.zeros(256, "float32")
     launch(COPY.format("copy_wait<1>();", "threadIdx.x") + "copy_wait<0>();", a, b, shared=2048)
@@ -126,6 +130,7 @@ def test_copies_in_the_background():
     assert np.array_equal(b.reshape(64, 4), a.reshape(128, 4)[64:][::-1])
 
 
+@pytest.mark.slow
 def test_copies_not_waited_for():
     arrays = np.zeros(512, "float32"), np.zeros(256, "float32")
     refused("on its way", COPY.format("", "threadIdx.x"), *arrays, shared=2048)
@@ -157,6 +162,7 @@ def test_blocks_of_a_cluster():
         assert a[block].tolist() == expected
 
 
+@pytest.mark.slow
 def test_blocks_that_may_not_have_started_or_may_have_ended():
     a = np.zeros((8, 64), "float32")
     refused("may not have started", CLUSTER.format("", "cluster_barrier();"), a, **OF_FOUR)
@@ -222,6 +228,7 @@ def ping_pong(*edits):
     return text
 
 
+@pytest.mark.slow
 def test_blocks_that_send_to_one_another():
     state = np.arange(SIZE) % 7.
     for _ in range(STEPS):
@@ -424,6 +431,7 @@ def test_an_answer_overwrites_what_has_been_used(meet):
                     "overwrites what a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
 
 
+@pytest.mark.slow
 def test_a_lane_does_not_know_what_others_have_read():
     """Lane 0 reads last, mostly: before, it sends something to itself and waits for it."""
     use = """
@@ -436,6 +444,7 @@ def test_a_lane_does_not_know_what_others_have_read():
     refused(f"{UNORDERED}|has not waited", answered(use), np.zeros(32, "float32"), seeds=20, **dict(OF_ONE_WARP, shared=544))
 
 
+@pytest.mark.slow
 def test_deliveries_come_late_and_in_any_order():
     """Of two that a thread sends, the second one may come first, whichever the receiver waits for."""
     both = SEND + SEND.replace("s + 8", "s + 9").replace("barrier, 1", "barrier + 1, 1")
@@ -447,6 +456,7 @@ def test_deliveries_come_late_and_in_any_order():
         assert any(came) and not all(came)
 
 
+@pytest.mark.slow
 def test_a_launch_that_fails_can_be_repeated():
     body, a = PAIR + EXPECT + SEND + "if (rank == 1) a[t] = s[8].x;", np.zeros(32, "float32")
     messages = set()
@@ -489,6 +499,7 @@ def test_groups_of_blocks():
 @pytest.mark.parametrize("fault, message", [
     (dict(counter="0"), "two groups with one counter"), (dict(round="2"), "where 2 blocks meet for the 1. time"),
     (dict(first=1), "it was not 0 at first"), (dict(read=READ), "reads through L1")])
+@pytest.mark.slow
 def test_what_a_group_barrier_needs(fault, message):
     for seed in range(3):
         with pytest.raises(KernelError, match=message):

@@ -69,6 +69,7 @@ def test_any_shape(T, B, I, H, kind, family, architecture, multiprocessors, seed
 
 
 @pytest.mark.parametrize("family, multiprocessors", [("resident", 2), ("cluster", 8), ("grid", 6)])
+@pytest.mark.slow
 def test_a_matrix_at_any_address(family, multiprocessors):
     """Of 4 columns each, its rows could be read 16 bytes at a time if they began at multiples of 16."""
     (inputs, state, Wxh, Whh, bh), doutputs, dlast_state = random_case((3, 5, 3, 64), "float32", tokens=True)
@@ -177,6 +178,7 @@ def test_sums_of_tokens_that_never_come_are_zero():
     assert (np.delete(dWxh, 7, 0) == 0).all() and (dWxh[7] != 0).all()
 
 
+@pytest.mark.slow
 def test_memory_is_asked_for_before_anything_is_launched():
     class Full(Host):
         def empty(self, shape, dtype):

@@ -100,6 +100,7 @@ def test_cublas_is_found_in_a_wheel(folder):
     assert found_in(folder) == wheel(folder)
 
 
+@pytest.mark.slow
 def test_the_one_that_is_loaded_already_is_taken(folder, tmp_path):
     """As by PyTorch, from another place: two of one version in a process are never wanted."""
     path = str(tmp_path / f"libcublas.so.{VERSION}")
@@ -108,6 +109,7 @@ def test_the_one_that_is_loaded_already_is_taken(folder, tmp_path):
 
 
 @pytest.mark.parametrize("other", [11, 12, 13])
+@pytest.mark.slow
 def test_one_of_another_version_is_not_taken(folder, tmp_path, other):
     if other == VERSION:
         pytest.skip("the same version")
@@ -116,6 +118,7 @@ def test_one_of_another_version_is_not_taken(folder, tmp_path, other):
     assert found_in(folder, path) == wheel(folder)
 
 
+@pytest.mark.slow
 def test_cublas_is_found_in_a_toolkit(folder, tmp_path):
     """Where CuPy looks for it: from 14 on where CUDA_PATH says, before that where the loader looks."""
     toolkit = tmp_path / "toolkit" / "lib64"
@@ -127,6 +130,7 @@ def test_cublas_is_found_in_a_toolkit(folder, tmp_path):
     assert found_in(folder, PYTHONPATH="", **more) == os.path.realpath(paths[1])
 
 
+@pytest.mark.slow
 def test_without_cublas_a_sentence_says_what_to_install(folder):
     status, printed = run(folder, "-c", FIND, HERE, PYTHONPATH="")
     package = "nvidia-cublas" if VERSION >= 13 else f"nvidia-cublas-cu{VERSION}"

@@ -142,6 +142,7 @@ def test_an_error_in_float32_alone(gradient):
     ("dWhh transposed", {"dWhh"}),
     ("a repeated token overwrites", {"dWxh"}),
 ])
+@pytest.mark.slow
 def test_an_error_in_the_backward_pass(fault, tensors):
     failed = failures(fault)
     for comparison in ("float64, reference", "float64, differences", "float32, reference"):

@@ -105,6 +105,7 @@ def test_control_codes(text, upper, expected):
 
 
 @pytest.mark.parametrize("macros", [(), ("ASYNC",), ("DIVIDE",)])
+@pytest.mark.slow
 def test_whoever_uses_a_loaded_value_has_waited_for_it(macros):
     """What makes a control code one: a load names a barrier, and its value's first user, or one before, waits for it."""
     function, = sass.disassemble([small(*macros)])[0]
@@ -403,21 +404,25 @@ def test_a_division_is_found():
     assert len(found) == 2 and "CALL" in found[0] and "FCHK" in found[1] and found[0].startswith("small: got 1 ")
 
 
+@pytest.mark.slow
 def test_a_spill_is_found():
     found = gates(threads=1024)  # leaves 64 registers for 64 weights and all the rest
     assert any("LDL" in sentence for sentence in found)
 
 
+@pytest.mark.slow
 def test_a_memory_barrier_in_an_async_kernel_is_found():
     assert ["MEMBAR" in sentence for sentence in gates("ASYNC", "FENCE")] == [True]
     assert gates("FENCE") == []  # where blocks do not exchange by st.async it may be needed
 
 
+@pytest.mark.slow
 def test_narrow_reads_of_the_state_are_found():
     found, = gates("NARROW")
     assert re.match(r"small: got (\d+) reads of the state narrower than 16 bytes, needs none", found)
 
 
+@pytest.mark.slow
 def test_too_many_instructions_are_found():
     path = machine_code.report(small()).path
     besides = sum(path.values()) - path["FFMA"]

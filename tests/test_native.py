@@ -691,6 +691,7 @@ def test_where_mxnet_does_not_take_the_library_the_custom_operator_is_taken_and_
     assert said.startswith("custom | MXNet 1.9.1 does not load it, which is made for 1.9.1: ") and "_opRegSize" in said
 
 
+@pytest.mark.slow
 def test_a_graph_is_read_by_a_process_that_has_called_nothing(tmp_path):
     symbol = mx.sym.Group(native.rnn_sequence(*map(mx.sym.var, NAMES)))
     symbol.save(str(tmp_path / "graph.json"))

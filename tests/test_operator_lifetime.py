@@ -106,6 +106,7 @@ def test_with_the_naive_engine(tmp_path):
     assert_used(run(script, MXNET_ENGINE_TYPE="NaiveEngine"))
 
 
+@pytest.mark.slow
 def test_a_saved_symbol_runs_in_a_fresh_process(tmp_path):
     variables = [mx.sym.var(name) for name in ("inputs", "state", "Wxh", "Whh", "bh")]
     outputs, state = rnn_ops.rnn_sequence(*variables)

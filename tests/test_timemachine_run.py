@@ -102,6 +102,7 @@ def test_a_resumed_run_never_stopped(train, step):
     assert [session["first_epoch"] for session in record["sessions"]] == [1, 3] and record["settings"]["epochs"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_operator_that_there_is_and_stays_with_it(train, monkeypatch):
     def step_of(folder):
         return json.loads(content_of(folder)[RECORD])["settings"]["step"]

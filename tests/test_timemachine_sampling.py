@@ -24,6 +24,7 @@ def true_probabilities(arrays, text, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1, 3])
+@pytest.mark.slow
 def test_frequencies_are_the_references_probabilities(temperature):
     arrays, count = parameters(60), 4000
     second = collections.defaultdict(collections.Counter)
