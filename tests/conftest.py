@@ -28,6 +28,7 @@ with contextlib.suppress(ImportError):  # where the CUDA half alone is tested
     settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("same")
 
+
 @pytest.fixture(scope="module", params=["native", "custom"])
 def operator(request):
     """`rnn_ops.rnn_sequence` and `rnn_step` on one operator, then on the other; so do processes that are started."""

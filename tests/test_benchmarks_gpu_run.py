@@ -142,7 +142,8 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
 @pytest.mark.slow
 def test_a_locale_of_ascii_ends_nothing(whole):
     out, _ = whole
-    process = command(out, "--only", "tutorial", "first", env=dict(os.environ, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"))
+    ascii_only = dict(os.environ, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    process = command(out, "--only", "tutorial", "first", env=ascii_only)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "first-cluster         done" in process.stdout and r" \xb5s a step (" in process.stdout
 
