@@ -223,12 +223,12 @@ def test_without_any_family_nothing_is_timed(results):
 def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypatch):
     asked, wait = [], subprocess.Popen.wait
 
-    def wait_once_it_hangs(process, seconds=None):
+    def wait_once_it_hangs(process, timeout=None):
         if "first-cluster" in process.args and not asked:
-            asked.append(seconds)
+            asked.append(timeout)
             until_it_hangs(process, results)  # how soon it does depends on the machine
-            seconds = 1
-        return wait(process, seconds)
+            timeout = 1
+        return wait(process, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait_once_it_hangs)
     status, ended = do(results, "hanging", ["first-cluster", "microbench"])
