@@ -10,11 +10,10 @@ import threading
 import pytest
 
 from timemachine import checkpoint, data, files, folder, lock, opening, record, settings
-from timemachine.folder import BEST, PLOT
+from timemachine.folder import PLOT
 from timemachine.record import FILE as RECORD
 from timemachine.settings import METRICS, SAMPLES
-from timemachine_cases import (
-    SMALL, TIMES, assert_same_run, book_file, content_of, metrics_of, one_line, start_train, train)
+from timemachine_cases import SMALL, TIMES, book_file, content_of, metrics_of, one_line, start_train, train
 
 
 def test_a_run_has_one_owner(train, book_file, tmp_path):

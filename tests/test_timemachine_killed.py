@@ -13,7 +13,7 @@ import pytest
 import killed_runs
 from timemachine import checkpoint, sampling
 from timemachine.settings import SAMPLES
-from timemachine_cases import SMALL, assert_same_run, book_file, metrics_of, one_line, start_train, train
+from timemachine_cases import assert_same_run, book_file, metrics_of, one_line, start_train, train
 
 
 def test_kills_at_every_write(tmp_path):

@@ -11,7 +11,7 @@ from timemachine import checkpoint, data, model, text, training
 from timemachine.folder import BEST, PLOT
 from timemachine.record import FILE as RECORD
 from timemachine.settings import STEPS
-from timemachine_cases import SMALL, TIMES, assert_same_run, book_file, content_of, main, metrics_of, one_line, train
+from timemachine_cases import assert_same_run, book_file, content_of, main, metrics_of, one_line, train
 
 
 def record_of(folder):
@@ -38,6 +38,7 @@ def test_a_validation_part_is_held_out(train, book_file, step):
             loss, state = model.loss(*batch, state, parameters, reference.rnn_sequence)
             losses.append(loss.asscalar())
         true.append(np.mean(losses))
+    assert content_of(folder)[PLOT].startswith(b"\x89PNG")
     lines = metrics_of(folder)
     assert list(lines[0])[-1] == "validation_loss"
     np.testing.assert_allclose([line["validation_loss"] for line in lines], true, rtol=1e-4)

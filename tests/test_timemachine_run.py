@@ -25,7 +25,7 @@ from timemachine.cli import main
 from timemachine.folder import PLOT
 from timemachine.record import FILE as RECORD
 from timemachine.settings import METRICS, SAMPLES, STEPS
-from timemachine_cases import SMALL, TIMES, assert_same_run, book_file, content_of, metrics_of, one_line, train
+from timemachine_cases import SMALL, assert_same_run, book_file, content_of, metrics_of, one_line, train
 
 
 @pytest.mark.parametrize("step", STEPS)

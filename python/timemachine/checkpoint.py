@@ -1,7 +1,7 @@
 """A trained model in one file: parameters, vocabulary and settings. A crash never costs the one already there.
 
 A file is read as what it may be: somebody's. It holds exactly what `save` writes, or it is not taken. The shapes that
-its vocabulary and hidden size need are held against what its parts declare before the first array is read.
+its vocabulary and hidden size need are held against what its parts declare before the first parameter is read.
 """
 import io
 import json
