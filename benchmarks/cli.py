@@ -7,13 +7,14 @@ import sys
 from timemachine import files, hints, streams
 from timemachine.cli import FAILURE, CommandError, Parser, check_settings
 
-from . import chart, measure, problems, report
+from . import chart, ladder, measure, problems, report
 from .environment import Others, describe
 from .worker import FAILED, Workers
 
 _OPTIONS = {"quick": "--quick", "rounds": "--rounds", "shapes": "--shape", "json": "--json", "png": "--png",
-            "markdown": "--markdown", "result": "--from", "profile": "--profile"}
-_NOT_USED = {"profile": list(_OPTIONS), "result": ["quick", "rounds", "shapes"]}  # beside these options
+            "markdown": "--markdown", "result": "--from", "profile": "--profile", "ladder": "--ladder"}
+_NOT_USED = {"profile": list(_OPTIONS), "ladder": [name for name in _OPTIONS if name != "rounds"],
+             "result": ["quick", "rounds", "shapes"]}  # beside these options
 
 
 def main(argv=None):
@@ -21,11 +22,12 @@ def main(argv=None):
     parser = _parser()
     options = parser.parse_args(argv)
     _check(parser, options)
-    if options.profile:
-        from . import profile
+    if options.profile or options.ladder:
         check_settings()
-        print(profile.table(problems.TUTORIAL, *profile.profile(problems.TUTORIAL)), end="")
-        return 0
+        try:
+            return _profile() if options.profile else ladder.run(options.rounds or 10)
+        except ImportError as error:  # no MXNet, which the others can do without
+            raise CommandError(FAILURE, f"error: {error}") from error
     if options.result:
         try:
             result = report.read_json(options.result)
@@ -46,6 +48,12 @@ def main(argv=None):
         if options.png:
             chart.draw(result, options.png)
     return int(any(row["status"] == FAILED for row in result["rows"]))
+
+
+def _profile():
+    from . import profile
+    print(profile.table(problems.TUTORIAL, *profile.profile(problems.TUTORIAL)), end="")
+    return 0
 
 
 def _check(parser, options):
@@ -93,6 +101,8 @@ def _parser():
     parser.add_argument("--markdown", action="store_true", help="print the README's tables instead of the screen's")
     parser.add_argument("--profile", action="store_true",
                         help="instead of comparing, show where the time of our training step goes, operator by operator")
+    parser.add_argument("--ladder", action="store_true",
+                        help="instead, time the tutorial's own training step, and what each edit on the way from it to ours brings")
     parser.add_argument("--from", dest="result", metavar="FILE", help="show this JSON file instead of measuring")
     return parser
 

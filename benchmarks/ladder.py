@@ -1,6 +1,4 @@
-"""``python -m rnn_ops_benchmarks.ladder``: what each edit on the way from the tutorial's loop to ours brings, as a table."""
-import argparse
-import sys
+"""``rnn-ops bench --ladder``: what each edit on the way from the tutorial's loop to ours brings, as a table."""
 import textwrap
 from typing import NamedTuple
 
@@ -39,24 +37,11 @@ class _Trainer(trainers.Tutorial):
         return self._compute(inputs, labels, self.state, self.parameters)
 
 
-def main(argv=None):
-    """Print the table; 0, 1 if a rung gave a wrong result or broke, 2 without MXNet or our kernels, 130 if interrupted."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__package__}.ladder",
-        description="Time a training step of the tutorial's loop, and of the same loop after one small edit and another, "
-                    "to ours as one hybridized block: at the tutorial's shape, in interleaved rounds, each verified "
-                    "against float64 first. About half a minute on an idle machine with 2 cores.")
-    parser.add_argument("--rounds", type=_positive, default=10, help="rounds over all rungs (default: %(default)s)")
-    rounds = parser.parse_args(argv).rounds
+def run(rounds=10):
+    """Measure and print the table; 0, 1 if a rung gave a wrong result or broke. An ImportError says that MXNet or our kernels
+    are missing."""
     environment = describe()
-    try:
-        rows = measure_rungs(problems.TUTORIAL, rounds, _SECONDS)
-    except ImportError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+    rows = measure_rungs(problems.TUTORIAL, rounds, _SECONDS)
     T, B, V, H, _ = problems.TUTORIAL
     load = "" if environment["load"] is None else f"; load before: {environment['load']:.1f}"
     result = report.make_result(rows, rounds, _SECONDS, environment)
@@ -99,13 +84,3 @@ def table(rows):
     for reason, names in reasons.items():
         lines += ["", *textwrap.wrap(f"{', '.join(names)}: {reason}", _WIDTH)]
     return "\n".join(lines) + "\n"
-
-
-def _positive(text):
-    if text.isdecimal() and int(text):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number, 1 or more")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,5 @@
 """The README's examples and commands run as they stand, in a clone where they leave the reader."""
+import inspect
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import venv
 import pytest
 
 import rnn_ops
+from rnn_ops_benchmarks import rungs
 from timemachine import cli
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
@@ -105,3 +107,11 @@ def test_every_installation_is_of_the_clone_and_in_an_environment_of_its_own():
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "rnn-ops" in command])
 def test_command_lines_are_understood(command):
     assert cli._parser().parse_args(shlex.split(command)[1:]).run
+
+
+def test_the_rungs_are_the_code_that_is_tested_and_timed():
+    code = {line.strip() for line in inspect.getsource(rungs).splitlines()}
+    diffs = re.findall(r"^```diff\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(diffs) == 4
+    for diff in diffs:
+        assert {line[1:].strip() for line in diff.splitlines()} <= code

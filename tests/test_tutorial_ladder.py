@@ -9,6 +9,7 @@ from rnn_ops_benchmarks import ladder, measure, numpy_loop, problems, rungs
 from rnn_ops_benchmarks.rungs import RUNGS
 from rnn_ops_benchmarks.worker import FAILED, OK
 from timemachine import model
+from timemachine.cli import main
 
 nd = mx.nd
 T, B, V, H = 7, 5, 11, 13
@@ -149,22 +150,20 @@ def test_the_command(monkeypatch, capsys):
 
     monkeypatch.setattr(ladder, "measure_rungs", measured)
     for rows, status in (([row("0 slow", 0.05)], 0), ([row("0 slow", 0.05), WRONG], 1)):
-        assert ladder.main(["--rounds", "3"]) == status
+        assert main(["bench", "--ladder", "--rounds", "3"]) == status
         printed = capsys.readouterr().out
         assert "T=64, B=32, V=77, H=256" in printed and ladder.table(rows) in printed
         assert max(map(len, printed.splitlines())) <= 80
-    for wrong in ("0", "-1", "1.5", "x", "²", ""):
-        with pytest.raises(SystemExit, match="2"):
-            ladder.main(["--rounds", wrong])
-        assert f"--rounds: got {wrong!r}, needs a whole number, 1 or more" in capsys.readouterr().err
+    assert main(["bench", "--ladder", "--quick"]) == 2
+    assert "--quick: not used by --ladder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error, status, said", [(ImportError("This needs MXNet."), 2, "This needs MXNet."),
+@pytest.mark.parametrize("error, status, said", [(ImportError("This needs MXNet."), 1, "error: This needs MXNet."),
                                                  (KeyboardInterrupt(), 130, "interrupted")])
 def test_the_command_without_figures(error, status, said, monkeypatch, capsys):
     def measured(shape, rounds, seconds):
         raise error
 
     monkeypatch.setattr(ladder, "measure_rungs", measured)
-    assert ladder.main([]) == status
-    assert capsys.readouterr() == ("", f"python -m rnn_ops_benchmarks.ladder: {said}\n")
+    assert main(["bench", "--ladder"]) == status
+    assert capsys.readouterr() == ("", f"rnn-ops: {said}\n")
