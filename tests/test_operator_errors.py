@@ -33,6 +33,8 @@ MISFITS = {
               "state: got shape (2, 7), needs (3, H), (B, H) with B = 3 from inputs"),
     "width": (dict(Wxh=zeros(4, H)), ValueError,
               "Wxh: got shape (4, 7), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state"),
+    "transposed": (dict(Wxh=zeros(H, I)), ValueError,
+                   "Wxh: got shape (7, 5), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state: Wxh.T"),
     "square": (dict(Whh=zeros(6, H)), ValueError, "Whh: got shape (6, 7), needs (7, 7), (H, H) with H = 7 from state"),
     "bias": (dict(bh=zeros(1, H)), ValueError, "bh: got shape (1, 7), needs (7,), (H,) with H = 7 from state"),
     "float tokens": (dict(inputs=tokens(0, 1, dtype="float32")), ValueError,
@@ -88,8 +90,6 @@ def test_misfits_of_symbols(changed, error, sentence, operator, capfd):
 
 
 OTHERS = {
-    "transposed": (dict(Wxh=zeros(H, I)), ValueError,
-                   "Wxh: got shape (7, 5), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state: Wxh.T"),
     "list of lists": (dict(inputs=[[1, 2]]), TypeError,
                       "inputs[0]: got list, needs an NDArray or a Symbol: mx.nd.array(inputs[0])"),
     "list of NumPy": (dict(inputs=[zeros(B, I), np.zeros((B, I), "float32")]), TypeError,

@@ -156,7 +156,12 @@ using Sizes = std::map<char, Size>;
       return found == sizes.end() ? std::string(1, letter) : std::to_string(found->second.size);
     }) + ", ";
   }
-  fail(name, "shape " + shape_text(shape), known + wanted + why);
+  bool transposed = !why.empty() && shape.size() == 2 && pattern.size() == 2;  // would it fit?
+  for (size_t d = 0; transposed && d < 2; ++d) {
+    const auto found = sizes.find(pattern[d]);
+    transposed = found == sizes.end() || found->second.size == shape[1 - d];
+  }
+  fail(name, "shape " + shape_text(shape), known + wanted + why + (transposed ? ": " + name + ".T" : ""));
 }
 
 // The size of each letter, from the shapes that are known. An unknown shape is empty, an unknown dimension negative.
