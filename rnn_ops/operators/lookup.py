@@ -27,7 +27,7 @@ class Lookup(mx.operator.CustomOp):
         with place.active():
             tokens, weight = map(place.view, in_data)
             place.check_tokens(tokens, weight.shape[1])
-            rows = weight[:, tokens.ravel()].T
+            rows = weight.take(tokens.ravel(), axis=1).T
             result = place.view(out_data[0])
             result[:] = result + rows if req[0] == "add" else rows
 
@@ -39,10 +39,12 @@ class Lookup(mx.operator.CustomOp):
             if req[1] == "null":
                 return
             gradient = place.view(in_grad[1])
-            if req[1] != "add":
-                gradient[:] = 0
             tokens, sums = sums_by_token(place.view(in_data[0]).ravel(), place.view(out_grad[0]))
-            gradient[:, tokens] += sums.T
+            if req[1] == "add":
+                gradient[:, tokens] += sums.T
+            else:
+                place.fill_zeros(gradient)
+                gradient[:, tokens] = sums.T
 
 
 def sums_by_token(tokens, rows):
