@@ -4,6 +4,9 @@ They are subclasses of ``mx.gluon.rnn.RNN`` and ``mx.gluon.rnn.RNNCell`` of MXNe
 parameters, states, saving, loading, hybridizing and exporting are MXNet's own. MXNet's bases are reached through names
 that it calls private; 1.9.1 is its last release.
 """
+import contextlib
+import sys
+
 import numpy as np
 
 from rnn_ops._mxnet import mx
@@ -55,6 +58,13 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
     def __call__(self, inputs, states=None, sequence_length=None, **kwargs):
         if sequence_length is not None and not self._use_sequence_length:
             raise ValueError("sequence_length: got one, needs None, since the layer was made without use_sequence_length=True")
+        if sequence_length is None and self._use_sequence_length:
+            raise TypeError("sequence_length: got None, needs the steps of each row, (N,)")
+        if isinstance(states, (list, tuple)) and len(states) != 1:
+            raise ValueError(f"states: got a list of {len(states)}, needs one array, {self.state_info()[0]['shape']}")
+        if not self._takes_tokens:
+            inputs = _from_amp(inputs, self._dtype)
+        states = _each(states, lambda state: _from_amp(state, self._dtype))
         if not isinstance(inputs, mx.sym.Symbol):  # a Symbol has nothing to check yet
             if not isinstance(inputs, mx.nd.NDArray):
                 raise TypeError(arguments.no_array("inputs", inputs))
@@ -97,6 +107,10 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
 
     def _of_ndarrays(self, inputs, states, lengths, weights):
         time, rows = (inputs.shape[self._layout.find(letter)] for letter in "TN")
+        dtype = weights["l0_i2h_weight"].dtype
+        if not self._takes_tokens and inputs.dtype != dtype:
+            raise TypeError(f"inputs: got dtype {arguments.dtype_name(inputs.dtype)}, needs {np.dtype(dtype)}, the dtype of the "
+                            "parameters")
         first = [arguments.Described(shape, array.dtype) for shape, array in (
             ((time, rows) + inputs.shape[2:], inputs), (states.shape[1:], states),
             *((weights[kind].shape[::-1], weights[kind]) for kind in ("l0_i2h_weight", "l0_h2h_weight", "l0_i2h_bias")))]
@@ -204,6 +218,7 @@ i2h_bias_initializer, h2h_bias_initializer
         self._one_node = OneNode()
 
     def hybrid_forward(self, F, inputs, states, **weights):
+        inputs, states = _each((inputs, states), lambda value: _from_amp(value, self.i2h_weight.dtype))
         if F is mx.sym:
             weights = with_dense_gradients(self, weights)
         output = rnn_step(inputs, states[0], *matrices(F, weights), activation=self._activation)
@@ -220,6 +235,7 @@ i2h_bias_initializer, h2h_bias_initializer
             if isinstance(value, mx.nd.NDArray):
                 _check_not_empty(value)
         inputs, begin_state, valid_length = _each((inputs, begin_state, valid_length), _in_cpu)
+        inputs, begin_state = _each((inputs, begin_state), lambda value: _from_amp(value, self.i2h_weight.dtype))
         sequence, _, F, batch_size = _format_sequence(length, inputs, "TNC" if listed else layout, True)
         if not listed and layout == "NTC":
             sequence = F.swapaxes(sequence, dim1=0, dim2=1)
@@ -231,7 +247,7 @@ i2h_bias_initializer, h2h_bias_initializer
         if valid_length is not None and F is mx.nd:
             _check_lengths("valid_length", valid_length, length, batch_size)
         weights = self._weights(F, sequence, begin_state)
-        with self.name_scope():
+        with self.name_scope() if F is mx.sym else contextlib.nullcontext():  # which threads cannot share; arrays have no names
             outputs, state = self._all_steps(F, sequence, begin_state[0], valid_length, weights)
             if merge_outputs is None:
                 merge_outputs = valid_length is not None
@@ -280,6 +296,15 @@ def _check_lengths(name, lengths, steps, rows):
     values = lengths.asnumpy()
     if not ((values >= 0) & (values <= steps) & (values == np.floor(values))).all():
         raise ValueError(f"{name}: got {values.tolist()}, needs integers from 0 to {steps}, the steps of inputs")
+
+
+def _from_amp(value, dtype):
+    """A value in the layer's own dtype, where MXNet's mixed precision (AMP) is in use: the recurrence is one of the operators that
+    stay as they are, as with MXNet's layers."""
+    amp = sys.modules.get("mxnet.contrib.amp.amp")  # MXNet does not import it by itself
+    if amp is None or not amp._amp_initialized or not isinstance(value, (mx.nd.NDArray, mx.sym.Symbol)):
+        return value
+    return (mx.sym if isinstance(value, mx.sym.Symbol) else mx.nd).amp_cast(value, dtype=np.dtype(dtype).name)
 
 
 def _check_not_empty(inputs):

@@ -8,6 +8,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -577,13 +578,61 @@ def test_batches_of_the_workers_of_a_data_loader(kind, operator):
             assert np.array_equal(outputs.asnumpy(), wanted.asnumpy())
 
 
+def test_mixed_precision(tmp_path):
+    """After amp.init, which changes MXNet for good: in a process of its own. The layers compute in their own dtype."""
+    code = """
+import sys, rnn_ops, numpy as np
+from rnn_ops._mxnet import mx
+from rnn_ops import gluon
+from mxnet.contrib import amp
+mx.random.seed(1)
+layers = [gluon.RNN(6, 2, input_size=4), gluon.TokenRNN(6, input_size=4), gluon.RNNCell(6, input_size=4)]
+x, tokens = mx.nd.random.normal(shape=(5, 3, 4)), mx.nd.zeros((5, 3), dtype="int32")
+calls = [lambda l: l(x), lambda l: l(tokens), lambda l: l.unroll(5, x, layout="TNC", merge_outputs=True)[0]]
+for layer in layers: layer.initialize()
+wanted = [call(layer).asnumpy() for call, layer in zip(calls, layers)]
+amp.init("bfloat16")
+half = mx.nd.amp_cast(x, dtype=mx.nd.ndarray._DTYPE_MX_TO_NP[12])
+calls.append(lambda l: l(half))
+layers.append(layers[0])
+wanted.append(layers[0](mx.nd.amp_cast(half, dtype="float32")).asnumpy())
+for call, layer, result in zip(calls, layers, wanted):
+    for hybridize in False, True:
+        layer.hybridize(hybridize)
+        found = call(layer)
+        assert found.dtype == np.float32 and np.abs(found.asnumpy() - result).max() < 1e-6
+print("whole")
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=str(tmp_path), universal_newlines=True).endswith("whole\n")
+
+
+def test_attributes_and_threads_are_not_the_layers_matter(operator):
+    layer, cell = (fill(kind(H, input_size=C), "float32") for kind in (gluon.RNN, gluon.RNNCell))
+    inputs = drawn((T, N, C), 1, "float32")
+    with mx.AttrScope(colour="red"):
+        layer(inputs), cell.unroll(T, inputs, layout="TNC")
+    wanted, failed = cell.unroll(T, inputs, layout="TNC", merge_outputs=True)[0].asnumpy(), []
+
+    def unroll():
+        try:
+            for _ in range(50):
+                found = cell.unroll(T, inputs, layout="TNC", merge_outputs=True)[0].asnumpy()
+                assert np.array_equal(found, wanted)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=unroll) for _ in range(4)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert not failed
+
+
 # What cannot be done --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("layer, arrays, error, sentence", [
     (dict(), [mx.nd.zeros((T, N), dtype="int32")], ValueError, "inputs: got shape (5, 3), needs three dimensions, TNC"),
     (dict(), [mx.nd.zeros((T, N, C), dtype="float16")], TypeError, "inputs: got dtype float16, needs float32"),
     (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C))], TypeError,
-     "sequence_length: got NoneType, needs an NDArray (3,)"),
+     "sequence_length: got None, needs the steps of each row, (N,)"),
     (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, -1, 2])], ValueError,
      "sequence_length: got [1.0, -1.0, 2.0], needs integers from 0 to 5, the steps of inputs"),
     (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 6, 2])], ValueError,
@@ -602,6 +651,12 @@ def test_batches_of_the_workers_of_a_data_loader(kind, operator):
      "Wxh: got shape (4, 6), needs (5, 6), (I, H) with I = 5 from inputs and H = 6 from state"),
     (dict(), [mx.nd.zeros((T, N, C)), mx.nd.zeros((1, N, H), dtype="float64")], TypeError,
      "Wxh: got dtype float32, needs float64, the dtype of state"),
+    (dict(), [mx.nd.zeros((T, N, C), dtype="float64")], TypeError,
+     "inputs: got dtype float64, needs float32, the dtype of the parameters"),
+    (dict(), [mx.nd.zeros((T, N, C)), [mx.nd.zeros((1, N, H))] * 2], ValueError,
+     "states: got a list of 2, needs one array, (1, 0, 6)"),
+    (dict(), [mx.nd.zeros((T, N, C)), []], ValueError, "states: got a list of 0, needs one array"),
+    (dict(use_sequence_length=True), [mx.sym.var("x")], TypeError, "sequence_length: got None, needs the steps of each row"),
     (dict(use_sequence_length=True), [mx.nd.zeros((T, N, C)), None, mx.nd.array([1, 2])], ValueError,
      "sequence_length: got shape (2,), needs (3,)"),
 ])

@@ -6,6 +6,7 @@ at the door of the kernels and NDArrays at the door of the operators get the sam
 Shapes are written in letters, one for each dimension: T steps, B batch rows, I input width, H hidden units. A letter
 stands for one size wherever it appears, whichever argument it was first read from.
 """
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +36,13 @@ def no_array(name, value):
     where = f"{kind.__module__}.{kind.__name__}".replace("builtins.", "")
     remedy = ""
     if isinstance(value, (list, tuple)) and value and all(hasattr(item, "asnumpy") for item in value):
-        remedy = f": mx.nd.stack(*{name})"
+        remedy = f": {name}[0]" if len(value) == 1 else f": mx.nd.stack(*{name})"
     elif where == "mxnet.gluon.parameter.Parameter":
         remedy = f": {name}.data()"
     elif where.startswith("torch."):
         remedy = f": mx.nd.array({name}.numpy())"
+    elif isinstance(value, types.GeneratorType):
+        remedy = f": list({name})"
     elif isinstance(value, (np.ndarray, np.generic, list, tuple)):
         remedy = f": mx.nd.array({name})"
     return f"{name}: got {where}, needs an NDArray or a Symbol{remedy}"
@@ -95,15 +98,15 @@ def check_dtypes(dtypes):
         cast = "; cast tokens with astype('int32')" if dtypes[0].kind in "iub" else ""
         if dtypes[0].names:  # MXNet's bfloat16, which its mixed precision makes
             cast = "; mx.nd.amp_cast(inputs, dtype='float32')"
-        raise TypeError(f"inputs: got dtype {_dtype_name(dtypes[0])}, needs float32, float64 or int32 (tokens){cast}")
+        raise TypeError(f"inputs: got dtype {dtype_name(dtypes[0])}, needs float32, float64 or int32 (tokens){cast}")
     dtype = dtypes[1]
     for name, got in zip(NAMES[1:], dtypes[1:]):
         if got not in FLOATS:
-            raise TypeError(f"{name}: got dtype {_dtype_name(got)}, needs float32 or float64")
+            raise TypeError(f"{name}: got dtype {dtype_name(got)}, needs float32 or float64")
         if got != dtype:
-            raise TypeError(f"{name}: got dtype {_dtype_name(got)}, needs {dtype}, the dtype of state")
+            raise TypeError(f"{name}: got dtype {dtype_name(got)}, needs {dtype}, the dtype of state")
     if not tokens and dtypes[0] != dtype:
-        raise TypeError(f"inputs: got dtype {_dtype_name(dtypes[0])}, needs {dtype}, the dtype of state")
+        raise TypeError(f"inputs: got dtype {dtype_name(dtypes[0])}, needs {dtype}, the dtype of state")
     return dtype, tokens
 
 
@@ -168,8 +171,9 @@ def check_tokens(tokens, I):
     raise ValueError(f"inputs: got token {tokens[position]} at [{where}], needs 0 <= token < {I}, I = {I} from Wxh")
 
 
-def _dtype_name(dtype):
+def dtype_name(dtype):
     """A dtype's name; MXNet's bfloat16 is a record of one field, which has it."""
+    dtype = np.dtype(dtype)
     return dtype.names[0] if dtype.names else dtype
 
 

@@ -5,6 +5,8 @@ those that lead to the loss. A state that is carried on to the next batch and no
 which some are freed and some are not, which is an MXNetError at the next backward. With MXNet's own layers it is no error:
 outputs and states come from one node, which is freed as a whole, and the state is a constant from then on. So it is here.
 """
+import contextlib
+
 from rnn_ops._mxnet import mx
 
 
@@ -33,8 +35,18 @@ class OneNode:
 
 def _graph(compute, arrays):
     """The operator, and the indices of the arrays that it takes, in its order."""
-    with mx.name.NameManager():  # names of these nodes do not count among the user's
+    with mx.name.NameManager(), _no_attributes():  # names do not count among the user's, nor are the user's attributes theirs
         symbols = [None if array is None else mx.sym.var(f"data{i}") for i, array in enumerate(arrays)]
         results = mx.sym.Group(compute(*symbols))
     used = [int(name[len("data"):]) for name in results.list_inputs()]
     return mx.nd.CachedOp(results), used
+
+
+@contextlib.contextmanager
+def _no_attributes():
+    scope = mx.AttrScope._current
+    before, scope.value = getattr(scope, "value", None), mx.AttrScope()
+    try:
+        yield
+    finally:
+        scope.value = before or mx.AttrScope()

@@ -97,9 +97,20 @@ def _guarded_symbol(name, rank, symbol):
     if _in_control_flow():
         copied = mx.sym.SwapAxis(symbol, dim1=0, dim2=0)
         return internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
-    zeros = internal._zeros_without_dtype(**({"shape": (-1,) * rank} if rank else {}))
+    zeros = _zeros(**({"shape": (-1,) * rank} if rank else {}))
     # add_n would read what an array has not whose shape MXNet has inferred, since there is a 0 in it; this is an error then.
     return mx.sym.add_n(internal._identity_with_attr_like_rhs(symbol, symbol), zeros, name=node)
+
+
+def _mxnets(name):
+    """MXNet's function of an operator for Symbols, as MXNet made it: its mixed precision (AMP) replaces those in mx.sym, and what
+    it puts there cannot call an operator without inputs."""
+    handle = ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.NNGetOpHandle(name.encode(), ctypes.byref(handle)))
+    return mx.sym.register._make_symbol_function(handle, name, name)
+
+
+_zeros = _mxnets("_zeros_without_dtype")
 
 
 def _in_control_flow():
