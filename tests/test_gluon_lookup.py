@@ -81,10 +81,11 @@ def test_a_token_that_is_none_is_an_error_where_nobody_has_seen_it_too(token, ca
         net.layer(mx.nd.array(tokens, dtype="int32"))
 
 
-def test_sums_of_tokens():
+@pytest.mark.parametrize("symbols", [1, 9, 100, 2000])
+def test_sums_of_tokens(symbols):
     random = np.random.RandomState(3)
-    tokens, rows = random.randint(9, size=50), random.normal(size=(50, 4))
-    wanted = np.zeros((9, 4))
+    tokens, rows = random.randint(symbols, size=50), random.normal(size=(50, 4))
+    wanted = np.zeros((symbols, 4))
     np.add.at(wanted, tokens, rows)
     for distinct, sums in lookup.sums_by_token(tokens, rows), lookup.sums_by_product(np, tokens, rows):
         assert np.array_equal(distinct, np.unique(tokens))

@@ -7,8 +7,9 @@ gradient with zeros once and adds to those columns. Sums run in the order of the
 import numpy as np
 
 from rnn_ops._mxnet import mx
-from rnn_ops.backends import arguments
 from rnn_ops.operators.places import place_for
+
+_CACHE = 2 ** 18  # bytes
 
 _ARGUMENTS = ["tokens", "i2h_weight"]
 
@@ -42,9 +43,13 @@ class Lookup(mx.operator.CustomOp):
             tokens, sums = sums_by_token(place.view(in_data[0]).ravel(), place.view(out_grad[0]))
             if req[1] == "add":
                 gradient[:, tokens] += sums.T
-            else:
-                place.fill_zeros(gradient)
-                gradient[:, tokens] = sums.T
+                return
+            # So many units at once as fit a cache: what has just been filled is then written to there.
+            step = max(1, _CACHE // (gradient.itemsize * gradient.shape[1])) if isinstance(gradient, np.ndarray) else len(gradient)
+            for begin in range(0, len(gradient), step):
+                part = gradient[begin:begin + step]
+                part[:] = 0
+                part[:, tokens] = sums.T[begin:begin + step]
 
 
 def sums_by_token(tokens, rows):
@@ -54,7 +59,12 @@ def sums_by_token(tokens, rows):
         return sums_by_product(cupy, tokens, rows)
     order = np.argsort(tokens, kind="stable")
     distinct, starts = np.unique(tokens[order], return_index=True)
-    return distinct, np.add.reduceat(rows[order], starts, axis=0)
+    again = np.delete(order, starts)  # where a token comes another time, in the batch's order
+    if 4 * len(again) > len(order):
+        return distinct, np.add.reduceat(rows[order], starts, axis=0)
+    sums = rows[order[starts]]
+    np.add.at(sums, np.searchsorted(distinct, tokens[again]), rows[again])
+    return distinct, sums
 
 
 def sums_by_product(xp, tokens, rows):

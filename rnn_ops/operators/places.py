@@ -6,7 +6,6 @@
   kernels for (compute capability 9.0 and newer), where all its arrays live in ``mx.cpu()``. Chosen by `use`.
 """
 import contextlib
-from concurrent import futures
 
 import numpy as np
 
@@ -67,18 +66,10 @@ def _check_tokens(tokens, symbols):
         arguments.check_tokens(tokens, symbols)
 
 
-def _fill_zeros(array):
-    """On every thread that the kernels may use: one core cannot write as fast as the memory takes it."""
-    parts = np.array_split(array.reshape(-1), min(cpu.threads(), 1 + array.nbytes // 2 ** 24))
-    with futures.ThreadPoolExecutor(len(parts)) as threads:
-        list(threads.map(lambda part: part.fill(0), parts))
-
-
 class Cpu:
     view = staticmethod(memory.view)
     empty = staticmethod(np.empty)
     check_tokens = staticmethod(_check_tokens)
-    fill_zeros = staticmethod(_fill_zeros)
     forward = staticmethod(cpu.forward)
     backward = staticmethod(cpu.backward)
 
@@ -111,9 +102,6 @@ class Gpu:
             yield
             self._gpu.synchronize()
 
-    def fill_zeros(self, array):
-        array[:] = 0
-
     def check_tokens(self, tokens, symbols):
         cuda.check_tokens(self._gpu, tokens, symbols)
 
@@ -134,7 +122,6 @@ class Offload:
     view = staticmethod(memory.view)
     empty = staticmethod(np.empty)
     check_tokens = staticmethod(_check_tokens)
-    fill_zeros = staticmethod(_fill_zeros)
 
     def __init__(self, gpu):
         self._gpu = gpu
