@@ -7,6 +7,7 @@ gradient with zeros once and adds to those columns. Sums run in the order of the
 import numpy as np
 
 from rnn_ops._mxnet import mx
+from rnn_ops.operators import native
 from rnn_ops.operators.places import place_for
 
 _CACHE = 2 ** 18  # bytes
@@ -99,4 +100,4 @@ class _Property(mx.operator.CustomOpProp):
 
 def lookup(tokens, i2h_weight):
     """The rows of Wxh = i2h_weightᵀ for each token: int32 (T, B), (H, V) → (T·B, H), of Symbols."""
-    return mx.sym.Custom(tokens, i2h_weight, op_type="rnn_ops_lookup")
+    return mx.sym.Custom(tokens, i2h_weight, op_type="rnn_ops_lookup", attr={native.UNSHARED: "1"})

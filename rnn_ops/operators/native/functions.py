@@ -13,6 +13,7 @@ from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators.native import gpu
 
 NAME = "rnn_ops_native"
+UNSHARED = "__rnn_ops_unshared__"  # attribute of a Symbol that comes from a node of MXNet's own which no other call shares
 CONSTANT = "__rnn_ops_constant__"  # attribute of a Symbol whose gradient nobody wants, such as a BlockGrad: none is computed
 
 _LIBRARY = cpu.library_path()
@@ -92,6 +93,8 @@ def _guarded_symbol(name, rank, symbol):
     A control-flow operator runs the nodes of its body by the shapes of their inputs, and cannot run one without any. SwapAxis,
     which copies where both axes are the same, is left alone too, since it has a state.
     """
+    if symbol.attr(UNSHARED):
+        return symbol
     internal = mx.sym._internal
     node = mx.name.NameManager.current.get(None, f"rnn_ops_{name}_")
     if _in_control_flow():
