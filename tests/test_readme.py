@@ -109,6 +109,10 @@ def test_command_lines_are_understood(command):
     assert cli._parser().parse_args(shlex.split(command)[1:]).run
 
 
+def test_nothing_is_left_to_be_filled_in():
+    assert not re.search(r"@@|TODO|TBD", README)
+
+
 def test_the_rungs_are_the_code_that_is_tested_and_timed():
     code = {line.strip() for line in inspect.getsource(rungs).splitlines()}
     diffs = re.findall(r"^```diff\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
