@@ -98,7 +98,7 @@ def train_batches(inputs, labels, state, loss_of, update):
             loss.backward()
             update()
             state = state.detach()
-            loss = float(loss.asscalar())
+            loss = _number(loss)
             if not settings.is_loss(loss):
                 raise FloatingPointError(f"training has diverged: the loss of batch {batch} is {loss}")
             yield loss
@@ -112,11 +112,17 @@ def mean_loss(inputs, labels, state, loss_of):
     losses = []
     for tokens, targets in zip(inputs, labels):
         loss, state = loss_of(tokens, targets, state)
-        losses.append(float(loss.asscalar()))
+        losses.append(_number(loss))
     mean = float(np.mean(losses))
     if not settings.is_loss(mean):
         raise FloatingPointError(f"training has diverged: the loss on the validation part is {mean}")
     return mean
+
+
+def _number(loss):
+    """A loss as a float. One just below 0, which rounding makes of a text that leaves nothing to guess, is 0."""
+    loss = float(loss.asscalar())
+    return 0.0 if -math.inf < loss <= 0 else loss
 
 
 class Learner:
