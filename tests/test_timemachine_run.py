@@ -188,7 +188,7 @@ def test_a_run_that_diverges_keeps_its_last_good_epoch(train):
     _, folder, _, _ = train("--epochs", "2", out="later")
     saved = checkpoint.load(folder)
     saved.parameters["Why"] *= np.float32(1e30)
-    assert_diverges(train, folder, saved, "the loss of batch 1 is")
+    assert_diverges(train, folder, saved, "training has diverged: the loss of batch 1 is")
 
 
 def test_parameters_that_are_no_numbers_are_not_saved(train):
@@ -196,16 +196,53 @@ def test_parameters_that_are_no_numbers_are_not_saved(train):
     saved = checkpoint.load(folder)
     saved.parameters["Why"] *= np.float32(1e3)
     saved.settings["learning_rate"] = 3e38
-    assert_diverges(train, folder, saved, "is no longer finite")
+    assert_diverges(train, folder, saved, "training has diverged: ", "is no longer finite")
 
 
-def assert_diverges(train, folder, poisoned, message):
+@pytest.mark.parametrize("step", STEPS)
+def test_a_text_of_one_character_leaves_nothing_to_guess(train, tmp_path, step):
+    """Its loss is 0, which float32 can round to something below."""
+    (tmp_path / "a.txt").write_text("a" * 500)
+    status, folder, _, stderr = train("--text", str(tmp_path / "a.txt"), "--epochs", "2", "--step", step, "--validation", "0.3",
+                                      "--hidden", "300")
+    assert (status, stderr) == (0, "")
+    assert all(0 <= line[name] < 1e-5 for line in metrics_of(folder) for name in ("loss", "validation_loss", "moving_loss"))
+    assert train("--resume", "--epochs", "3")[::3] == (0, "")
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_a_model_that_cannot_be_sampled_from_ends_in_a_line(train, capfd, recwarn, value):
+    _, folder, _, _ = train("--epochs", "1")
+    saved = checkpoint.load(folder)
+    saved.parameters["Why"][:], saved.parameters["bh"][:] = value, 9
+    checkpoint.save(os.path.join(folder, checkpoint.FILE), saved)
+    assert main(["sample", "--checkpoint", folder, "--prompt", "The"]) == 1
+    stdout, stderr = capfd.readouterr()
+    assert stdout == "The\n"
+    one_line(stderr, f"error: checkpoint: {folder}: the logits are not finite: the model's parameters are too large")
+    status, _, _, stderr = train("--resume", "--epochs", "1")  # which trains nothing, and shows its samples
+    assert status == 1
+    one_line(stderr, "error: the logits are not finite")
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
+def test_a_run_whose_samples_fail_keeps_its_last_good_epoch(train):
+    """One batch an epoch: its loss is good, and the weights stay finite, but a sum over 16 units of them does not."""
+    _, folder, _, _ = train("--epochs", "2", "--sequence-length", "200", "--hidden", "16")
+    saved = checkpoint.load(folder)
+    for name, array in saved.parameters.items():  # all units do the same
+        array[:] = dict(bh=9, Why=saved.parameters["Why"][0]).get(name, 0)
+    saved.settings["learning_rate"] = 3e38
+    assert_diverges(train, folder, saved, "the logits are not finite")
+
+
+def assert_diverges(train, folder, poisoned, *messages):
     """The third epoch of a run that is resumed from a poisoned checkpoint fails, and leaves all as it was."""
     checkpoint.save(os.path.join(folder, checkpoint.FILE), poisoned)
     before = content_of(folder)
     status, _, _, stderr = train("--resume", "--epochs", "3", out=folder)
     assert status == 1
-    one_line(stderr, "epoch 3: training has diverged", message, "smaller learning rate",
+    one_line(stderr, "epoch 3: ", *messages, "smaller learning rate",
              f"{checkpoint.FILE} holds epoch 2")
     after = content_of(folder)
     assert all(after[name] == before[name] for name in (METRICS, SAMPLES))

@@ -186,8 +186,12 @@ def _sample(arguments):
         pieces = sampling.stream(model.parameters, model.vocabulary, prompt, arguments.length, arguments.temperature,
                                  arguments.seed)
     print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except FloatingPointError as error:
+        print(flush=True)  # the message begins a line of its own
+        raise CommandError(FAILURE, f"error: checkpoint: {arguments.checkpoint}: {error}") from error
     print()
     return 0
 

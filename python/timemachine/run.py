@@ -126,7 +126,7 @@ class Run:
         Raises
         ------
         FloatingPointError
-            Training has diverged. The checkpoint is that of the last good epoch.
+            Training has diverged, or the model can no longer be sampled from. The checkpoint is that of the last good epoch.
         OSError, MemoryError
             Something could not be written, or there is not enough memory. The same holds.
         """

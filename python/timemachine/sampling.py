@@ -38,6 +38,8 @@ def sample(parameters, vocabulary, prompt, length, temperature, seed):
     Raises
     ------
     ValueError
+    FloatingPointError
+        A logit is not finite: the parameters are too large to compute with.
     """
     return "".join(stream(parameters, vocabulary, prompt, length, temperature, seed))
 
@@ -51,13 +53,14 @@ def stream(parameters, vocabulary, prompt, length, temperature, seed):
 
 def _pieces(parameters, vocabulary, prompt, length, temperature, random):
     Wxh, Whh, bh, Why, by = (parameters[name] for name in ("Wxh", "Whh", "bh", "Why", "by"))
-    projected = Wxh + bh
-    state = np.zeros(len(bh), bh.dtype)
-    for token in vocabulary.encode(prompt):
-        state = np.tanh(projected[token] + state @ Whh)
+    with _quiet():
+        projected = Wxh + bh
+        state = np.zeros(len(bh), bh.dtype)
+        for token in vocabulary.encode(prompt):
+            state = np.tanh(projected[token] + state @ Whh)
     while length:
         tokens = []
-        with np.errstate(over="ignore"):  # a logit over a tiny temperature: exp(-inf) is the 0 that is meant
+        with _quiet():
             for threshold in random.random(min(length, _PIECE)):
                 token = _choose(state @ Why + by, temperature, threshold)
                 tokens.append(token)
@@ -66,8 +69,15 @@ def _pieces(parameters, vocabulary, prompt, length, temperature, random):
         yield vocabulary.decode(tokens)
 
 
+def _quiet():
+    """No warnings: a sum that overflows shows in the logits, and a logit over a tiny temperature is meant to be exp(-inf), 0."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 def _choose(logits, temperature, threshold):
     """Draw from softmax(logits / temperature) by a number from [0, 1): where the cumulative sum passes that part."""
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the logits are not finite: the model's parameters are too large")
     cumulative = np.cumsum(np.exp((logits - logits.max()).astype(np.float64) / temperature))
     return int(np.searchsorted(cumulative, threshold * cumulative[-1], side="right"))
 
