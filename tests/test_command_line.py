@@ -137,6 +137,41 @@ def test_a_run_takes_any_name(workplace, tmp_path, call, name):
     assert (status, stderr) == (0, "")
 
 
+BOOKS = ["abcdefgh" * 3 + " --validation it's --x\n", "-x y\n", "--help --quiet\n", "a\0b", "\0ab", "\0" * 12 + "a", "\x1b\0- --\n"]
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=repr)
+def test_the_command_at_a_runs_end_runs_whatever_the_prompt_is(tmp_path, call, book):
+    with open("book.txt", "w", newline="") as file:
+        file.write(book * 60)
+    out = "-- --out of 'it"
+    status, stdout, stderr = call("train", "--text", "book.txt", *SMALL, f"--out={out}", COLUMNS="20")
+    assert (status, stderr) == (0, "")
+    hint = re.search(r"^.* sample (.|\n)*\Z", stdout, re.MULTILINE).group()
+    status, sample, stderr = call(*words_of(hint), "--length", "5")
+    assert (status, stderr) == (0, "") and len(sample) > 6
+    assert book[0] == "\0" or sample.startswith(book[:3].partition("\0")[0])
+
+
+def test_without_a_prompt_for_a_shell_there_is_no_command(tmp_path, call):
+    (tmp_path / "nul.txt").write_text("\0" * 100)
+    status, stdout, stderr = call("train", "--text", "nul.txt", *SMALL, "--out", "run")
+    assert (status, stderr) == (0, "") and " sample " not in stdout
+    assert " ".join(stdout.split()).endswith("run holds model.npz, metrics.jsonl, samples.txt, loss.png and run.json")
+
+
+@pytest.mark.parametrize("out", ["-run", "--resume", "a --out b"])
+def test_the_command_after_a_signal_runs_whatever_the_folder_is(workplace, tmp_path, out):
+    code = ("import os, signal, sys; from timemachine import cli, progress\n"
+            "progress._line = lambda *_: os.kill(os.getpid(), signal.SIGINT) or 'an epoch'\n"
+            f"sys.exit(cli.main(['train', '--text', {str(workplace / 'text.txt')!r}, *{SMALL}, '--epochs', '9', '--out={out}']))")
+    status, _, stderr = rnn_ops_("-c", code, cwd=tmp_path, program=(sys.executable,))
+    assert status == 130, stderr
+    hint = re.search("to go on: (.*)$", stderr.decode()).group(1)
+    status, shown = shell(f"{hint} --epochs 2 --quiet", tmp_path)
+    assert (status, shown) == (0, f"{out}\n")
+
+
 def test_a_plot_that_fails_does_not_end_a_run(workplace, tmp_path, call):
     """Whatever it is: here matplotlib itself cannot be imported."""
     status, stdout, stderr = rnn_ops_("train", "--text", str(workplace / "text.txt"), *SMALL, "--out", "run", cwd=tmp_path,
@@ -471,6 +506,8 @@ def test_a_hint_that_is_wide_goes_on_in_the_next_line(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert hints.command_lines(*words) == (
         f"rnn-ops sample --checkpoint {'c' * 40} \\\n    --prompt 'The Time Ma' --length 3")
+    assert hints.command_lines("sample", "--prompt", "a  --b " * 11, "--length", "3") == (
+        f"rnn-ops sample \\\n    --prompt '{'a  --b ' * 11}' \\\n    --length 3")
     monkeypatch.setenv("COLUMNS", "200")
     assert hints.command_lines(*words) == f"rnn-ops sample --checkpoint {'c' * 40} --prompt 'The Time Ma' --length 3"
 

@@ -1,6 +1,7 @@
 """What a run may be asked for besides the tutorial's: a validation part, early stopping, another learning rate, a first model."""
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -118,6 +119,40 @@ def test_the_best_model_is_made_good_after_a_crash(train):
     os.remove(os.path.join(folder, BEST))  # as if killed between the two
     train("--resume", "--epochs", "1")
     assert checkpoint.load(os.path.join(folder, BEST)).settings["epoch"] == 1
+
+
+def lose(path):
+    os.remove(path)
+
+
+def damage(path):
+    with open(path, "r+b") as file:
+        file.truncate(100)
+
+
+def exchange(path):
+    shutil.copy(os.path.join(os.path.dirname(path), checkpoint.FILE), path)
+
+
+def link(path):
+    os.rename(path, f"{path}.elsewhere")
+    os.symlink(f"{path}.elsewhere", path)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (lose, "is missing: "), (link, "is damaged (is no plain file) and is now called best.npz.damaged: "),
+    (damage, "BadZipFile: File is not a zip file)) and is now called best.npz.damaged: "),
+    (exchange, "is damaged (is the model of epoch {last}, not of epoch {best}) and is now called best.npz.damaged: ")])
+def test_a_best_model_that_is_lost_is_not_said_to_be_there(train, wrong, said):
+    folder = stopped(train)
+    saved = checkpoint.load(folder).settings
+    wrong(os.path.join(folder, BEST))
+    status, _, stdout, stderr = train("--resume")
+    assert status == 0 and not os.path.lexists(os.path.join(folder, BEST))
+    one_line(stderr, f"{folder}/{BEST} ", said.format(last=saved["epoch"], best=saved["best_epoch"]),
+             f": the model of epoch {saved['best_epoch']}, the best so far, is lost")
+    assert (f"epoch {saved['best_epoch']} had the smallest validation loss, {saved['best_loss']:.4f}; "
+            f"its model is lost: {BEST} is missing") in stdout and f"{BEST} is the model" not in stdout
 
 
 @pytest.mark.parametrize("options, message", [

@@ -227,7 +227,7 @@ def _train_while_held_back(arguments, raise_interrupt):
                 progress.follow(run, arguments.quiet)
         except signals.Interrupted as interrupt:
             raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
-                               "to go on: " + hints.command("train", "--resume", "--out", run.folder)) from None
+                               "to go on: " + hints.command("train", "--resume", *hints.option("--out", run.folder))) from None
     return 0
 
 

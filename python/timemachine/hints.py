@@ -1,6 +1,5 @@
 """Commands that are printed for the user to run: called as this one was, quoted for the shell."""
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -22,6 +21,11 @@ def program():
     return [python if shutil.which(python) else sys.executable, "-m", "rnn_ops"]
 
 
+def option(name, value):
+    """An option with its value, as words; as one word where the value would be taken for an option itself."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
+
+
 def command(*words):
     """The words of a command of this program, as one line for a shell."""
     return " ".join(quote(word) for word in (*program(), *words))
@@ -31,7 +35,12 @@ def command_lines(*words):
     """As `command`, with the options on lines of their own where one line is too wide for the screen."""
     if len(command(*words)) <= columns():
         return command(*words)
-    lines, parts = [], re.split(r" (?=--)", command(*words))
+    lines, parts = [], []
+    for word in (*program(), *words):
+        if word.startswith("--") or not parts:
+            parts.append(quote(word))
+        else:
+            parts[-1] += f" {quote(word)}"
     for part in parts:
         if lines and len(lines[-1]) + len(part) + 3 <= columns():  # a space before it and " \\" after it
             lines[-1] += f" {part}"

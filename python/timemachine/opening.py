@@ -135,7 +135,12 @@ def _take_up(run):
     _, notice = folders.recover(
         run.path(SAMPLES), lambda path: folders.check_size(path, written[SAMPLES]), None,
         f"samples begin at epoch {epoch + 1}")
-    run.notices += filter(None, notices + [notice])
+    notices.append(notice)
+    if run.state.best_epoch not in (None, epoch):  # else it is written again
+        _, notice = folders.recover(run.path(folders.BEST), lambda path: run.read_best(), None,
+                                    f"the model of epoch {run.state.best_epoch}, the best so far, is lost")
+        notices.append(notice)
+    run.notices += filter(None, notices)
     for name, size in written.items():
         files.cut(run.path(name), size)
     run.save()

@@ -7,7 +7,7 @@ import unicodedata
 
 from tqdm import tqdm
 
-from timemachine import hints, signals, streams, training
+from timemachine import hints, prompts, signals, streams, training
 
 
 def follow(run, quiet=False):
@@ -74,11 +74,14 @@ def follow(run, quiet=False):
     if run.stopped_early:
         show(f"stopped early: the validation loss has had no new minimum in {run.settings.patience} epochs")
     if run.held_out:
-        show(*_wrapped(f"best.npz is the model of epoch {run.state.best_epoch}, with the smallest validation loss, "
-                       f"{run.state.best_loss:.4f}", columns))
-    show(*_wrapped(f"{run.folder} holds model.npz, metrics.jsonl, samples.txt, loss.png and run.json; to continue a text:",
-                   columns),
-         hints.command_lines("sample", "--checkpoint", run.folder, "--prompt", samples[0][0]))
+        epoch, loss, wrong = run.state.best_epoch, f"{run.state.best_loss:.4f}", run.why_no_best()
+        show(*_wrapped(f"epoch {epoch} had the smallest validation loss, {loss}; its model is lost: {wrong}" if wrong else
+                       f"best.npz is the model of epoch {epoch}, with the smallest validation loss, {loss}", columns))
+    files, prompt = run.files(), prompts.for_a_shell(run.prompts, run.vocabulary)
+    show(*_wrapped(f"{run.folder} holds {', '.join(files[:-1])} and {files[-1]}" + ("; to continue a text:" if prompt else ""),
+                   columns))
+    if prompt:
+        show(hints.command_lines("sample", *hints.option("--checkpoint", run.folder), *hints.option("--prompt", prompt)))
 
 
 class Waiting:

@@ -15,6 +15,13 @@ def of(characters, vocabulary):
             for prompt, start in zip(PROMPTS, starts)]
 
 
+def for_a_shell(prompts, vocabulary):
+    """A prompt that a command can have, which no NUL can be in: the first one, or what is before its NUL, or another one, or
+    a character; empty where the vocabulary is that of NUL alone."""
+    found = [prompt.partition("\0")[0] for prompt in prompts] + [symbol for symbol in vocabulary.symbols if symbol != "\0"]
+    return next(filter(None, found), "")
+
+
 def continued(prompts, parameters, vocabulary, seed, epoch):
     """How a model continues the prompts after an epoch of the run with that seed: a list of (prompt, continuation)."""
     return [(prompt, sampling.sample(parameters, vocabulary, prompt, _LENGTH, _TEMPERATURE, seed=(seed, epoch, index)))

@@ -14,7 +14,7 @@ import rnn_ops
 from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
 from timemachine import (
-    checkpoint, data, files, folder as folders, model, network, plot, prompts, training)
+    checkpoint, data, files, folder as folders, model, network, plot, prompts, record, training)
 from timemachine.settings import METRICS, SAMPLES, State
 
 _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take as long as half an epoch
@@ -206,6 +206,29 @@ class Run:
         self.saved_epoch = self.epoch
         if self.state.best_epoch == self.epoch:  # after the other: a crash in between is made good by --resume
             checkpoint.save(self.path(folders.BEST), saved)
+
+    def read_best(self):
+        """Read best.npz. A FileNotFoundError or a ValueError where it is not the model of the best epoch."""
+        path = self.path(folders.BEST)
+        if os.path.islink(path) or os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("is no plain file")
+        epoch = checkpoint.load(path).settings["epoch"]
+        if epoch != self.state.best_epoch:
+            raise ValueError(f"is the model of epoch {epoch}, not of epoch {self.state.best_epoch}")
+
+    def why_no_best(self):
+        """What is wrong with best.npz, as a sentence; None where nothing is."""
+        try:
+            self.read_best()
+        except FileNotFoundError:
+            return f"{folders.BEST} is missing"
+        except (OSError, ValueError):
+            return f"{folders.BEST} is damaged or that of another epoch"
+
+    def files(self):
+        """The names of its files that there are, but for that of the best model."""
+        names = checkpoint.FILE, METRICS, SAMPLES, folders.PLOT, record.FILE
+        return [name for name in names if os.path.isfile(self.path(name))]
 
     @property
     def parameter_count(self):
