@@ -1,11 +1,12 @@
 """``rnn-ops bench``: measure, show the tables, write what was asked for."""
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import sys
 
 from timemachine import files, hints, streams
-from timemachine.cli import FAILURE, CommandError, Parser, check_settings
+from timemachine.cli import FAILURE, USAGE, CommandError, Parser, check_settings, importing, path, positive
 
 from . import chart, ladder, measure, problems, report
 from .environment import Others, describe
@@ -24,10 +25,9 @@ def main(argv=None):
     _check(parser, options)
     if options.profile or options.ladder:
         check_settings()
-        try:
-            return _profile() if options.profile else ladder.run(options.rounds or 10)
-        except ImportError as error:  # no MXNet, which the others can do without
-            raise CommandError(FAILURE, f"error: {error}") from error
+        with importing():
+            importlib.import_module("rnn_ops.operators")  # and MXNet, which the others can do without
+        return _profile() if options.profile else ladder.run(options.rounds or 10)
     if options.result:
         try:
             result = report.read_json(options.result)
@@ -96,14 +96,14 @@ def _parser():
     parser.add_argument("--shape", type=_shape, action="append", dest="shapes", metavar="TxBxIxH[:dense]",
                         help="measure this shape instead (repeatable); with :dense the input is floats, not tokens. "
                              "The training step is that of the first shape with tokens")
-    parser.add_argument("--json", metavar="FILE", help="write every figure and the environment")
-    parser.add_argument("--png", metavar="FILE", help="draw a chart")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write every figure and the environment")
+    parser.add_argument("--png", type=path, metavar="FILE", help="draw a chart")
     parser.add_argument("--markdown", action="store_true", help="print the README's tables instead of the screen's")
     parser.add_argument("--profile", action="store_true",
                         help="instead of comparing, show where the time of our training step goes, operator by operator")
     parser.add_argument("--ladder", action="store_true",
                         help="instead, time the tutorial's own training step, and what each edit on the way from it to ours brings")
-    parser.add_argument("--from", dest="result", metavar="FILE", help="show this JSON file instead of measuring")
+    parser.add_argument("--from", type=path, dest="result", metavar="FILE", help="show this JSON file instead of measuring")
     return parser
 
 
@@ -111,16 +111,25 @@ def _measure(options):
     shapes = options.shapes or ((problems.TUTORIAL,) if options.quick else problems.SHAPES)
     rounds = options.rounds or (3 if options.quick else 10)
     seconds = 0.03 if options.quick else 0.06
-    environment = describe()
+    stages, environment = _stages(shapes), describe()
     if (environment["load"] or 0) > 0.5:
         streams.complain(f"note: other programs kept {environment['load']:.1f} processors busy in the last minute; the figures "
                          "are good on an idle machine only")
     rows, others = [], Others()
     with Workers() as workers:
-        for stage in measure.stages(shapes):
+        for stage in stages:
             rows += measure.measure(stage, workers, rounds, seconds, _progress)
     environment["others"] = others.share()
     return report.make_result(rows, rounds, seconds, environment)
+
+
+def _stages(shapes):
+    """All that is to be measured, with its inputs made: shapes that are too large for that are refused."""
+    try:
+        return measure.stages(shapes)
+    except (MemoryError, ValueError, OverflowError) as error:  # NumPy's for what no memory and what no array could hold
+        raise CommandError(USAGE, f"error: --shape: {', '.join(map(str, shapes))}: too large for this machine "
+                                  f"({error or type(error).__name__})") from error
 
 
 def _progress(rounds, description):
@@ -130,13 +139,6 @@ def _progress(rounds, description):
         return tqdm(rounds, desc=description, unit="round", leave=False)
     print(f"measuring {description}, {len(rounds)} rounds", file=sys.stderr)
     return rounds
-
-
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _shape(text):

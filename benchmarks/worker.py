@@ -75,6 +75,9 @@ def _serve(connection):
     while True:
         try:
             request, *arguments = connection.recv()
+        except (EOFError, OSError):  # the parent is gone, by whatever signal; so it may be when it is answered
+            return
+        try:
             if request == "prepare":
                 provider_class, problem = arguments
                 providers[provider_class.name], value = prepare(provider_class, problem)
@@ -82,13 +85,15 @@ def _serve(connection):
                 name, mode, seconds = arguments
                 value = time_calls(providers[name].calls[mode], seconds)
             _wait_for_threads()
-            connection.send((OK, value))
-        except EOFError:
-            return
+            answer = OK, value
         except ImportError as error:
-            connection.send((NOT_INSTALLED, _one_line(error)))
+            answer = NOT_INSTALLED, _one_line(error)
         except Exception as error:  # whatever a provider does wrong belongs into the table
-            connection.send((FAILED, _one_line(error)))
+            answer = FAILED, _one_line(error)
+        try:
+            connection.send(answer)
+        except OSError:
+            return
 
 
 def prepare(provider_class, problem):
