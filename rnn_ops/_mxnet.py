@@ -44,7 +44,7 @@ def import_mxnet():
         raise ImportError(f"MXNet 1.9.1 cannot be imported with NumPy {numpy.__version__}: install 'numpy<2'.")
     try:
         import mxnet
-    except (ImportError, OSError, AttributeError) as error:
+    except Exception as error:  # whatever it is: a library's, or PYTHONWARNINGS=error
         driver = (" That is the NVIDIA driver, which mxnet-cu112 needs: on a machine without one uninstall it and install "
                   "rnn_ops[cpu].") if "libcuda.so" in str(error) else ""
         raise ImportError(f"MXNet is installed but cannot be imported: {error}.{driver}") from error

@@ -17,7 +17,6 @@ import functools
 import itertools
 import json
 import math
-import sys
 import textwrap
 import time
 from typing import NamedTuple
@@ -137,7 +136,7 @@ def main(device="cpu", json_path=None):
     from timemachine import files, streams  # the rest of the command line is there too
 
     def fail(status, reason):
-        print(streams.one_line(f"rnn-ops check: {reason}."), file=sys.stderr)
+        streams.complain(f"error: {reason}")
         return status
 
     reason = cuda.why_not() if device == "cuda" else None

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -178,6 +179,7 @@ def test_a_plot_that_fails_does_not_end_a_run(workplace, tmp_path, call):
                                       MPLBACKEND="no such backend")
     assert status == 0 and len(stderr.splitlines()) == 1, stderr
     assert stderr.startswith(b"rnn-ops: loss.png could not be drawn: ValueError: ") and b"no such backend" in stderr
+    assert len(stderr) < 160
     assert set(os.listdir(str(tmp_path / "run"))) == {checkpoint.FILE, RECORD, METRICS, SAMPLES}
     status, _, stderr = call("train", "--resume", "--out", "run", "--epochs", "2")
     assert (status, stderr) == (0, "") and os.path.exists(str(tmp_path / "run" / PLOT))
@@ -391,12 +393,19 @@ def test_what_the_model_does_not_know_is_listed_in_a_line(tmp_path, call):
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
-WRONG = [(dict(RNN_OPS_NUM_THREADS="0"), "RNN_OPS_NUM_THREADS: got '0', needs a number of threads, 1 or more"),
+WRONG = [(dict(RNN_OPS_NUM_THREADS="0"), "RNN_OPS_NUM_THREADS: got '0', needs a number of threads, 1 or more, at most 65,536"),
+         (dict(RNN_OPS_NUM_THREADS="65537"), "RNN_OPS_NUM_THREADS: got '65537', needs a number of threads, 1 or more, at most 65,536"),
          (dict(RNN_OPS_NUM_THREADS="x"), "RNN_OPS_NUM_THREADS: got 'x', needs a number of threads, 1 or more"),
          (dict(RNN_OPS_SIMD="neon"), "RNN_OPS_SIMD: got 'neon', needs one of "),
          (dict(RNN_OPS_OPERATOR="fast"), "RNN_OPS_OPERATOR: got 'fast', needs 'custom' or 'native'"),
          (dict(OMP_NUM_THREADS="2,2"), "OMP_NUM_THREADS: got '2,2', needs one whole number"),
-         (dict(OMP_NUM_THREADS="99999999999"), "OMP_NUM_THREADS: got '99999999999', needs one whole number")]
+         (dict(OMP_NUM_THREADS="99999999999"), "OMP_NUM_THREADS: got '99999999999', needs one whole number"),
+         (dict(MXNET_ENGINE_TYPE="foo"), "MXNET_ENGINE_TYPE: got 'foo', needs one of NaiveEngine, ThreadedEngine, Thr"),
+         (dict(MXNET_ENGINE_TYPE=""), "MXNET_ENGINE_TYPE: got '', needs one of "),
+         (dict(MXNET_CPU_WORKER_NTHREADS="x"), "MXNET_CPU_WORKER_NTHREADS: got 'x', needs one whole number"),
+         (dict(MXNET_CPU_WORKER_NTHREADS="0"), "MXNET_CPU_WORKER_NTHREADS: got '0', needs a number from 1 to 1024"),
+         (dict(MXNET_EXEC_BULK_EXEC_TRAIN="2"), "MXNET_EXEC_BULK_EXEC_TRAIN: got '2', needs 0, 1, false or true"),
+         (dict(MXNET_TUNING_WEIGHT_SCALE="x"), "MXNET_TUNING_WEIGHT_SCALE: got 'x', needs a number such as 0.25")]
 
 
 @pytest.mark.parametrize("settings, reason", WRONG, ids=str)
@@ -409,7 +418,7 @@ def test_a_setting_that_is_none_is_one_line(workplace, tmp_path, call, settings,
     status, stdout, stderr = call("info", COLUMNS="1000", **settings)
     assert (status, stderr) == (1, "") and [line.split("  ")[0] for line in stdout.splitlines()] == [
         line.split("  ")[0] for line in call("info", COLUMNS="1000")[1].splitlines()]
-    assert reason in stdout or "OMP_NUM_THREADS" in settings  # MXNet is here already, and MXNet's line says that
+    assert reason in stdout or not reason.startswith("RNN_OPS")  # MXNet is here already, and MXNet's line says that
     status, stdout, stderr = call("info", "--json", **settings)
     found = json.loads(stdout)
     assert (status, stderr, len(found["wrong"])) == (1, "", 1) and found["wrong"][0].startswith(reason)
@@ -423,11 +432,57 @@ def test_several_are_all_named_by_info(call):
 
 
 def test_importing_mxnet_says_what_it_would_end_the_process_for():
-    for value, status in (("2,2", 1), ("x", 1), ("", 0), (" 3", 0)):
+    for name, value, status in (
+            ("OMP_NUM_THREADS", "2,2", 1), ("OMP_NUM_THREADS", "x", 1), ("OMP_NUM_THREADS", "", 0), ("OMP_NUM_THREADS", " 3", 0),
+            ("MXNET_ENGINE_TYPE", "foo", 1), ("MXNET_ENGINE_TYPE", "NaiveEngine", 0), ("MXNET_CPU_WORKER_NTHREADS", "", 0),
+            ("MXNET_EXEC_BULK_EXEC_TRAIN", "True", 0), ("MXNET_TUNING_WEIGHT_SCALE", ".25x", 1)):
         ran = subprocess.run([sys.executable, "-c", "import rnn_ops, mxnet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env=environment(OMP_NUM_THREADS=value), cwd=os.path.dirname(os.path.abspath(__file__)))
-        assert ran.returncode == status, (value, ran.stderr)
-        assert not status or f"ImportError: OMP_NUM_THREADS: got {value!r}" in ran.stderr.decode()
+                             env=environment(**{name: value}), cwd=os.path.dirname(os.path.abspath(__file__)))
+        assert ran.returncode == status, (name, value, ran.stderr)
+        assert not status or f"ImportError: {name}: got {value!r}" in ran.stderr.decode()
+
+
+@pytest.mark.parametrize("settings, words, said", [
+    (dict(TQDM_MININTERVAL="abc"), ["train", "--out", "run"], b"an import failed: ValueError: could not convert string"),
+    *((dict(PYTHONWARNINGS="error"), words, b"MXNet is installed but cannot be imported: ") for words in (
+        ["train", "--out", "run"], ["sample", "--checkpoint", "model", "--prompt", "a"], ["check"], ["bench", "--profile"]))],
+    ids=str)
+def test_an_import_that_fails_is_one_line(tmp_path, settings, words, said):
+    status, stdout, stderr = rnn_ops_(*words, cwd=tmp_path, **settings)
+    assert (status, stdout, stderr.count(b"\n")) == (1, b"", 1) and stderr.startswith(b"rnn-ops: error: " + said), stderr
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("words, option, got", [
+    (["info", "--hidden", "\u00b2"], "--hidden", "'\u00b2', needs a whole number, 1 or more"),
+    (["info", "--batch-size", "0"], "--batch-size", "'0', needs a whole number, 1 or more"),
+    (["bench", "--rounds", "1e3"], "--rounds", "'1e3', needs a whole number, 1 or more"),
+    (["bench", "--from", ""], "--from", "'', needs a name"), (["check", "--json", ""], "--json", "'', needs a name"),
+    (["sample", "--prompt", "a", "--checkpoint", ""], "--checkpoint", "'', needs a name")])
+def test_what_an_option_needs_is_said(call, words, option, got):
+    status, stdout, stderr = call(*words)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith(f"rnn-ops: error: argument {option}: got {got}")
+
+
+@pytest.mark.parametrize("shape", ["99999999999x1x1x1", "1x1x99999999999999999x99999999999", "1x1x2x99999999999999999999:dense"])
+def test_a_shape_that_no_machine_can_hold_is_one_line(call, shape):
+    status, stdout, stderr = call("bench", "--shape", shape)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith("rnn-ops: error: --shape: ") and ": too large for this machine (" in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_workers_of_a_bench_that_is_ended_say_nothing(tmp_path, number):
+    process = subprocess.Popen([SCRIPT, "bench", "--quick", "--rounds", "100000"], cwd=str(tmp_path), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=environment())
+    for line in process.stderr:
+        if line.startswith(b"measuring"):
+            break
+    time.sleep(1)  # into the rounds, where an answer is under way
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)  # the workers have the pipe too: this is when all of them are gone
+    assert (process.returncode, stderr) == (-number, b"")
 
 
 def test_info_as_json(call):
@@ -539,5 +594,6 @@ def test_an_epochs_line_has_what_there_is_room_for():
     line = "epoch 1999/2000  loss 1.2346  perplexity 3.40  lr 9.537e-07  1,234,568 tokens/s  10.50 s"
     assert progress._line(metrics, 2000, 100) == line
     assert progress._line(metrics, 2000, 79) == line[:-len("  10.50 s")]
-    assert progress._line(metrics, 2000, 78) == line[:line.index("  1,234,568")] + "  10.50 s"
+    assert progress._line(metrics, 2000, 78) == line[:line.index("  1,234,568")]
     assert progress._line(metrics, 2000, 30) == line[:line.index("  perplexity")]
+    assert progress._line(metrics, 2000, 26) == "epoch 1999/2000"  # which a learning rate would still go after

@@ -5,6 +5,7 @@ needs.
 """
 import argparse
 import contextlib
+import re
 import signal
 import sys
 
@@ -72,7 +73,7 @@ def main(argv=None):
 def _run(argv):
     try:
         if argv[:1] == ["bench"]:  # has options and help of its own
-            with _one_line(FAILURE, ImportError):
+            with importing():
                 from rnn_ops_benchmarks import cli
             return cli.main(argv[1:])
         arguments = _parser().parse_args(argv)
@@ -93,7 +94,7 @@ def _parser():
                                 description="Train a character-level recurrent network on a text, as the tutorial "
                                             "does; the defaults are its own, but for its 2,000 epochs.")
     train.set_defaults(run=_train)
-    train.add_argument("--text", metavar="NAME|FILE", help="timemachine (default), tinyshakespeare, python-topics or "
+    train.add_argument("--text", type=path, metavar="NAME|FILE", help="timemachine (default), tinyshakespeare, python-topics or "
                                                            "the path of a UTF-8 file")
     train.add_argument("--step", choices=("native", "custom", "gluon", "reference"),
                        help="the recurrence: our native operator (default), our CustomOp in Python, our layer in a Gluon "
@@ -109,9 +110,9 @@ def _parser():
                        help="part of the text, such as 0.1, to hold out at its end and measure the loss on (default none)")
     train.add_argument("--patience", type=int, metavar="N",
                        help="stop after N epochs without a new minimum of the loss on that part (default never)")
-    train.add_argument("--init-from", metavar="DIR|FILE",
+    train.add_argument("--init-from", type=path, metavar="DIR|FILE",
                        help="begin with the parameters of another run, whose symbols must be those of the text or more")
-    train.add_argument("--out", metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
+    train.add_argument("--out", type=path, metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
     train.add_argument("--resume", action="store_true", default=False,
                        help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
                             "--learning-rate may be new")
@@ -120,7 +121,7 @@ def _parser():
 
     sample = commands.add_parser("sample", help="let a trained model continue a text", allow_abbrev=False)
     sample.set_defaults(run=_sample)
-    sample.add_argument("--checkpoint", required=True, metavar="DIR|FILE", help="a run's folder or its model.npz")
+    sample.add_argument("--checkpoint", type=path, required=True, metavar="DIR|FILE", help="a run's folder or its model.npz")
     sample.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     sample.add_argument("--ignore-unknown", action="store_true",
                         help="leave out characters of the prompt that the model does not know")
@@ -132,47 +133,55 @@ def _parser():
     check = commands.add_parser("check", help="check the operators' gradients", allow_abbrev=False)
     check.set_defaults(run=_check)
     check.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
-    check.add_argument("--json", metavar="FILE", help="write the table to a file as well")
+    check.add_argument("--json", type=path, metavar="FILE", help="write the table to a file as well")
 
     commands.add_parser("bench", help="measure the operators against others (bench --help says more)")
     info = commands.add_parser("info", help="say what was built and what it runs on", allow_abbrev=False)
     info.set_defaults(run=_info)
-    info.add_argument("--batch-size", type=_positive, default=32, metavar="B",
+    info.add_argument("--batch-size", type=positive, default=32, metavar="B",
                       help="of the shape to choose a CUDA kernel for (default 32)")
-    info.add_argument("--hidden", type=_positive, default=256, metavar="H", help="hidden units of that shape (default 256)")
+    info.add_argument("--hidden", type=positive, default=256, metavar="H", help="hidden units of that shape (default 256)")
     info.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _positive(text):
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, needs a whole number, 1 or more")
+def positive(text):
+    """The number that an option is given."""
+    if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number, 1 or more, of at most 18 digits")
     return int(text)
+
+
+def path(text):
+    """The path, or the name of a text, that an option is given."""
+    if not text:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a name")
+    return text
 
 
 def _check(arguments):
     check_settings()
-    with _one_line(FAILURE, ImportError):
+    with importing():
         from rnn_ops import gradcheck
     return gradcheck.main(device=arguments.device, json_path=arguments.json)
 
 
 def _info(arguments):
-    with _one_line(FAILURE, ImportError):
+    with importing():
         from rnn_ops import info
     return info.main(arguments.batch_size, arguments.hidden, arguments.json)
 
 
 def check_settings():
     """See that the environment variables can be followed, before anything is begun."""
-    with _one_line(FAILURE, ImportError):
+    with importing():
         from rnn_ops import info
     for reason in info.wrong_settings():
         raise CommandError(USAGE, f"error: {reason}")
 
 
 def _sample(arguments):
-    with _one_line(FAILURE, ImportError):
+    with importing():
         from timemachine import checkpoint, data, sampling
     with _one_line(USAGE, OSError, ValueError):
         model = checkpoint.load(arguments.checkpoint)
@@ -208,7 +217,7 @@ def _train_while_held_back(arguments, raise_interrupt):
     given = dict(vars(arguments))
     resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
     del given["run"], given["quiet"]
-    with _one_line(FAILURE, ImportError):
+    with importing():
         from timemachine import opening, progress
         from timemachine.settings import Settings
     raise_interrupt()
@@ -229,6 +238,19 @@ def _train_while_held_back(arguments, raise_interrupt):
             raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
                                "to go on: " + hints.command("train", "--resume", *hints.option("--out", run.folder))) from None
     return 0
+
+
+@contextlib.contextmanager
+def importing():
+    """Turn whatever an import raises into a line for the user. It may be for a setting: TQDM_MININTERVAL=abc is a ValueError,
+    and PYTHONWARNINGS=error raises what is a warning else."""
+    try:
+        with _one_line(FAILURE, ImportError):
+            yield
+    except CommandError:
+        raise
+    except Exception as error:
+        raise CommandError(FAILURE, f"error: an import failed: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
