@@ -218,12 +218,12 @@ def test_rnn_ops_check_fails(tmp_path, capsys, monkeypatch):
 def test_a_file_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
     path = tmp_path / "missing" / "check.json"
     assert gradcheck.main(json_path=str(path)) == 2
-    assert capsys.readouterr().err == f"rnn-ops check: cannot write {path}: No such file or directory.\n"
+    assert capsys.readouterr().err == f"rnn-ops: error: cannot write {path}: No such file or directory\n"
 
 
 def test_a_folder_is_no_file_to_write(tmp_path, capsys):
     assert gradcheck.main(json_path=str(tmp_path)) == 2
-    assert capsys.readouterr().err == f"rnn-ops check: cannot write {tmp_path}: Is a directory.\n"
+    assert capsys.readouterr().err == f"rnn-ops: error: cannot write {tmp_path}: Is a directory\n"
 
 
 def test_a_full_disk_is_said_after_the_table(capsys, monkeypatch):
@@ -231,11 +231,11 @@ def test_a_full_disk_is_said_after_the_table(capsys, monkeypatch):
     monkeypatch.setattr(gradcheck, "check", lambda report: rows)
     assert gradcheck.main(json_path="/dev/full") == 1
     printed, said = capsys.readouterr()
-    assert ", 0 failed\n" in printed and said == "rnn-ops check: cannot write /dev/full: No space left on device.\n"
+    assert ", 0 failed\n" in printed and said == "rnn-ops: error: cannot write /dev/full: No space left on device\n"
 
 
 def test_cuda_is_refused_in_words(capsys):
     if cuda.why_not() is None:
         pytest.skip("there is a GPU")
     assert gradcheck.main(device="cuda") == 2
-    assert capsys.readouterr().err == f"rnn-ops check: {cuda.why_not()}.\n"
+    assert capsys.readouterr().err == f"rnn-ops: error: {cuda.why_not()}\n"

@@ -263,7 +263,11 @@ def assert_diverges(train, folder, poisoned, *messages):
     (["--step", "fast"], ["--step", "'fast'"]),
     (["--sequence-length", "1000"], ["text: got 640 characters, needs 3,001 for one batch"]),
     (["--text", "no such text"], ["text: got 'no such text', needs an existing file or one of"]),
-    (["--hidden", "1000000000000"], ["Unable to allocate"]),
+    (["--hidden", "1000000000000"], ["hidden: got 1000000000000, which is too many for this machine (Unable to allocate"]),
+    (["--hidden", str(2 ** 63 - 1)], [f"hidden: got {2 ** 63 - 1}, which is too many for this machine"]),
+    (["--out", ""], ["--out: got ''"]),
+    (["--text", ""], ["--text: got ''"]),
+    (["--init-from", ""], ["--init-from: got ''"]),
     (["--epoch", "3"], ["--epoch 3"]),
     (["--resume"], ["checkpoint: ", "out/model.npz does not exist"]),
 ])
@@ -271,6 +275,14 @@ def test_what_cannot_be_trained_is_named(train, options, parts):
     status, folder, stdout, stderr = train(*options)
     assert (status, stdout) == (2, "") and not os.path.exists(folder)
     one_line(stderr, *parts)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_a_text_that_is_empty_is_named(train, tmp_path, content):
+    (tmp_path / "nothing.txt").write_bytes(content)
+    status, folder, _, stderr = train("--text", str(tmp_path / "nothing.txt"))
+    assert status == 2 and not os.path.exists(folder)
+    one_line(stderr, f"error: text: {tmp_path / 'nothing.txt'} is empty, needs at least one character")
 
 
 def test_an_unwritable_folder_is_named(train, book_file):
@@ -283,6 +295,10 @@ def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--text", book_file, "--epochs", "1", *SMALL]) == 0
     assert re.fullmatch(r"little book-\d{8}-\d{6}", os.listdir("runs")[0])
+    for name, stem in (("a" * 250, "a" * 200), ("\u65f6" * 80, "\u65f6" * 66)):  # bytes of which file systems take 255
+        shutil.copy(book_file, name)
+        assert main(["train", "--text", name, "--epochs", "1", *SMALL]) == 0
+        assert any(re.fullmatch(stem + r"-\d{8}-\d{6}", folder) for folder in os.listdir("runs"))
     assert re.search(r"sample( \\\n   )? --checkpoint 'runs/little book-", capfd.readouterr().out)
 
 

@@ -15,6 +15,7 @@ FILES = (checkpoint.FILE, BEST, record.FILE, METRICS, SAMPLES, PLOT)
 METRICS_KEYS = ("epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds")
 VALIDATION_KEY = "validation_loss"  # the last one where there is a validation part
 
+_LONGEST_STEM = 200  # of a folder that is named for its text, in bytes; file systems take 255, and a time comes after it
 _LONGEST_LINE = 1024  # of the metrics, in bytes; a run's are a quarter of that
 
 
@@ -24,7 +25,10 @@ def make(path, name):
     if path is not None:
         os.makedirs(path, exist_ok=True)
         return path
-    stem = f"{os.path.splitext(os.path.basename(name))[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = os.path.splitext(os.path.basename(name))[0]
+    while len(os.fsencode(stem)) > _LONGEST_STEM:
+        stem = stem[:-1]
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.makedirs("runs", exist_ok=True)
     number, path = 1, os.path.join("runs", stem)
     while True:

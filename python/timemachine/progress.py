@@ -111,14 +111,15 @@ def _show(write, *lines):
 
 
 def _line(metrics, epochs, columns):
-    """An epoch on a line: as many of its figures as there is room for. metrics.jsonl has all of them."""
+    """An epoch on a line: its figures up to the first that there is no room for. metrics.jsonl has all of them."""
     line, *parts = (f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.4f}",
                     f"perplexity {metrics['perplexity']:.2f}",
                     *([f"validation {metrics['validation_loss']:.4f}"] if "validation_loss" in metrics else []),
                     f"lr {metrics['lr']:.4g}", f"{metrics['tokens_per_second']:,.0f} tokens/s", f"{metrics['seconds']:.2f} s")
     for part in parts:
-        if len(line) + 2 + len(part) <= columns:
-            line += f"  {part}"
+        if len(line) + 2 + len(part) > columns:
+            break
+        line += f"  {part}"
     return line
 
 

@@ -6,6 +6,7 @@ is lost or written twice.
 """
 import json
 import os
+import textwrap
 import time
 
 import numpy as np
@@ -64,13 +65,20 @@ class Run:
         tokens = self.vocabulary.encode(book.characters, self.vocabulary.dtype)
         held_out = int(settings.validation * len(tokens))
         shape = settings.sequence_length, settings.batch_size
-        self.inputs, self.labels = data.batch_views(tokens[:len(tokens) - held_out], *shape)
+        data.batch_views(tokens, *shape)  # a text that is too short as a whole is not for want of another part
+        try:
+            self.inputs, self.labels = data.batch_views(tokens[:len(tokens) - held_out], *shape)
+        except ValueError as error:
+            raise ValueError(f"validation: got {settings.validation}, which leaves too small a part to train on. {error}") from None
         try:
             self.held_out = data.batch_views(tokens[len(tokens) - held_out:], *shape) if settings.validation else None
         except ValueError as error:
             raise ValueError(f"validation: got {settings.validation}, which is too small a part. {error}") from None
-        self.parameters = initial.parameters if initial else model.initialise(
-            len(self.vocabulary), settings.hidden, settings.seed)
+        try:
+            self.parameters = initial.parameters if initial else model.initialise(
+                len(self.vocabulary), settings.hidden, settings.seed)
+        except (MemoryError, ValueError) as error:  # a ValueError of NumPy's for what no array could hold
+            raise ValueError(f"hidden: got {settings.hidden}, which is too many for this machine ({error})") from error
         self.prompts = prompts.of(book.characters, self.vocabulary)
         self.metrics = []
         self.state = State(epoch=0, moving_loss=None, sha256=book.sha256, written={}, rnn_ops=rnn_ops.__version__)
@@ -243,7 +251,7 @@ class Run:
                     plot.draw(file, self.metrics, f"{name}, {self.settings.hidden} hidden units")
                 self.not_drawn = None
             except Exception as error:
-                self.not_drawn = f"{type(error).__name__}: {error}"
+                self.not_drawn = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
 
     def path(self, name):
         """The path of one of its files."""

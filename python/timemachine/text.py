@@ -57,7 +57,7 @@ def load(text, on_wait=lambda doing: None):
     OSError
         The file cannot be read.
     ValueError
-        The file is not UTF-8, or a file in RNN_OPS_DATA is not the text that its name says.
+        The file is not UTF-8 or empty, or a file in RNN_OPS_DATA is not the text that its name says.
     """
     if text == FALLBACK:
         return _python_topics()
@@ -130,6 +130,8 @@ def _read(name, path, on_wait):
             done += len(block)
             held = "\r" if block and part.endswith("\r") else ""  # its LF may be in the next block
             parts.append(part[:len(part) - len(held)].replace("\r\n", "\n"))
+    if not any(parts):
+        raise ValueError(f"text: {path} is empty, needs at least one character")
     return Text(name, "".join(parts), name, digest.hexdigest())
 
 
