@@ -291,7 +291,7 @@ def test_an_unwritable_folder_is_named(train, book_file):
     one_line(stderr, f"out: cannot write to {book_file}")
 
 
-def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monkeypatch, capfd):
+def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--text", book_file, "--epochs", "1", *SMALL]) == 0
     assert re.fullmatch(r"little book-\d{8}-\d{6}", os.listdir("runs")[0])
@@ -299,6 +299,7 @@ def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monke
         shutil.copy(book_file, name)
         assert main(["train", "--text", name, "--epochs", "1", *SMALL]) == 0
         assert any(re.fullmatch(stem + r"-\d{8}-\d{6}", folder) for folder in os.listdir("runs"))
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]  # nor a plot without room
     assert re.search(r"sample( \\\n   )? --checkpoint 'runs/little book-", capfd.readouterr().out)
 
 

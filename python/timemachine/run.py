@@ -18,6 +18,7 @@ from timemachine import (
     checkpoint, data, files, folder as folders, model, network, plot, prompts, record, training)
 from timemachine.settings import METRICS, SAMPLES, State
 
+_LONGEST_TITLE = 40  # characters of a text's name over the plot, which a long one would leave no room
 _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take as long as half an epoch
 
 
@@ -248,6 +249,7 @@ class Run:
             try:
                 with files.replacing(self.path(folders.PLOT)) as file:
                     name = os.path.basename(self.text.name)
+                    name = name if len(name) <= _LONGEST_TITLE else f"{name[:_LONGEST_TITLE]}..."
                     plot.draw(file, self.metrics, f"{name}, {self.settings.hidden} hidden units")
                 self.not_drawn = None
             except Exception as error:
