@@ -39,7 +39,7 @@ void check_status(int status, const Args& args, bool step) {
          "0 <= token < " + std::to_string(bound) + ", I = " + std::to_string(bound) + " from Wxh");
   }
   if (status == RNN_BAD_THREADS) {
-    fail("RNN_OPS_NUM_THREADS", quoted_setting("RNN_OPS_NUM_THREADS"), "a number of threads, 1 or more");
+    fail("RNN_OPS_NUM_THREADS", quoted_setting("RNN_OPS_NUM_THREADS"), "a number of threads, 1 or more, at most 65,536");
   }
   if (status == RNN_BAD_SIMD) {
     fail("RNN_OPS_SIMD", quoted_setting("RNN_OPS_SIMD"), std::string("one of ") + rnn_cpu_simd_levels());
