@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import rnn_ops
+from rnn_ops.backends.cuda import sources
 from rnn_ops.operators import native
 from test_cpu_kernels import load_setup
 
@@ -28,6 +29,9 @@ def kernels(tmp_path_factory):
 def run_sanitized(folder, kernels, tests, edit=lambda text: text):
     """pytest on a copy of the package whose operator is compiled from edited sources: (exit status, what it printed)."""
     shutil.copytree(os.path.dirname(rnn_ops.__file__), str(folder / "rnn_ops"), ignore=shutil.ignore_patterns("__pycache__"))
+    kernels_of_gpus = folder / "rnn_ops" / "backends" / "cuda" / "kernels"
+    if not kernels_of_gpus.is_dir():  # where rnn_ops is installed with pip install -e
+        shutil.copytree(sources.folder(), str(kernels_of_gpus))
     shutil.copytree(SOURCES, str(folder / "sources"))
     source = folder / "sources" / "gpu.cc"
     source.write_text(edit(source.read_text()))
