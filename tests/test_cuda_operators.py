@@ -274,7 +274,8 @@ def test_memory_stays_bounded(gpus):
             machine.launches.clear(), machine._arrays.clear()  # what the machine notes down of each is not the operator's
 
         calls(100)
-        size, blocks = memory.growth(calls, 300)
+        # Twice: what something else in the process keeps once is no growth of each call.
+        size, blocks = map(min, zip(*(memory.growth(calls, 300) for _ in range(2))))
         assert size < 2 ** 18 and blocks < 200  # one array kept by every call is 300 of Python's blocks
         assert max(known) < 100
     finally:
