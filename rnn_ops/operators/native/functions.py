@@ -93,7 +93,7 @@ def _guarded_symbol(name, rank, symbol):
     A control-flow operator runs the nodes of its body by the shapes of their inputs, and cannot run one without any. SwapAxis,
     which copies where both axes are the same, is left alone too, since it has a state.
     """
-    if symbol.attr(UNSHARED):
+    if symbol.attr(UNSHARED) or symbol.attr(CONSTANT):
         return symbol
     internal = mx.sym._internal
     node = mx.name.NameManager.current.get(None, f"rnn_ops_{name}_")
@@ -101,8 +101,16 @@ def _guarded_symbol(name, rank, symbol):
         copied = mx.sym.SwapAxis(symbol, dim1=0, dim2=0)
         return internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
     zeros = _zeros(**({"shape": (-1,) * rank} if rank else {}))
-    # add_n would read what an array has not whose shape MXNet has inferred, since there is a 0 in it; this is an error then.
+    if _in_block():
+        return internal._identity_with_attr_like_rhs(symbol, zeros, name=node)
+    # Here somebody may look on with a Monitor, and the zeros above, of which only the shape counts, are never written. Adding them
+    # writes them; the identity refuses an array that has no memory for the shape which MXNet has inferred for it.
     return mx.sym.add_n(internal._identity_with_attr_like_rhs(symbol, symbol), zeros, name=node)
+
+
+def _in_block():
+    """Whether a Gluon block is making its graph, which is made for speed."""
+    return getattr(mx.gluon.block._BlockScope._current, "value", None) is not None
 
 
 def _mxnets(name):
