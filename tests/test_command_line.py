@@ -23,6 +23,8 @@ from timemachine.folder import PLOT
 from timemachine.record import FILE as RECORD
 from timemachine.settings import METRICS, SAMPLES, Settings, State
 
+pytestmark = pytest.mark.slow
+
 BIN = os.path.dirname(sys.executable)
 SCRIPT = os.path.join(BIN, "rnn-ops")
 SMALL = ["--epochs", "1", "--hidden", "4", "--batch-size", "2", "--sequence-length", "7"]

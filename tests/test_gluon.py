@@ -305,7 +305,7 @@ def test_the_width_of_the_inputs_is_found_out(how, activation, lengths, operator
 @pytest.mark.parametrize("options", [
     dict(), dict(num_layers=2, bidirectional=True), dict(layout="NTC"), dict(use_sequence_length=True),
     dict(num_layers=2, dropout=0.3, layout="NTC"), dict(bidirectional=True, use_sequence_length=True, layout="NTC")], ids=str)
-@pytest.mark.parametrize("used", ["outputs", "states", "both"])
+@pytest.mark.parametrize("used", ["outputs", *(pytest.param(used, marks=pytest.mark.slow) for used in ("states", "both"))])
 @pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
 def test_a_state_that_was_not_detached_is_a_constant(kind, used, options, operator):
     """As with MXNet's layer: books carry the state on and forget that detach() gives a new one."""

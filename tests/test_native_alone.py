@@ -19,7 +19,7 @@ from rnn_ops.backends import cpu
 from rnn_ops.operators import native
 from rnn_ops.operators.native import functions
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 T, B, I, H = 6, 4, 9, 33
 # MXNet without rnn_ops, and the library in it.

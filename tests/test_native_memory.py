@@ -12,7 +12,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.operators import native
 from rnn_ops.operators.native import functions
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 DEBUG = "libc_malloc_debug.so.0"  # from glibc 2.34 on; before, every malloc could check
 HAS_DEBUG = any(os.path.exists(os.path.join(folder, DEBUG)) for folder in (

@@ -15,6 +15,8 @@ from timemachine import checkpoint, sampling
 from timemachine.settings import SAMPLES
 from timemachine_cases import assert_same_run, book_file, metrics_of, one_line, start_train, train
 
+pytestmark = pytest.mark.slow
+
 
 def test_kills_at_every_write(tmp_path):
     done = subprocess.run([sys.executable, killed_runs.__file__, str(tmp_path)], stdout=subprocess.PIPE,

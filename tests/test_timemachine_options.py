@@ -14,6 +14,8 @@ from timemachine.record import FILE as RECORD
 from timemachine.settings import STEPS
 from timemachine_cases import assert_same_run, book_file, content_of, main, metrics_of, one_line, train
 
+pytestmark = pytest.mark.slow
+
 
 def record_of(folder):
     return json.loads(content_of(folder)[RECORD])

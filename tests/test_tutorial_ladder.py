@@ -13,6 +13,8 @@ from rnn_ops_benchmarks.worker import FAILED, OK
 from timemachine import model
 from timemachine.cli import main
 
+pytestmark = pytest.mark.slow
+
 nd = mx.nd
 T, B, V, H = 7, 5, 11, 13
 BATCHES, LEARNING_RATE, BOUND = 3, 0.5, 1e-10
