@@ -203,7 +203,8 @@ def _misfit(index, patterns, shapes):
     if known:
         why = " and ".join(f"{letter} = {sizes[letter]} from {sources[letter]}" for letter in known)
         needed = f"{_brackets([str(sizes.get(letter, letter)) for letter in pattern])}, {needed} with {why}"
-        if len(shapes[index]) == len(pattern) == 2 and all(sizes.get(letter, size) == size for letter, size in zip(pattern, shapes[index][::-1])):
+        turned = zip(pattern, shapes[index][::-1])
+        if len(shapes[index]) == len(pattern) == 2 and all(sizes.get(letter, size) == size for letter, size in turned):
             needed += f": {NAMES[index]}.T"
     return ValueError(f"{NAMES[index]}: got shape {tuple(shapes[index])}, needs {needed}")
 

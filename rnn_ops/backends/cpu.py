@@ -196,6 +196,7 @@ def _raise_for(status, args=None, inputs=None):
         raise MemoryError("no memory for packed copies of Wxh and Whh")
     if status == _BAD_THREADS:
         raise ValueError(
-            f"RNN_OPS_NUM_THREADS: got {os.environ.get('RNN_OPS_NUM_THREADS')!r}, needs a number of threads, 1 or more, at most 65,536")
+            f"RNN_OPS_NUM_THREADS: got {os.environ.get('RNN_OPS_NUM_THREADS')!r}, needs a number of threads, 1 or more, "
+            "at most 65,536")
     if status == _BAD_SIMD:
         raise ValueError(f"RNN_OPS_SIMD: got {os.environ.get('RNN_OPS_SIMD')!r}, needs one of {', '.join(simd_levels())}")

@@ -10,7 +10,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.operators import native
 from rnn_ops.operators.places import place_for
 
-_CACHE = 2 ** 18  # bytes
+_CACHE = 2 ** 18  # bytes of a gradient that are filled and written to at once
 
 _ARGUMENTS = ["tokens", "i2h_weight"]
 
@@ -46,7 +46,9 @@ class Lookup(mx.operator.CustomOp):
                 gradient[:, tokens] += sums.T
                 return
             # So many units at once as fit a cache: what has just been filled is then written to there.
-            step = max(1, _CACHE // (gradient.itemsize * gradient.shape[1])) if isinstance(gradient, np.ndarray) else len(gradient)
+            step = len(gradient)  # on a GPU, where each step would be a launch
+            if isinstance(gradient, np.ndarray):
+                step = max(1, _CACHE // (gradient.itemsize * gradient.shape[1]))
             for begin in range(0, len(gradient), step):
                 part = gradient[begin:begin + step]
                 part[:] = 0
