@@ -30,6 +30,11 @@ constexpr int64_t kDepth = 256;
 // Weight gradients are summed up in blocks of the left side of this many rows (of the gradient) and this depth.
 constexpr int64_t kGradientRows = 256, kGradientDepth = 128;
 
+// What one call of a function below computes: the rows [row, rows_end) and the panels of columns [panel, panels_end).
+struct Part {
+  int64_t row, rows_end, panel, panels_end;
+};
+
 template <class Real>
 struct Kernels {
   int64_t panel;  // columns that a packed panel holds
@@ -39,20 +44,21 @@ struct Kernels {
   void (*pack)(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end,
                Real* packed);
 
-  // out [.., N] = a [.., K] · b [K,N] for rows [begin, end).
-  void (*multiply)(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, int64_t begin, int64_t end);
+  // A part of out [..,N] = a [..,K] · b [K,N].
+  void (*multiply)(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, const Part& part);
 
-  // Runs batch rows [begin, end) through all T steps. Dense input: h holds x·Wxh on entry.
-  void (*forward)(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t begin, int64_t end);
-  void (*backward)(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t begin, int64_t end);
+  // A part of step t, which needs all columns of the step before, in the same rows. Dense input: h holds x·Wxh on entry.
+  // Backward, t = T - 1 comes first, and t = -1 is the gradient of the initial state.
+  void (*forward)(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t t, const Part& part);
+  void (*backward)(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t t, const Part& part);
 
-  // Sums da to columns [begin, end) of dbh and, with tokens, of dWxh, each in the order of t, then b.
+  // Sums da to columns [begin, end) of dbh and, with tokens, adds it to those of dWxh, each in the order of t, then b.
   void (*sum)(const rnn_cpu_backward_args& args, int64_t begin, int64_t end);
 
-  // out [M,N] += aᵀ·b, a [R,M], b [R,N], for the panels [begin, end) of out's columns. `packed` has room for
-  // (kGradientRows + (end - begin)·panel)·kGradientDepth values.
-  void (*add_transposed_product)(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, int64_t begin,
-                                 int64_t end, Real* packed);
+  // A part of out [M,N] += aᵀ·b, a [R,M], b [R,N]. `packed` has room for (kGradientRows + the part's columns)·kGradientDepth
+  // values.
+  void (*add_transposed_product)(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, const Part& part,
+                                 Real* packed);
 
   void (*tanh)(int64_t n, const Real* x, Real* y);
 };

@@ -1,17 +1,21 @@
 // The recurrence at one SIMD level, and the products around it.
 //
-// A step is a small product, `rows` × H times H × H, between two elementwise passes over the rows:
+// A step is a small product, `rows` × H times H × H, between an elementwise start and end:
 //
 //     forward     h_t = x·Wxh + bh      h_t += h_{t-1}·Whh       h_t = tanh(h_t)     or relu(h_t)
 //     backward    da_t = dh_t           da_t += da_{t+1}·Whhᵀ    da_t *= 1 - h_t²    or (h_t > 0)
 //
-// A thread owns some batch rows for all T steps and meets nobody. Its rows (16 KB for 16 rows of 256) and one panel of
-// Whh (16 KB) stay in the L1 cache, all of Whh in L2, so the passes cost little beside the product.
+// The start belongs to the tile that computes the product, which adds it to the sums in its registers. The end is a pass of its
+// own: right behind each tile it would make the next one wait for the long chain of a tanh.
+//
+// A thread computes a part of a step: some batch rows, some columns. Its rows (16 KB for 16 rows of 256) stay in the L1 cache,
+// its columns of Whh in L2. split.cc says who computes which part, team.h how those meet who share rows.
 //
 // The products over all T·B rows run on the same tile: x·Wxh before the steps, da·Wxhᵀ and the weight gradients after.
 //
 // Every sum runs over k in ascending order, block by block, whatever the tile: the bits of a result depend neither on the
-// number of threads nor on what is computed beside it, nor on the level, as long as that has fused multiply-adds.
+// number of threads nor on the parts nor on what is computed beside it, nor on the level, as long as that has fused
+// multiply-adds.
 //
 // Included by isa_*.cc, which define
 //     RNN_LEVEL        namespace of the level
@@ -46,10 +50,32 @@ struct Right {
   int64_t panel_stride, k_stride;
 };
 
-// A tile: out[r][v] += sum over k of a[r][k] · b[k][v] for ROWS rows and PANELS panels of columns.
+// What a product starts from: row r, column c of [rows,N] at values[r·stride + c], or zeros where there are no values. With
+// tokens, row r is row tokens[r] of the values. `bias` [N] is added to every row.
+template <class Real>
+struct Start {
+  const Real* values;
+  int64_t stride;
+  const int32_t* tokens;
+  const Real* bias;
+
+  Start at(int64_t row, int64_t column) const {
+    return {!values ? nullptr : values + column + (tokens ? 0 : row * stride), stride, tokens ? tokens + row : nullptr,
+            bias ? bias + column : nullptr};
+  }
+  const Real* row(int64_t r) const { return values + (tokens ? tokens[r] : r) * stride; }
+};
+
+// A tile: out[r][v] = start[r][v] + sum over k of a[r][k] · b[k][v] for ROWS rows and PANELS panels of columns.
 template <class Real, int ROWS, int PANELS>
-void tile(Left<Real> a, Right<Real> b, int64_t K, Real* out, int64_t out_stride) {
+void tile(Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real* out, int64_t out_stride) {
   constexpr int VECTORS = PANELS * kVectors, LANES = lanes<Real>();
+  for (int r = 0; r < ROWS; ++r) {  // what the sums will meet comes from memory meanwhile
+    for (int v = 0; v < VECTORS; ++v) {
+      __builtin_prefetch(out + r * out_stride + v * LANES, 1);
+      if (start.values) __builtin_prefetch(start.row(r) + v * LANES);
+    }
+  }
   Vec<Real> sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < K; ++k) {
     if (ROWS < VECTORS) {  // fewer values of the left side than vectors of the right: hold those, pass these
@@ -76,19 +102,22 @@ void tile(Left<Real> a, Right<Real> b, int64_t K, Real* out, int64_t out_stride)
   }
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
+    const Real* from = start.values ? start.row(r) : nullptr;
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) {
-      Real* p = out + r * out_stride + v * LANES;
-      store(p, load(p) + sum[r][v]);
+      Vec<Real> first = from ? load(from + v * LANES) : Vec<Real>{};
+      if (start.bias) first += load(start.bias + v * LANES);
+      store(out + r * out_stride + v * LANES, first + sum[r][v]);
     }
   }
 }
 
 // Calls the tile of `height` rows, 1 <= height <= ROWS.
 template <class Real, int PANELS, int ROWS>
-void tile_of_height(int64_t height, Left<Real> a, Right<Real> b, int64_t K, Real* out, int64_t out_stride) {
-  if (height == ROWS) tile<Real, ROWS, PANELS>(a, b, K, out, out_stride);
-  else if constexpr (ROWS > 1) tile_of_height<Real, PANELS, ROWS - 1>(height, a, b, K, out, out_stride);
+void tile_of_height(int64_t height, Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real* out,
+                    int64_t out_stride) {
+  if (height == ROWS) tile<Real, ROWS, PANELS>(a, b, K, start, out, out_stride);
+  else if constexpr (ROWS > 1) tile_of_height<Real, PANELS, ROWS - 1>(height, a, b, K, start, out, out_stride);
 }
 
 // The left side of a product, a row-major matrix.
@@ -119,52 +148,58 @@ RNN_INLINE void for_each_tile(int64_t rows, const Visit& visit) {
   }
 }
 
-// One group of panels, all rows: out [rows,columns] += a · b. Fewer columns than the panels have (the last panel's
-// padding) go by way of a padded copy of the output.
+// One group of panels, all rows: out [rows,columns] = start + a · b, at `column` of the whole. Fewer columns than
+// the panels have (the last panel's padding) go by way of a padded copy of the sums.
 template <class Real, int PANELS, class LeftSide>
-void tiles(int64_t rows, int64_t columns, const LeftSide& a, Right<Real> b, int64_t K, Real* out, int64_t out_stride) {
+void tiles(int64_t rows, int64_t column, int64_t columns, const LeftSide& a, Right<Real> b, int64_t K, const Start<Real>& start,
+           Real* out, int64_t out_stride) {
   constexpr int HIGHEST = RNN_MAX_ROWS / PANELS;
   constexpr int64_t WIDTH = PANELS * panel_width<Real>();
   for_each_tile<HIGHEST>(rows, [&](int64_t row, int64_t height) {
-    Real* target = out + row * out_stride;
+    const Start<Real> from = start.at(row, column);
+    Real* target = out + row * out_stride + column;
     if (columns == WIDTH) {
-      tile_of_height<Real, PANELS, HIGHEST>(height, a.tile(row, height), b, K, target, out_stride);
-      return;
+      tile_of_height<Real, PANELS, HIGHEST>(height, a.tile(row, height), b, K, from, target, out_stride);
+    } else {
+      Real sums[HIGHEST * WIDTH];
+      tile_of_height<Real, PANELS, HIGHEST>(height, a.tile(row, height), b, K, Start<Real>(), sums, WIDTH);
+      for (int64_t r = 0; r < height; ++r) {
+        const Real* first = from.values ? from.row(r) : nullptr;
+        for (int64_t c = 0; c < columns; ++c)
+          target[r * out_stride + c] = (first ? first[c] : 0) + (from.bias ? from.bias[c] : 0) + sums[r * WIDTH + c];
+      }
     }
-    Real padded[HIGHEST * WIDTH] = {};
-    for (int64_t r = 0; r < height; ++r)
-      for (int64_t c = 0; c < columns; ++c) padded[r * WIDTH + c] = target[r * out_stride + c];
-    tile_of_height<Real, PANELS, HIGHEST>(height, a.tile(row, height), b, K, padded, WIDTH);
-    for (int64_t r = 0; r < height; ++r)
-      for (int64_t c = 0; c < columns; ++c) target[r * out_stride + c] = padded[r * WIDTH + c];
   });
 }
 
-// out [rows,N] += a [rows,K] · b [K,N] for the rows k to k + K of b, `a` starting there.
+// One block of k, the panels [panel, end): out [rows,N] = start + a · b for the rows k to k + K of b, `a` starting there. As many
+// panels at once as the rows leave accumulators for: few rows need many sums to keep the multiply-add units busy.
 template <class Real, int PANELS, class LeftSide>
-void add_block(int64_t rows, int64_t k, int64_t K, int64_t N, const LeftSide& a, const Weights<Real>& b, Real* out,
-               int64_t out_stride) {
+void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const LeftSide& a,
+               const Weights<Real>& b, const Start<Real>& start, Real* out, int64_t out_stride) {
   constexpr int64_t P = panel_width<Real>();
-  const int64_t whole = N / P;
-  Right<Real> right = {b.panels + k * b.k_stride, b.panel_stride, b.k_stride};
-  int64_t p = 0;
-  for (; p + PANELS <= whole; p += PANELS, right.values += PANELS * b.panel_stride)
-    tiles<Real, PANELS>(rows, PANELS * P, a, right, K, out + p * P, out_stride);
-  for (; p < whole; ++p, right.values += b.panel_stride)
-    tiles<Real, 1>(rows, P, a, right, K, out + p * P, out_stride);
-  if (p * P < N) tiles<Real, 1>(rows, N - p * P, a, Right<Real>{b.tail + k * P, 0, P}, K, out + p * P, out_stride);
+  const int64_t whole = N / P < end ? N / P : end;
+  if (PANELS == 1 || rows <= RNN_MAX_ROWS / PANELS) {
+    for (; panel + PANELS <= whole; panel += PANELS) {
+      const Right<Real> right = {b.panels + panel * b.panel_stride + k * b.k_stride, b.panel_stride, b.k_stride};
+      tiles<Real, PANELS>(rows, panel * P, PANELS * P, a, right, K, start, out, out_stride);
+    }
+  }
+  if constexpr (PANELS > 1) {
+    add_block<Real, PANELS / 2>(rows, panel, end, k, K, N, a, b, start, out, out_stride);
+  } else if (panel < end) {
+    const Right<Real> right = {b.tail + k * P, 0, P};
+    tiles<Real, 1>(rows, panel * P, N - panel * P, a, right, K, start, out, out_stride);
+  }
 }
 
-// out [rows,N] += a [rows,K] · b [K,N]
+// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N].
 template <class Real>
-void add_product(int64_t rows, int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out) {
+void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, const Real* a, const Weights<Real>& b,
+             Start<Real> start, Real* out) {
   for (int64_t k = 0; k < K; k += kDepth) {
-    const int64_t n = K - k < kDepth ? K - k : kDepth;
-    const Rows<Real> left = {a + k, K};
-    // Few rows take several panels at once: 8 independent sums keep two multiply-add units busy.
-    if (rows == 1) add_block<Real, 4>(rows, k, n, N, left, b, out, N);
-    else if (rows <= 3) add_block<Real, 2>(rows, k, n, N, left, b, out, N);
-    else add_block<Real, 1>(rows, k, n, N, left, b, out, N);
+    add_block<Real, 4>(rows, panel, end, k, K - k < kDepth ? K - k : kDepth, N, Rows<Real>{a + k, K}, b, start, out, N);
+    start = {out, N, nullptr, nullptr};
   }
 }
 
@@ -191,51 +226,61 @@ void multiply_by_derivative(int64_t n, const Real* h, Real* da) {
   }
 }
 
-template <class Real>
-void forward(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t begin, int64_t end) {
-  const int64_t B = args.B, H = args.H, rows = end - begin;
-  const Real* Wxh = static_cast<const Real*>(args.Wxh);
-  const Real* bh = static_cast<const Real*>(args.bh);
-  const Real* previous = static_cast<const Real*>(args.h0) + begin * H;
-  for (int64_t t = 0; t < args.T; ++t) {
-    Real* h = static_cast<Real*>(args.h) + (t * B + begin) * H;
-    for (int64_t b = 0; b < rows; ++b) {
-      Real* out = h + b * H;
-      const Real* x = args.tokens ? Wxh + args.tokens[t * B + begin + b] * H : out;  // dense: x·Wxh is there already
-      for (int64_t i = 0; i < H; ++i) out[i] = x[i] + bh[i];
-    }
-    add_product(rows, H, H, previous, Whh, h);
-    if (args.activation == RNN_TANH) activate<Real, RNN_TANH>(rows * H, h, h);
-    else activate<Real, RNN_RELU>(rows * H, h, h);
-    previous = h;
+// Calls visit(first, n) for the pieces of a part's rows, H values each, in which its columns lie one after the other.
+template <class Real, class Visit>
+void for_each_piece(const Part& part, int64_t H, const Visit& visit) {
+  constexpr int64_t P = panel_width<Real>();
+  const int64_t rows = part.rows_end - part.row, column = part.panel * P;
+  const int64_t columns = (part.panels_end * P < H ? part.panels_end * P : H) - column;
+  if (columns == H) return visit(0, rows * H);
+  for (int64_t r = 0; r < rows; ++r) visit(r * H + column, columns);
+}
+
+template <class Real, int ACTIVATION>
+void forward_step(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t t, const Part& part) {
+  const int64_t B = args.B, H = args.H, first = t * B + part.row;
+  Real* h = static_cast<Real*>(args.h) + first * H;
+  const Real* previous = t ? h - B * H : static_cast<const Real*>(args.h0) + part.row * H;
+  Start<Real> start = {h, H, nullptr, static_cast<const Real*>(args.bh)};  // dense: x·Wxh is there already
+  if (args.tokens) start = {static_cast<const Real*>(args.Wxh), H, args.tokens + first, start.bias};
+  product(part.rows_end - part.row, part.panel, part.panels_end, H, H, previous, Whh, start, h);
+  for_each_piece<Real>(part, H, [&](int64_t at, int64_t n) { activate<Real, ACTIVATION>(n, h + at, h + at); });
+}
+
+template <class Real, int ACTIVATION>
+void backward_step(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t t, const Part& part) {
+  const int64_t B = args.B, H = args.H, rows = part.rows_end - part.row, first = (t * B + part.row) * H;
+  const Real* next = static_cast<const Real*>(args.da) + first + B * H;  // da of the step after
+  if (t < 0) {
+    product(rows, part.panel, part.panels_end, H, H, next, WhhT, Start<Real>(), static_cast<Real*>(args.dh0) + part.row * H);
+    return;
   }
+  const Real* h = static_cast<const Real*>(args.h) + first;
+  const Real* dh = args.dh ? static_cast<const Real*>(args.dh) + first : nullptr;
+  Real* da = static_cast<Real*>(args.da) + first;
+  if (t < args.T - 1) {
+    product(rows, part.panel, part.panels_end, H, H, next, WhhT, Start<Real>{dh, H, nullptr, nullptr}, da);
+  } else {
+    const Real* dh_last = args.dh_last ? static_cast<const Real*>(args.dh_last) + part.row * H : nullptr;
+    for_each_piece<Real>(part, H, [&](int64_t at, int64_t n) {
+      if (dh) __builtin_memcpy(da + at, dh + at, n * sizeof(Real));
+      else __builtin_memset(da + at, 0, n * sizeof(Real));
+      for (int64_t i = 0; dh_last && i < n; ++i) da[at + i] += dh_last[at + i];
+    });
+  }
+  for_each_piece<Real>(part, H, [&](int64_t at, int64_t n) { multiply_by_derivative<Real, ACTIVATION>(n, h + at, da + at); });
 }
 
 template <class Real>
-void backward(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t begin, int64_t end) {
-  const int64_t H = args.H, n = (end - begin) * H;
-  const Real* next = nullptr;  // da of the step after
-  for (int64_t t = args.T - 1; t >= 0; --t) {
-    const int64_t at = (t * args.B + begin) * H;
-    const Real* h = static_cast<const Real*>(args.h) + at;
-    Real* da = static_cast<Real*>(args.da) + at;
-    if (!args.dh) __builtin_memset(da, 0, n * sizeof(Real));
-    else __builtin_memcpy(da, static_cast<const Real*>(args.dh) + at, n * sizeof(Real));
-    if (next) {
-      add_product(end - begin, H, H, next, WhhT, da);
-    } else if (args.dh_last) {
-      const Real* dh_last = static_cast<const Real*>(args.dh_last) + begin * H;
-      for (int64_t i = 0; i < n; ++i) da[i] += dh_last[i];
-    }
-    if (args.activation == RNN_TANH) multiply_by_derivative<Real, RNN_TANH>(n, h, da);
-    else multiply_by_derivative<Real, RNN_RELU>(n, h, da);
-    next = da;
-  }
-  if (args.dh0) {
-    Real* dh0 = static_cast<Real*>(args.dh0) + begin * H;
-    __builtin_memset(dh0, 0, n * sizeof(Real));
-    add_product(end - begin, H, H, next, WhhT, dh0);
-  }
+void forward(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t t, const Part& part) {
+  if (args.activation == RNN_TANH) forward_step<Real, RNN_TANH>(args, Whh, t, part);
+  else forward_step<Real, RNN_RELU>(args, Whh, t, part);
+}
+
+template <class Real>
+void backward(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t t, const Part& part) {
+  if (args.activation == RNN_TANH) backward_step<Real, RNN_TANH>(args, WhhT, t, part);
+  else backward_step<Real, RNN_RELU>(args, WhhT, t, part);
 }
 
 template <class Real>
@@ -243,8 +288,6 @@ void sum(const rnn_cpu_backward_args& args, int64_t begin, int64_t end) {
   const int64_t B = args.B, H = args.H;
   Real* dWxh = args.tokens ? static_cast<Real*>(args.dWxh) : nullptr;  // dense: a product, see the dispatcher
   Real* dbh = static_cast<Real*>(args.dbh);
-  if (dWxh)
-    for (int64_t i = 0; i < args.I; ++i) __builtin_memset(dWxh + i * H + begin, 0, (end - begin) * sizeof(Real));
   if (dbh) __builtin_memset(dbh + begin, 0, (end - begin) * sizeof(Real));
   constexpr int64_t BLOCK = 64;
   for (int64_t t = 0; t < args.T; ++t) {
@@ -286,12 +329,11 @@ void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, i
 
 // Rows at a time, so that they stay in L2 while all panels pass by.
 template <class Real>
-void multiply(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, int64_t begin, int64_t end) {
+void multiply(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, const Part& part) {
   constexpr int64_t ROWS = 10 * RNN_MAX_ROWS;
-  for (int64_t row = begin; row < end; row += ROWS) {
-    const int64_t rows = end - row < ROWS ? end - row : ROWS;
-    __builtin_memset(out + row * N, 0, rows * N * sizeof(Real));
-    add_product(rows, K, N, a + row * K, b, out + row * N);
+  for (int64_t row = part.row; row < part.rows_end; row += ROWS) {
+    const int64_t rows = part.rows_end - row < ROWS ? part.rows_end - row : ROWS;
+    product(rows, part.panel, part.panels_end, K, N, a + row * K, b, Start<Real>(), out + row * N);
   }
 }
 
@@ -308,22 +350,25 @@ void gather(int64_t height, int64_t depth, const Real* from, int64_t stride, Rea
 
 // Both sides are packed, a block at a time that the L2 cache holds.
 template <class Real>
-void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, int64_t begin,
-                            int64_t end, Real* packed) {
+void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, const Part& part,
+                            Real* packed) {
   constexpr int64_t P = panel_width<Real>(), MB = kGradientRows, RB = kGradientDepth;
-  const int64_t column = begin * P, columns = (end * P < N ? end * P : N) - column;
+  const int64_t column = part.panel * P, panels = part.panels_end - part.panel;
+  const int64_t columns = (part.panels_end * P < N ? part.panels_end * P : N) - column;
   Real* left = packed;
   Real* right = packed + MB * RB;
-  for (int64_t m = 0; m < M; m += MB) {
-    const int64_t rows = M - m < MB ? M - m : MB;
+  for (int64_t m = part.row; m < part.rows_end; m += MB) {
+    const int64_t rows = part.rows_end - m < MB ? part.rows_end - m : MB;
+    Real* block = out + m * N + column;
     for (int64_t r = 0; r < R; r += RB) {
       const int64_t depth = R - r < RB ? R - r : RB;
       for_each_tile<RNN_MAX_ROWS>(rows, [&](int64_t row, int64_t height) {
         gather<Real, RNN_MAX_ROWS>(height, depth, a + r * M + m + row, M, left + row * depth);
       });
-      pack(b + r * N + column, N, false, depth, columns, 0, end - begin, right);
-      const Weights<Real> panels = {right, P * depth, P, right + columns / P * P * depth};
-      add_block<Real, 1>(rows, 0, depth, columns, PackedTiles<Real>{left, depth}, panels, out + m * N + column, N);
+      pack(b + r * N + column, N, false, depth, columns, 0, panels, right);
+      const Weights<Real> side = {right, P * depth, P, right + columns / P * P * depth};
+      add_block<Real, 1>(rows, 0, panels, 0, depth, columns, PackedTiles<Real>{left, depth}, side,
+                         Start<Real>{block, N, nullptr, nullptr}, block, N);
     }
   }
 }

@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "split.h"
+#include "team.h"
 #include "threads.h"
 
 namespace rnn {
@@ -98,6 +100,11 @@ void share_out(int n, int64_t count, const Part& part) {
   }, &context);
 }
 
+// Into how many rows and columns of parts a matrix is cut.
+struct Grid {
+  int rows, columns;
+};
+
 // One call at one SIMD level: the products and passes of kernels.h, shared out to threads.
 template <class Real>
 class Call {
@@ -112,10 +119,7 @@ class Call {
       multiply(T * B, I, H, args.x, weights, args.h);
     }
     if (!prepare(args.Whh, false, H, H, T * B, &weights)) return RNN_NO_MEMORY;
-    share_out(parts_of(T * B * H * H, B, threads_), B, [&](int, int64_t begin, int64_t end) {
-      kernels_.forward(args, weights, begin, end);
-    });
-    return RNN_OK;
+    return run_steps(T, B, H, T, [&](int64_t t, const Part& part) { kernels_.forward(args, weights, t, part); });
   }
 
   int backward(const rnn_cpu_backward_args& args) const {
@@ -124,22 +128,24 @@ class Call {
     const Real* h = static_cast<const Real*>(args.h);
     Weights<Real> weights;
     if (!prepare(args.Whh, true, H, H, T * B, &weights)) return RNN_NO_MEMORY;
-    share_out(parts_of(T * B * H * H, B, threads_), B, [&](int, int64_t begin, int64_t end) {
-      kernels_.backward(args, weights, begin, end);
+    const int status = run_steps(T, B, H, args.dh0 ? T + 1 : T, [&](int64_t step, const Part& part) {
+      kernels_.backward(args, weights, T - 1 - step, part);
     });
-    if (args.dbh || (args.dWxh && args.tokens)) {
+    if (status != RNN_OK) return status;
+    if (args.tokens && args.dWxh) fill_with_zeros(args.dWxh, I * H);
+    if (args.dbh || (args.tokens && args.dWxh)) {
       const int64_t line = 64 / sizeof(Real);  // a cache line, which no two threads should write
       const int64_t lines = (H + line - 1) / line;
-      share_out(parts_of(4 * T * B * H, lines, threads_), lines, [&](int, int64_t begin, int64_t end) {
+      rnn::share_out(parts_of(4 * T * B * H, lines, threads_), lines, [&](int, int64_t begin, int64_t end) {
         kernels_.sum(args, begin * line, end * line < H ? end * line : H);
       });
     }
     if (args.dWhh) {
-      Real* out = zeros(args.dWhh, H * H);
+      Real* out = fill_with_zeros(args.dWhh, H * H);
       if (!add_transposed_product(B, H, H, args.h0, da, out)) return RNN_NO_MEMORY;
       if (T > 1 && !add_transposed_product((T - 1) * B, H, H, h, da + B * H, out)) return RNN_NO_MEMORY;
     }
-    if (args.dWxh && !args.tokens && !add_transposed_product(T * B, I, H, args.x, da, zeros(args.dWxh, I * H)))
+    if (args.dWxh && !args.tokens && !add_transposed_product(T * B, I, H, args.x, da, fill_with_zeros(args.dWxh, I * H)))
       return RNN_NO_MEMORY;
     if (args.dx) {
       if (!prepare(args.Wxh, true, H, I, T * B, &weights)) return RNN_NO_MEMORY;
@@ -149,9 +155,59 @@ class Call {
   }
 
  private:
-  static Real* zeros(void* out, int64_t count) {
-    return static_cast<Real*>(memset(out, 0, count * sizeof(Real)));
+  Real* fill_with_zeros(void* out, int64_t count) const {
+    Real* values = static_cast<Real*>(out);
+    rnn::share_out(parts_of(count, count / 1024 + 1, threads_), count, [&](int, int64_t begin, int64_t end) {
+      memset(values + begin, 0, (end - begin) * sizeof(Real));
+    });
+    return values;
   }
+
+  // Calls step(t, part) for the parts of `steps` steps of the recurrence in order, t = 0 first.
+  template <class Step>
+  int run_steps(int64_t T, int64_t B, int64_t H, int64_t steps, const Step& step) const {
+    const int64_t panels = panels_of(H);
+    const int threads = parts_of(T * B * H * H, B * panels, threads_);
+    const Split split = choose_split(B, H, kernels_.panel, sizeof(Real), threads, l1_bytes(), l2_bytes());
+    const Grid grid = {split.row_groups, split.column_groups};
+    if (grid.columns == 1) {
+      share_out(grid, B, H, [&](int, const Part& part) {
+        for (int64_t t = 0; t < steps; ++t) step(t, part);
+      });
+      return RNN_OK;
+    }
+    const Teams teams(grid.rows, grid.columns);
+    if (!teams.ready()) return RNN_NO_MEMORY;
+    share_out(grid, B, H, [&](int i, const Part&) {
+      const int team = i / grid.columns;
+      teams.run(team, i % grid.columns, steps, [&](int64_t t, int lane) {
+        step(t, part_of(grid, team * grid.columns + lane, B, H));
+      });
+    });
+    return RNN_OK;
+  }
+
+  // For `work` multiply-adds: rows first, and columns where threads are left over.
+  Grid grid_for(int64_t work, int64_t row_grains, int64_t panels) const {
+    const int n = parts_of(work, row_grains * panels, threads_);
+    const int rows = static_cast<int>(row_grains < n ? row_grains : n);
+    return {rows, static_cast<int>(panels < n / rows ? panels : n / rows)};
+  }
+
+  // Calls visit(i, part) for the parts of a matrix, side by side.
+  template <class Visit>
+  void share_out(const Grid& grid, int64_t rows, int64_t columns, const Visit& visit) const {
+    const int n = grid.rows * grid.columns;
+    rnn::share_out(n, n, [&](int i, int64_t, int64_t) { visit(i, part_of(grid, i, rows, columns)); });
+  }
+
+  Part part_of(const Grid& grid, int i, int64_t rows, int64_t columns) const {
+    const int64_t row = i / grid.columns, column = i % grid.columns, panels = panels_of(columns);
+    return {rows * row / grid.rows, rows * (row + 1) / grid.rows, panels * column / grid.columns,
+            panels * (column + 1) / grid.columns};
+  }
+
+  int64_t panels_of(int64_t columns) const { return (columns + kernels_.panel - 1) / kernels_.panel; }
 
   // Makes the K × N matrix W (transpose: the N × K matrix) ready for the micro-kernel. It is packed where it meets
   // enough `rows`; the tail always, since it needs its padding. False where there is no memory for that.
@@ -165,7 +221,7 @@ class Call {
       packed = workspace.room_for<Real>(count * P * K);
       if (!packed) return false;
       packed -= first * P * K;
-      share_out(parts_of(count * P * K, count, threads_), count, [&](int, int64_t begin, int64_t end) {
+      rnn::share_out(parts_of(count * P * K, count, threads_), count, [&](int, int64_t begin, int64_t end) {
         kernels_.pack(W, transpose ? K : N, transpose, K, N, first + begin, first + end, packed);
       });
     }
@@ -175,19 +231,20 @@ class Call {
   }
 
   void multiply(int64_t rows, int64_t K, int64_t N, const void* a, const Weights<Real>& b, void* out) const {
-    share_out(parts_of(rows * K * N, rows, threads_), rows, [&](int, int64_t begin, int64_t end) {
-      kernels_.multiply(K, N, static_cast<const Real*>(a), b, static_cast<Real*>(out), begin, end);
+    share_out(grid_for(rows * K * N, rows, panels_of(N)), rows, N, [&](int, const Part& part) {
+      kernels_.multiply(K, N, static_cast<const Real*>(a), b, static_cast<Real*>(out), part);
     });
   }
 
+  // out [M,N] += aᵀ·b, a [R,M], b [R,N]. A thread packs its rows of aᵀ, which takes longer, and its columns of b.
   bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) const {
-    const int64_t P = kernels_.panel, panels = (N + P - 1) / P;
-    const int n = parts_of(R * M * N, panels, threads_);
-    const int64_t room = (kGradientRows + (panels / n + 1) * P) * kGradientDepth;
-    Real* packed = workspace.room_for<Real>(n * room);
+    const int64_t grain = 16;  // rows: enough for a tile
+    const Grid grid = grid_for(R * M * N, (M + grain - 1) / grain, panels_of(N));
+    const int64_t room = (kGradientRows + (panels_of(N) / grid.columns + 1) * kernels_.panel) * kGradientDepth;
+    Real* packed = workspace.room_for<Real>(grid.rows * grid.columns * room);
     if (!packed) return false;
-    share_out(n, panels, [&](int i, int64_t begin, int64_t end) {
-      kernels_.add_transposed_product(R, M, N, static_cast<const Real*>(a), b, out, begin, end, packed + i * room);
+    share_out(grid, M, N, [&](int i, const Part& part) {
+      kernels_.add_transposed_product(R, M, N, static_cast<const Real*>(a), b, out, part, packed + i * room);
     });
     return true;
   }

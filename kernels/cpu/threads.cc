@@ -1,4 +1,5 @@
-// A pool of threads, started as they are first needed and kept asleep between calls.
+// A pool of threads, started as they are first needed and kept asleep between calls. A call has several phases: between them a
+// thread spins for a while, and then goes to sleep.
 #include "threads.h"
 
 #include <pthread.h>
@@ -16,15 +17,6 @@
 
 namespace rnn {
 namespace {
-
-// About 20 µs: a call has several phases, each waited for this long before a thread goes to sleep.
-constexpr int kSpins = 1000;
-
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#endif
-}
 
 class Pool {
  public:

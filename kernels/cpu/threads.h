@@ -4,6 +4,15 @@
 
 namespace rnn {
 
+// How often a thread that waits for another one spins, about 20 µs, before it gives its core away.
+constexpr int kSpins = 1000;
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
 // RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may run on; 0 where the first is
 // set and not a positive number.
 int thread_limit();

@@ -1,0 +1,24 @@
+// How the threads of a call share each step of the recurrence: a pure choice, so that it can be tested.
+#ifndef RNN_SPLIT_H_
+#define RNN_SPLIT_H_
+
+#include <stdint.h>
+
+namespace rnn {
+
+// The rows are cut into `row_groups`, which never meet, and the columns of each into `column_groups`, which meet at every step.
+struct Split {
+  int row_groups, column_groups;
+};
+
+// The split that takes the fewest cycles a step of B rows and H columns, by the model in split.cc. At least 1 × 1, at most
+// `threads` groups in all. `panel`: columns that a tile computes at once; `item`: bytes of a value; `l1`, `l2`: bytes of a core's
+// own caches.
+Split choose_split(int64_t B, int64_t H, int64_t panel, int64_t item, int threads, int64_t l1, int64_t l2);
+
+// The caches of this machine; what most have where the system does not tell.
+int64_t l1_bytes();
+int64_t l2_bytes();
+
+}  // namespace rnn
+#endif  // RNN_SPLIT_H_

@@ -1,0 +1,88 @@
+// Threads that compute the columns of the same rows, and meet at every step.
+//
+// Each member has a lane: its own columns, so that its part of Whh stays in its own cache. Step t of a lane may begin when step
+// t - 1 of every lane is done. A member that has done its own lane and sees that nobody has begun another one does that too: its
+// owner has not woken up yet, or has lost its core. So a team makes progress while one of its members runs, and a late member
+// finds its work done. A lane that somebody has begun is waited for: spinning some 20 µs, then giving the core away, then asleep
+// for 50 µs at a time.
+//
+// Which thread computes a lane does not change its bits.
+#ifndef RNN_TEAM_H_
+#define RNN_TEAM_H_
+
+#include <stdint.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "threads.h"
+
+namespace rnn {
+
+class Teams {
+ public:
+  Teams(int teams, int lanes) : count_(lanes), lanes_(new (std::nothrow) Lane[teams * lanes]) {}
+
+  // Whether there was memory for the lanes.
+  bool ready() const { return lanes_ != nullptr; }
+
+  // What the member `own` of a team does: calls step(t, lane) for its lane, t = 0 to steps - 1, and for others that are late.
+  // Returns when all steps of all its team's lanes are done.
+  template <class Step>
+  void run(int team, int own, int64_t steps, const Step& step) const {
+    Lane* lanes = lanes_.get() + team * count_;
+    for (int64_t t = 0; t < steps; ++t) {
+      if (begin(lanes, own, t, step) && lanes[own].late.load(std::memory_order_relaxed))
+        lanes[own].late.store(false, std::memory_order_relaxed);
+      for (int i = 1; i <= count_; ++i) finish(lanes, (own + i) % count_, t, step);
+    }
+  }
+
+ private:
+  // Whoever moves `begun` from t to t + 1 computes step t of the lane, and then moves `done`.
+  struct alignas(128) Lane {
+    std::atomic<int64_t> begun{0}, done{0};
+    std::atomic<bool> late{false};  // somebody else had to compute the last step: do not wait for the owner
+  };
+
+  static constexpr int kPatience = 50;  // pauses, 1 to 2 µs, for which an owner may be late
+  static constexpr int kYields = 100;
+
+  // Computes step t of the lane, unless somebody has begun it.
+  template <class Step>
+  static bool begin(Lane* lanes, int lane, int64_t t, const Step& step) {
+    int64_t expected = t;
+    if (!lanes[lane].begun.compare_exchange_strong(expected, t + 1, std::memory_order_relaxed)) return false;
+    step(t, lane);
+    lanes[lane].done.store(t + 1, std::memory_order_release);
+    return true;
+  }
+
+  // Waits until step t of the lane is done, and computes it where nobody else does.
+  template <class Step>
+  static void finish(Lane* lanes, int lane, int64_t t, const Step& step) {
+    Lane& its = lanes[lane];
+    for (int waited = 0; its.done.load(std::memory_order_acquire) <= t; ++waited) {
+      const bool free = its.begun.load(std::memory_order_relaxed) == t;
+      if (free && (waited >= kPatience || its.late.load(std::memory_order_relaxed)) && begin(lanes, lane, t, step)) {
+        its.late.store(true, std::memory_order_relaxed);
+      } else if (waited < kSpins) {
+        pause();
+      } else if (waited < kSpins + kYields) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+        waited = kSpins + kYields;
+      }
+    }
+  }
+
+  const int count_;
+  const std::unique_ptr<Lane[]> lanes_;
+};
+
+}  // namespace rnn
+#endif  // RNN_TEAM_H_
