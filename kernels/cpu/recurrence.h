@@ -30,6 +30,7 @@ namespace rnn {
 namespace RNN_LEVEL {
 
 constexpr int kVectors = 2;  // vectors in a panel
+constexpr int kMostPanels = 4;  // that a tile computes at once
 
 template <class Real>
 constexpr int64_t panel_width() {
@@ -193,13 +194,22 @@ void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, i
   }
 }
 
-// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N].
+// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N]. Many rows meet all panels a block of k at a time, which
+// the L1 cache holds of them. Few rows meet a few panels at a time; from the last panel on where `turn` is odd, so that a step
+// begins with what the step before has left in the L2 cache of a Whh that is larger.
 template <class Real>
 void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, const Real* a, const Weights<Real>& b,
-             Start<Real> start, Real* out) {
-  for (int64_t k = 0; k < K; k += kDepth) {
-    add_block<Real, 4>(rows, panel, end, k, K - k < kDepth ? K - k : kDepth, N, Rows<Real>{a + k, K}, b, start, out, N);
-    start = {out, N, nullptr, nullptr};
+             const Start<Real>& start, Real* out, int64_t turn = 0) {
+  const int64_t at_once = rows <= RNN_MAX_ROWS / kMostPanels ? kMostPanels : end - panel;
+  const int64_t groups = (end - panel + at_once - 1) / at_once;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = panel + at_once * (turn % 2 ? groups - 1 - g : g);
+    const int64_t last = first + at_once < end ? first + at_once : end;
+    for (int64_t k = 0; k < K; k += kDepth) {
+      const int64_t depth = K - k < kDepth ? K - k : kDepth;
+      add_block<Real, kMostPanels>(rows, first, last, k, depth, N, Rows<Real>{a + k, K}, b,
+                                   k ? Start<Real>{out, N, nullptr, nullptr} : start, out, N);
+    }
   }
 }
 
@@ -243,7 +253,7 @@ void forward_step(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, in
   const Real* previous = t ? h - B * H : static_cast<const Real*>(args.h0) + part.row * H;
   Start<Real> start = {h, H, nullptr, static_cast<const Real*>(args.bh)};  // dense: x·Wxh is there already
   if (args.tokens) start = {static_cast<const Real*>(args.Wxh), H, args.tokens + first, start.bias};
-  product(part.rows_end - part.row, part.panel, part.panels_end, H, H, previous, Whh, start, h);
+  product(part.rows_end - part.row, part.panel, part.panels_end, H, H, previous, Whh, start, h, t);
   for_each_piece<Real>(part, H, [&](int64_t at, int64_t n) { activate<Real, ACTIVATION>(n, h + at, h + at); });
 }
 
@@ -259,7 +269,7 @@ void backward_step(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT,
   const Real* dh = args.dh ? static_cast<const Real*>(args.dh) + first : nullptr;
   Real* da = static_cast<Real*>(args.da) + first;
   if (t < args.T - 1) {
-    product(rows, part.panel, part.panels_end, H, H, next, WhhT, Start<Real>{dh, H, nullptr, nullptr}, da);
+    product(rows, part.panel, part.panels_end, H, H, next, WhhT, Start<Real>{dh, H, nullptr, nullptr}, da, t);
   } else {
     const Real* dh_last = args.dh_last ? static_cast<const Real*>(args.dh_last) + part.row * H : nullptr;
     for_each_piece<Real>(part, H, [&](int64_t at, int64_t n) {
