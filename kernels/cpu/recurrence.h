@@ -293,29 +293,42 @@ void backward(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int6
   else backward_step<Real, RNN_RELU>(args, WhhT, t, part);
 }
 
+// `sum` for VECTORS vectors of columns from `column` on, or where VECTORS is 0 for `rest` columns, fewer than a vector's.
+template <class Real, int VECTORS>
+void sum_columns(const rnn_cpu_backward_args& args, int64_t column, int64_t rest) {
+  constexpr int COUNT = VECTORS ? VECTORS : 1, LANES = lanes<Real>();
+  const auto get = [&](const Real* p) { return VECTORS ? load(p) : load(p, rest); };
+  const auto put = [&](Real* p, Vec<Real> v) { VECTORS ? store(p, v) : store(p, v, rest); };
+  const int64_t B = args.B, H = args.H;
+  const Real* da = static_cast<const Real*>(args.da) + column;
+  Real* dWxh = args.tokens && args.dWxh ? static_cast<Real*>(args.dWxh) + column : nullptr;  // dense: a product
+  Vec<Real> all[COUNT] = {};
+  for (int64_t t = 0; t < args.T; ++t) {
+    Vec<Real> of_step[COUNT] = {};  // a step's sum first: sums of sums lose less than one long sum
+    for (int64_t i = t * B; i < (t + 1) * B; ++i) {
+      Real* row = dWxh ? dWxh + args.tokens[i] * H : nullptr;
+#pragma GCC unroll 4
+      for (int v = 0; v < COUNT; ++v) {
+        const Vec<Real> value = get(da + i * H + v * LANES);
+        of_step[v] += value;
+        if (row) put(row + v * LANES, get(row + v * LANES) + value);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < COUNT; ++v) all[v] += of_step[v];
+  }
+  if (!args.dbh) return;
+  Real* dbh = static_cast<Real*>(args.dbh) + column;
+#pragma GCC unroll 4
+  for (int v = 0; v < COUNT; ++v) put(dbh + v * LANES, all[v]);
+}
+
 template <class Real>
 void sum(const rnn_cpu_backward_args& args, int64_t begin, int64_t end) {
-  const int64_t B = args.B, H = args.H;
-  Real* dWxh = args.tokens ? static_cast<Real*>(args.dWxh) : nullptr;  // dense: a product, see the dispatcher
-  Real* dbh = static_cast<Real*>(args.dbh);
-  if (dbh) __builtin_memset(dbh + begin, 0, (end - begin) * sizeof(Real));
-  constexpr int64_t BLOCK = 64;
-  for (int64_t t = 0; t < args.T; ++t) {
-    for (int64_t c = begin; c < end; c += BLOCK) {
-      const int64_t n = end - c < BLOCK ? end - c : BLOCK;
-      const Real* da = static_cast<const Real*>(args.da) + t * B * H + c;
-      Real of_step[BLOCK] = {};  // a step's sum first: sums of sums lose less than one long sum
-      for (int64_t b = 0; b < B; ++b) {
-        for (int64_t i = 0; i < n; ++i) of_step[i] += da[b * H + i];
-        if (dWxh) {
-          Real* row = dWxh + args.tokens[t * B + b] * H + c;
-          for (int64_t i = 0; i < n; ++i) row[i] += da[b * H + i];
-        }
-      }
-      if (dbh)
-        for (int64_t i = 0; i < n; ++i) dbh[c + i] += of_step[i];
-    }
-  }
+  constexpr int64_t LANES = lanes<Real>();
+  for (; begin + 4 * LANES <= end; begin += 4 * LANES) sum_columns<Real, 4>(args, begin, 0);
+  for (; begin + LANES <= end; begin += LANES) sum_columns<Real, 1>(args, begin, 0);
+  if (begin < end) sum_columns<Real, 0>(args, begin, end - begin);
 }
 
 template <class Real>
