@@ -27,7 +27,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # passed between files.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi",
          "-pthread"] + (["-DRNN_X86"] if X86 else [])
-KERNEL_FLAGS = {"threads.cc": [], "rnn_cpu.cc": [], "isa_baseline.cc": []}  # of each source, besides FLAGS
+KERNEL_FLAGS = {"threads.cc": [], "split.cc": [], "rnn_cpu.cc": [], "isa_baseline.cc": []}  # of each source, besides FLAGS
 if X86:
     KERNEL_FLAGS["isa_avx2.cc"] = ["-mavx2", "-mfma"]
     KERNEL_FLAGS["isa_avx512.cc"] = ["-mavx512f", "-mfma"]

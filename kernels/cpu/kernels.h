@@ -38,6 +38,7 @@ struct Part {
 template <class Real>
 struct Kernels {
   int64_t panel;  // columns that a packed panel holds
+  int64_t rows;   // rows of the highest tile
 
   // Packs panels [begin, end) of the K × N matrix W, rows `stride` apart, or of the transpose of the N × K matrix W
   // (panel p goes to packed + p·K·panel).

@@ -331,6 +331,26 @@ void sum(const rnn_cpu_backward_args& args, int64_t begin, int64_t end) {
   if (begin < end) sum_columns<Real, 0>(args, begin, end - begin);
 }
 
+// Rows of W become the columns of a panel, n of them.
+template <class Real>
+void pack_transposed(const Real* W, int64_t stride, int64_t K, int64_t n, Real* panel) {
+  constexpr int64_t P = panel_width<Real>();
+  constexpr int LANES = lanes<Real>();
+  for (int64_t c = 0; c < n; c += LANES) {
+    int64_t k = 0;
+    for (; c + LANES <= n && k + LANES <= K; k += LANES) {
+      Vec<Real> square[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) square[i] = load(W + (c + i) * stride + k);
+      transpose<Real>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) store(panel + (k + i) * P + c, square[i]);
+    }
+    for (int64_t i = c; i < n && i < c + LANES; ++i)
+      for (int64_t rest = k; rest < K; ++rest) panel[rest * P + i] = W[i * stride + rest];
+  }
+}
+
 template <class Real>
 void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end,
           Real* packed) {
@@ -340,8 +360,7 @@ void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, i
     const int64_t n = N - p * P < P ? N - p * P : P;
     if (n < P) __builtin_memset(panel, 0, K * P * sizeof(Real));
     if (transpose) {
-      for (int64_t c = 0; c < n; ++c)
-        for (int64_t k = 0; k < K; ++k) panel[k * P + c] = W[(p * P + c) * stride + k];
+      pack_transposed(W + p * P * stride, stride, K, n, panel);
     } else if (n == P) {  // a size the compiler knows is a few instructions, not a call
       for (int64_t k = 0; k < K; ++k) __builtin_memcpy(panel + k * P, W + k * stride + p * P, P * sizeof(Real));
     } else {
@@ -398,8 +417,8 @@ void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, cons
 
 template <class Real>
 constexpr Kernels<Real> kernels() {
-  return {panel_width<Real>(), pack<Real>,     multiply<Real>, forward<Real>,
-          backward<Real>,      sum<Real>,      add_transposed_product<Real>, activate<Real, RNN_TANH>};
+  return {panel_width<Real>(), RNN_MAX_ROWS, pack<Real>, multiply<Real>, forward<Real>, backward<Real>, sum<Real>,
+          add_transposed_product<Real>, activate<Real, RNN_TANH>};
 }
 
 }  // namespace RNN_LEVEL

@@ -15,8 +15,10 @@ namespace {
 // A thread is worth waking for about this many multiply-adds (some 10 µs).
 constexpr int64_t kWorkPerThread = 1 << 18;
 
-// How many rows a matrix has to meet for packing it to pay.
-constexpr int64_t kRowsThatPayForPacking = 32;
+// How many tiles, one below the other, have to meet a packed copy of a matrix for it to pay.
+constexpr int64_t kTilesThatPayForPacking = 24;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const Level* supported_levels[3];
 int supported_count = 0;
@@ -113,29 +115,25 @@ class Call {
 
   int forward(const rnn_cpu_forward_args& args) const {
     const int64_t T = args.T, B = args.B, I = args.I, H = args.H;
-    Weights<Real> weights;
-    if (!args.tokens) {
-      if (!prepare(args.Wxh, false, I, H, T * B, &weights)) return RNN_NO_MEMORY;
-      multiply(T * B, I, H, args.x, weights, args.h);
-    }
-    if (!prepare(args.Whh, false, H, H, T * B, &weights)) return RNN_NO_MEMORY;
-    return run_steps(T, B, H, T, [&](int64_t t, const Part& part) { kernels_.forward(args, weights, t, part); });
+    if (!args.tokens && !multiply(T * B, I, H, args.x, args.Wxh, false, args.h)) return RNN_NO_MEMORY;
+    const bool done = run_steps(T, B, H, T, args.Whh, false, [&](int64_t t, const Weights<Real>& Whh, const Part& part) {
+      kernels_.forward(args, Whh, t, part);
+    });
+    return done ? RNN_OK : RNN_NO_MEMORY;
   }
 
   int backward(const rnn_cpu_backward_args& args) const {
-    const int64_t T = args.T, B = args.B, I = args.I, H = args.H;
+    const int64_t T = args.T, B = args.B, I = args.I, H = args.H, steps = args.dh0 ? T + 1 : T;
     const Real* da = static_cast<const Real*>(args.da);
     const Real* h = static_cast<const Real*>(args.h);
-    Weights<Real> weights;
-    if (!prepare(args.Whh, true, H, H, T * B, &weights)) return RNN_NO_MEMORY;
-    const int status = run_steps(T, B, H, args.dh0 ? T + 1 : T, [&](int64_t step, const Part& part) {
-      kernels_.backward(args, weights, T - 1 - step, part);
+    const bool done = run_steps(T, B, H, steps, args.Whh, true, [&](int64_t step, const Weights<Real>& WhhT, const Part& part) {
+      kernels_.backward(args, WhhT, T - 1 - step, part);
     });
-    if (status != RNN_OK) return status;
+    if (!done) return RNN_NO_MEMORY;
     if (args.tokens && args.dWxh) fill_with_zeros(args.dWxh, I * H);
     if (args.dbh || (args.tokens && args.dWxh)) {
       const int64_t line = 64 / sizeof(Real);  // a cache line, which no two threads should write
-      const int64_t lines = (H + line - 1) / line;
+      const int64_t lines = ceil_div(H, line);
       rnn::share_out(parts_of(4 * T * B * H, lines, threads_), lines, [&](int, int64_t begin, int64_t end) {
         kernels_.sum(args, begin * line, end * line < H ? end * line : H);
       });
@@ -147,10 +145,7 @@ class Call {
     }
     if (args.dWxh && !args.tokens && !add_transposed_product(T * B, I, H, args.x, da, fill_with_zeros(args.dWxh, I * H)))
       return RNN_NO_MEMORY;
-    if (args.dx) {
-      if (!prepare(args.Wxh, true, H, I, T * B, &weights)) return RNN_NO_MEMORY;
-      multiply(T * B, H, I, da, weights, args.dx);
-    }
+    if (args.dx && !multiply(T * B, H, I, da, args.Wxh, true, args.dx)) return RNN_NO_MEMORY;
     return RNN_OK;
   }
 
@@ -163,28 +158,33 @@ class Call {
     return values;
   }
 
-  // Calls step(t, part) for the parts of `steps` steps of the recurrence in order, t = 0 first.
+  // Calls step(t, weights, part) for the parts of `steps` steps of the recurrence, in order. False where there is no memory.
   template <class Step>
-  int run_steps(int64_t T, int64_t B, int64_t H, int64_t steps, const Step& step) const {
-    const int64_t panels = panels_of(H);
-    const int threads = parts_of(T * B * H * H, B * panels, threads_);
+  bool run_steps(int64_t T, int64_t B, int64_t H, int64_t steps, const void* Whh, bool transpose, const Step& step) const {
+    const int threads = parts_of(T * B * H * H, B * panels_of(H), threads_);
     const Split split = choose_split(B, H, kernels_.panel, sizeof(Real), threads, l1_bytes(), l2_bytes());
     const Grid grid = {split.row_groups, split.column_groups};
+    Side side;
+    if (!prepare(Whh, transpose, H, H, T * tiles_of(B, grid), grid, &side)) return false;
     if (grid.columns == 1) {
-      share_out(grid, B, H, [&](int, const Part& part) {
-        for (int64_t t = 0; t < steps; ++t) step(t, part);
+      share_out(grid, B, H, [&](int i, const Part& part) {
+        const Weights<Real> weights = pack(side, i, part);
+        for (int64_t t = 0; t < steps; ++t) step(t, weights, part);
       });
-      return RNN_OK;
+      return true;
     }
     const Teams teams(grid.rows, grid.columns);
-    if (!teams.ready()) return RNN_NO_MEMORY;
+    if (!teams.ready()) return false;
     share_out(grid, B, H, [&](int i, const Part&) {
       const int team = i / grid.columns;
-      teams.run(team, i % grid.columns, steps, [&](int64_t t, int lane) {
-        step(t, part_of(grid, team * grid.columns + lane, B, H));
+      teams.run(team, i % grid.columns, steps + 1, [&](int64_t t, int lane) {
+        const int its = team * grid.columns + lane;
+        const Part part = part_of(grid, its, B, H);
+        if (t == 0) pack(side, its, part);
+        else step(t - 1, weights_of(side, its, part), part);
       });
     });
-    return RNN_OK;
+    return true;
   }
 
   // For `work` multiply-adds: rows first, and columns where threads are left over.
@@ -207,39 +207,76 @@ class Call {
             panels * (column + 1) / grid.columns};
   }
 
-  int64_t panels_of(int64_t columns) const { return (columns + kernels_.panel - 1) / kernels_.panel; }
+  int64_t panels_of(int64_t columns) const { return ceil_div(columns, kernels_.panel); }
 
-  // Makes the K × N matrix W (transpose: the N × K matrix) ready for the micro-kernel. It is packed where it meets
-  // enough `rows`; the tail always, since it needs its padding. False where there is no memory for that.
-  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t rows, Weights<Real>* weights) const {
-    const Real* W = static_cast<const Real*>(matrix);
-    const int64_t P = kernels_.panel, panels = (N + P - 1) / P, whole = N / P;
-    const bool in_place = !transpose && rows < kRowsThatPayForPacking;
-    const int64_t first = in_place ? whole : 0, count = panels - first;
-    Real* packed = nullptr;
-    if (count > 0) {
-      packed = workspace.room_for<Real>(count * P * K);
-      if (!packed) return false;
-      packed -= first * P * K;
-      rnn::share_out(parts_of(count * P * K, count, threads_), count, [&](int, int64_t begin, int64_t end) {
-        kernels_.pack(W, transpose ? K : N, transpose, K, N, first + begin, first + end, packed);
+  // Tiles of a part, one below the other.
+  int64_t tiles_of(int64_t rows, const Grid& grid) const { return ceil_div(ceil_div(rows, grid.rows), kernels_.rows); }
+
+  // The right side of a product, K × N, as the parts of a grid read it: where it is; or a packed copy of its columns for each
+  // part, which it finds in the cache of its core; or one for all, where a core's cache does not hold so much.
+  struct Side {
+    const Real* W;
+    bool transpose;  // W is N × K
+    int64_t K, N;
+    bool in_place, shared;
+    Real* packed;
+    int64_t room;  // values from a part's copy to the next
+  };
+
+  // `tiles`: how many of a part meet the matrix, one below the other. False where there is no memory.
+  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t tiles, const Grid& grid, Side* side) const {
+    const int64_t P = kernels_.panel, panels = panels_of(N), most = ceil_div(panels, grid.columns);
+    *side = {static_cast<const Real*>(matrix), transpose, K, N, false, false, nullptr, 0};
+    side->in_place = !transpose && tiles < kTilesThatPayForPacking;
+    side->shared = !side->in_place && grid.rows > 1 && most * P * K * int64_t(sizeof(Real)) > l2_bytes() * 3 / 4;
+    if (side->in_place) side->room = N % P ? P * K : 0;  // the last panel needs its padding
+    else if (!side->shared) side->room = most * P * K;
+    const int64_t count = side->shared ? panels * P * K : side->room * grid.rows * grid.columns;
+    if (count == 0) return true;
+    side->packed = workspace.room_for<Real>(count);
+    if (!side->packed) return false;
+    if (side->shared) {
+      rnn::share_out(parts_of(count, panels, threads_), panels, [&](int, int64_t begin, int64_t end) {
+        kernels_.pack(side->W, transpose ? K : N, transpose, K, N, begin, end, side->packed);
       });
     }
-    if (in_place) *weights = {W, P, N, packed + whole * P * K};
-    else *weights = {packed, P * K, P, packed + whole * P * K};
     return true;
   }
 
-  void multiply(int64_t rows, int64_t K, int64_t N, const void* a, const Weights<Real>& b, void* out) const {
-    share_out(grid_for(rows * K * N, rows, panels_of(N)), rows, N, [&](int, const Part& part) {
-      kernels_.multiply(K, N, static_cast<const Real*>(a), b, static_cast<Real*>(out), part);
+  // What part i reads.
+  Weights<Real> weights_of(const Side& side, int i, const Part& part) const {
+    const int64_t P = kernels_.panel, size = P * side.K, whole = side.N / P;
+    if (side.in_place) return {side.W, P, side.N, side.packed + i * side.room};
+    const Real* panels = side.packed + (side.shared ? 0 : i * side.room - part.panel * size);
+    return {panels, size, P, panels + whole * size};
+  }
+
+  // Makes the copy of part i, whoever computes the part, and returns `weights_of` it.
+  Weights<Real> pack(const Side& side, int i, const Part& part) const {
+    const int64_t P = kernels_.panel, size = P * side.K, whole = side.N / P;
+    const int64_t first = side.in_place && part.panel < whole ? whole : part.panel;
+    if (!side.shared && first < part.panels_end) {
+      kernels_.pack(side.W, side.transpose ? side.K : side.N, side.transpose, side.K, side.N, first, part.panels_end,
+                    side.packed + i * side.room - (side.in_place ? whole : part.panel) * size);
+    }
+    return weights_of(side, i, part);
+  }
+
+  // out [rows,N] = a [rows,K] · b [K,N], or bᵀ of b [N,K]. False where there is no memory.
+  bool multiply(int64_t rows, int64_t K, int64_t N, const void* a, const void* b, bool transpose, void* out) const {
+    const Grid grid = grid_for(rows * K * N, rows, panels_of(N));
+    Side side;
+    if (!prepare(b, transpose, K, N, tiles_of(rows, grid), grid, &side)) return false;
+    share_out(grid, rows, N, [&](int i, const Part& part) {
+      kernels_.multiply(K, N, static_cast<const Real*>(a), pack(side, i, part), static_cast<Real*>(out), part);
     });
+    return true;
   }
 
   // out [M,N] += aᵀ·b, a [R,M], b [R,N]. A thread packs its rows of aᵀ, which takes longer, and its columns of b.
   bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) const {
     const int64_t grain = 16;  // rows: enough for a tile
-    const Grid grid = grid_for(R * M * N, (M + grain - 1) / grain, panels_of(N));
+    const Grid grid = grid_for(R * M * N, ceil_div(M, grain), panels_of(N));
     const int64_t room = (kGradientRows + (panels_of(N) / grid.columns + 1) * kernels_.panel) * kGradientDepth;
     Real* packed = workspace.room_for<Real>(grid.rows * grid.columns * room);
     if (!packed) return false;
@@ -303,6 +340,16 @@ int rnn_cpu_tanh(int32_t dtype, int64_t n, const void* x, void* y) {
 }
 
 int rnn_cpu_threads(void) { return rnn::thread_limit(); }
+
+void rnn_cpu_split(int64_t B, int64_t H, int32_t dtype, int threads, int64_t l1, int64_t l2, int* rows, int* columns) {
+  const rnn::Level* level = rnn::level_in_use();
+  if (!level) return;
+  const bool wide = dtype != RNN_FLOAT32;
+  const rnn::Split split = rnn::choose_split(B, H, wide ? level->float64.panel : level->float32.panel, wide ? 8 : 4, threads,
+                                             l1 ? l1 : rnn::l1_bytes(), l2 ? l2 : rnn::l2_bytes());
+  *rows = split.row_groups;
+  *columns = split.column_groups;
+}
 
 const char* rnn_cpu_simd_levels(void) { return rnn::supported_names; }
 

@@ -77,6 +77,11 @@ RNN_API int rnn_cpu_tanh(int32_t dtype, int64_t n, const void* x, void* y);
  * process may run on. Read anew by each call. 0 where RNN_OPS_NUM_THREADS is not a positive number. */
 RNN_API int rnn_cpu_threads(void);
 
+/* How the steps of B rows and H columns are split over at most `threads` threads: *rows groups of rows, each of them cut into
+ * *columns groups of columns. l1, l2: bytes of a core's own caches, 0 for those of this machine. With the SIMD level in use; the
+ * results stay as they are where RNN_OPS_SIMD names none. */
+RNN_API void rnn_cpu_split(int64_t B, int64_t H, int32_t dtype, int threads, int64_t l1, int64_t l2, int* rows, int* columns);
+
 /* The SIMD levels that this build and this processor have, best first, separated by spaces, and the one in use:
  * RNN_OPS_SIMD, else the best. Null where RNN_OPS_SIMD names none of them. */
 RNN_API const char* rnn_cpu_simd_levels(void);

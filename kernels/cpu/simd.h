@@ -63,6 +63,38 @@ RNN_INLINE void store(Real* p, Vec<Real> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// For each lane i where i has the bit `step`, that of b at i - step (low) or i; elsewhere that of a at i (low) or i + step.
+template <class Real, int STEP, bool LOW>
+RNN_INLINE Vec<Real> exchange(Vec<Real> a, Vec<Real> b) {
+  constexpr int LANES = lanes<Real>();
+#ifdef __clang__
+  Vec<Real> v;
+  for (int i = 0; i < LANES; ++i) v[i] = i & STEP ? b[LOW ? i - STEP : i] : a[LOW ? i : i + STEP];
+  return v;
+#else
+  Int<Real> from = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; ++i) from[i] = i & STEP ? LANES + (LOW ? i - STEP : i) : LOW ? i : i + STEP;
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Transposes a square of as many vectors as a vector has lanes: square after square of STEP × STEP, and then those twice as large.
+template <class Real, int STEP = 1>
+RNN_INLINE void transpose(Vec<Real>* rows) {
+  constexpr int LANES = lanes<Real>();
+  if constexpr (STEP < LANES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) {
+      if (i & STEP) continue;
+      const Vec<Real> a = rows[i], b = rows[i + STEP];
+      rows[i] = exchange<Real, STEP, true>(a, b);
+      rows[i + STEP] = exchange<Real, STEP, false>(a, b);
+    }
+    transpose<Real, 2 * STEP>(rows);
+  }
+}
+
 // Bits of one type seen as the other.
 template <class To, class From>
 RNN_INLINE To bits(From v) {

@@ -1,5 +1,8 @@
 // A pool of threads, started as they are first needed and kept asleep between calls. A call has several phases: between them a
 // thread spins for a while, and then goes to sleep.
+//
+// A thread that has to be woken up may need longer than the work takes. So each task belongs to whoever comes first, and the
+// caller, which is there already, does what the others have not begun.
 #include "threads.h"
 
 #include <pthread.h>
@@ -7,8 +10,9 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #ifdef __linux__
@@ -29,12 +33,16 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = {n, task, context};
-      unfinished_.store(n - 1, std::memory_order_relaxed);
+      for (int i = 0; i < n; ++i) begun_[i].store(false, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-    task(context, 0, n);
-    for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
+    work_on(job_, 0);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_.n = 0;  // whoever comes now has come too late
+    }
+    for (int spins = 0; at_work_.load(std::memory_order_acquire) != 0; ++spins) {
       if (spins < kSpins) pause();
       else std::this_thread::yield();
     }
@@ -47,16 +55,23 @@ class Pool {
     void* context;
   };
 
+  // False where no more threads, or no more memory, can be had for this process.
   bool has_workers(int n) {
-    while (workers_ < n) {
-      try {
-        std::thread(&Pool::work, this, workers_ + 1, generation_.load()).detach();
-      } catch (const std::system_error&) {  // no more threads for this process
-        return false;
-      }
-      ++workers_;
+    try {
+      while (static_cast<int>(begun_.size()) < n + 1) begun_.emplace_back(false);
+      for (; workers_ < n; ++workers_) std::thread(&Pool::work, this, workers_ + 1, generation_.load()).detach();
+    } catch (const std::exception&) {
+      return false;
     }
     return true;
+  }
+
+  // Does the job's tasks that nobody has begun, the thread's own first.
+  void work_on(const Job& job, int own) {
+    for (int i = 0; i < job.n; ++i) {
+      const int which = (own + i) % job.n;
+      if (!begun_[which].exchange(true, std::memory_order_relaxed)) job.task(job.context, which, job.n);
+    }
   }
 
   void work(int index, unsigned seen) {
@@ -68,10 +83,11 @@ class Pool {
         wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
         seen = generation_.load(std::memory_order_relaxed);
         job = job_;
+        if (index >= job.n) continue;
+        at_work_.fetch_add(1, std::memory_order_relaxed);
       }
-      if (index >= job.n) continue;
-      job.task(job.context, index, job.n);
-      unfinished_.fetch_sub(1, std::memory_order_release);
+      work_on(job, index);
+      at_work_.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -82,7 +98,8 @@ class Pool {
   std::condition_variable wake_;
   Job job_ = {};
   std::atomic<unsigned> generation_{0};  // of job_; changes under mutex_
-  std::atomic<int> unfinished_{0};
+  std::atomic<int> at_work_{0};          // workers that have taken up the job
+  std::deque<std::atomic<bool>> begun_;  // each task of the job; its size is guarded by callers_
 };
 
 // Never destroyed, since its threads outlive main(). A forked child has none of them and starts its own pool.
