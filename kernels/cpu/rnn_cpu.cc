@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
+
 #include "kernels.h"
 #include "split.h"
 #include "team.h"
@@ -55,31 +57,38 @@ const Kernels<float>& kernels_of(const Level& level) { return level.float32; }
 template <>
 const Kernels<double>& kernels_of(const Level& level) { return level.float64; }
 
-// Memory that a calling thread keeps for its next call: fresh pages cost as much as the packing that fills them.
+// A call's memory. What a call gives back waits for the next one, since fresh pages cost as much as the packing that fills
+// them: one piece for the whole process, however many threads call, and none of more than kMostKept bytes.
 class Workspace {
  public:
-  ~Workspace() { free(memory_); }
+  Workspace() : memory_(kept.exchange(nullptr)) {}
+  ~Workspace() { free(size() <= kMostKept ? kept.exchange(memory_) : memory_); }
 
   // Room for `count` values; what was there is lost. Null where there is no memory.
   template <class Real>
   Real* room_for(int64_t count) {
-    const size_t size = count * sizeof(Real);
-    if (size > size_) {
+    const size_t needed = kHeader + count * sizeof(Real);
+    if (needed > size()) {
       free(memory_);
-      size_ = size;
-      if (posix_memalign(&memory_, 64, size) != 0) {
+      if (posix_memalign(&memory_, kHeader, needed) != 0) {
         memory_ = nullptr;
-        size_ = 0;
+        return nullptr;
       }
+      *static_cast<size_t*>(memory_) = needed;
     }
-    return static_cast<Real*>(memory_);
+    return reinterpret_cast<Real*>(static_cast<char*>(memory_) + kHeader);
   }
 
  private:
-  void* memory_ = nullptr;
-  size_t size_ = 0;
+  static constexpr size_t kHeader = 64;  // where the size is; and the alignment of what comes after it
+  static constexpr size_t kMostKept = 64 << 20;
+
+  size_t size() const { return memory_ ? *static_cast<size_t*>(memory_) : 0; }
+
+  static std::atomic<void*> kept;
+  void* memory_;
 };
-thread_local Workspace workspace;
+std::atomic<void*> Workspace::kept{nullptr};
 
 // Into how many parts `work` multiply-adds that come in `grains` are worth sharing out.
 int parts_of(int64_t work, int64_t grains, int threads) {
@@ -113,7 +122,7 @@ class Call {
  public:
   Call(const Level& level, int threads) : kernels_(kernels_of<Real>(level)), threads_(threads) {}
 
-  int forward(const rnn_cpu_forward_args& args) const {
+  int forward(const rnn_cpu_forward_args& args) {
     const int64_t T = args.T, B = args.B, I = args.I, H = args.H;
     if (!args.tokens && !multiply(T * B, I, H, args.x, args.Wxh, false, args.h)) return RNN_NO_MEMORY;
     const bool done = run_steps(T, B, H, T, args.Whh, false, [&](int64_t t, const Weights<Real>& Whh, const Part& part) {
@@ -122,7 +131,7 @@ class Call {
     return done ? RNN_OK : RNN_NO_MEMORY;
   }
 
-  int backward(const rnn_cpu_backward_args& args) const {
+  int backward(const rnn_cpu_backward_args& args) {
     const int64_t T = args.T, B = args.B, I = args.I, H = args.H, steps = args.dh0 ? T + 1 : T;
     const Real* da = static_cast<const Real*>(args.da);
     const Real* h = static_cast<const Real*>(args.h);
@@ -160,7 +169,7 @@ class Call {
 
   // Calls step(t, weights, part) for the parts of `steps` steps of the recurrence, in order. False where there is no memory.
   template <class Step>
-  bool run_steps(int64_t T, int64_t B, int64_t H, int64_t steps, const void* Whh, bool transpose, const Step& step) const {
+  bool run_steps(int64_t T, int64_t B, int64_t H, int64_t steps, const void* Whh, bool transpose, const Step& step) {
     const int threads = parts_of(T * B * H * H, B * panels_of(H), threads_);
     const Split split = choose_split(B, H, kernels_.panel, sizeof(Real), threads, l1_bytes(), l2_bytes());
     const Grid grid = {split.row_groups, split.column_groups};
@@ -224,7 +233,7 @@ class Call {
   };
 
   // `tiles`: how many of a part meet the matrix, one below the other. False where there is no memory.
-  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t tiles, const Grid& grid, Side* side) const {
+  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t tiles, const Grid& grid, Side* side) {
     const int64_t P = kernels_.panel, panels = panels_of(N), most = ceil_div(panels, grid.columns);
     *side = {static_cast<const Real*>(matrix), transpose, K, N, false, false, nullptr, 0};
     side->in_place = !transpose && tiles < kTilesThatPayForPacking;
@@ -233,7 +242,7 @@ class Call {
     else if (!side->shared) side->room = most * P * K;
     const int64_t count = side->shared ? panels * P * K : side->room * grid.rows * grid.columns;
     if (count == 0) return true;
-    side->packed = workspace.room_for<Real>(count);
+    side->packed = workspace_.room_for<Real>(count);
     if (!side->packed) return false;
     if (side->shared) {
       rnn::share_out(parts_of(count, panels, threads_), panels, [&](int, int64_t begin, int64_t end) {
@@ -263,7 +272,7 @@ class Call {
   }
 
   // out [rows,N] = a [rows,K] · b [K,N], or bᵀ of b [N,K]. False where there is no memory.
-  bool multiply(int64_t rows, int64_t K, int64_t N, const void* a, const void* b, bool transpose, void* out) const {
+  bool multiply(int64_t rows, int64_t K, int64_t N, const void* a, const void* b, bool transpose, void* out) {
     const Grid grid = grid_for(rows * K * N, rows, panels_of(N));
     Side side;
     if (!prepare(b, transpose, K, N, tiles_of(rows, grid), grid, &side)) return false;
@@ -274,11 +283,11 @@ class Call {
   }
 
   // out [M,N] += aᵀ·b, a [R,M], b [R,N]. A thread packs its rows of aᵀ, which takes longer, and its columns of b.
-  bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) const {
+  bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) {
     const int64_t grain = 16;  // rows: enough for a tile
     const Grid grid = grid_for(R * M * N, ceil_div(M, grain), panels_of(N));
     const int64_t room = (kGradientRows + (panels_of(N) / grid.columns + 1) * kernels_.panel) * kGradientDepth;
-    Real* packed = workspace.room_for<Real>(grid.rows * grid.columns * room);
+    Real* packed = workspace_.room_for<Real>(grid.rows * grid.columns * room);
     if (!packed) return false;
     share_out(grid, M, N, [&](int i, const Part& part) {
       kernels_.add_transposed_product(R, M, N, static_cast<const Real*>(a), b, out, part, packed + i * room);
@@ -288,6 +297,7 @@ class Call {
 
   const Kernels<Real>& kernels_;
   const int threads_;
+  Workspace workspace_;
 };
 
 bool token_in_range(const int32_t* tokens, int64_t n, int64_t I, int64_t* bad) {

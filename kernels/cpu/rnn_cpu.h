@@ -27,7 +27,7 @@ enum { RNN_TANH = 0, RNN_RELU = 1 };
 enum {
   RNN_OK = 0,
   RNN_BAD_TOKEN = 1,   /* a token is outside [0, I); see bad_token below */
-  RNN_NO_MEMORY = 2,   /* the workspace (I·H + H·H and some) cannot be allocated */
+  RNN_NO_MEMORY = 2,   /* the workspace (copies of Wxh or Whh, at most one for each thread) cannot be allocated */
   RNN_BAD_THREADS = 3, /* RNN_OPS_NUM_THREADS is set and not a positive number */
   RNN_BAD_SIMD = 4,    /* RNN_OPS_SIMD is set and not one of rnn_cpu_simd_levels() */
 };

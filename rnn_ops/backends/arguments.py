@@ -6,6 +6,7 @@ at the door of the kernels and NDArrays at the door of the operators get the sam
 Shapes are written in letters, one for each dimension: T steps, B batch rows, I input width, H hidden units. A letter
 stands for one size wherever it appears, whichever argument it was first read from.
 """
+import functools
 import types
 from typing import NamedTuple
 
@@ -83,6 +84,11 @@ def check(inputs, state, Wxh, Whh, bh=None, step=False):
             dtypes.append(np.dtype(array.dtype))
         except (AttributeError, TypeError):
             raise TypeError(f"{name}: got {type(array).__name__}, needs an array") from None
+    return _signature(tuple(shapes), tuple(dtypes), step)
+
+
+@functools.lru_cache(maxsize=1024)  # a loop asks the same again and again, and would wait longer for this than for a step
+def _signature(shapes, dtypes, step):
     dtype, tokens = check_dtypes(dtypes)
     if tokens == ("I" in letters(shapes[0], step)[0]):
         cast = "" if tokens else "; cast tokens with astype('int32')"

@@ -43,6 +43,8 @@ def _load():
     library.rnn_cpu_forward.argtypes = [ctypes.POINTER(_ForwardArgs)]
     library.rnn_cpu_backward.argtypes = [ctypes.POINTER(_BackwardArgs)]
     library.rnn_cpu_tanh.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    library.rnn_cpu_split.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, ctypes.c_int, ctypes.c_int64,
+                                      ctypes.c_int64, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int)]
     library.rnn_cpu_simd.restype = library.rnn_cpu_simd_levels.restype = ctypes.c_char_p
     return library
 
@@ -153,6 +155,22 @@ def threads():
     if count == 0:
         _raise_for(_BAD_THREADS)
     return count
+
+
+def split(B, H, dtype="float32", thread_count=None, l1=0, l2=0):
+    """How the threads of a call share each step of B rows and H hidden units: (groups of rows, groups of columns).
+
+    Threads that own columns of the same rows meet at every step. The choice (kernels/cpu/split.cc) does not change a result.
+
+    Parameters
+    ----------
+    thread_count : int, or None for `threads()`; a call with little work takes fewer
+    l1, l2 : bytes of a core's own caches, or 0 for those of this machine
+    """
+    simd()  # an error where RNN_OPS_SIMD names no level
+    rows, columns = ctypes.c_int(), ctypes.c_int()
+    _library.rnn_cpu_split(B, H, _DTYPES[np.dtype(dtype)], thread_count or threads(), l1, l2, rows, columns)
+    return rows.value, columns.value
 
 
 def simd_levels():
