@@ -194,6 +194,22 @@ void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, i
   }
 }
 
+// In the L1 cache addresses a multiple of this many bytes apart compete for one set, which holds eight lines or more.
+constexpr int64_t kWay = 4096, kWays = 8;
+
+// The same for rows of `a` that are a multiple of kWay apart. A tile reads one value of each row at a time, and of more rows than
+// a set has lines none would stay in the cache. So this works on copies of the rows which are not so far apart.
+template <class Real>
+void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const Real* a, int64_t a_stride,
+                      const Weights<Real>& b, const Start<Real>& start, Real* out) {
+  constexpr int64_t STRIDE = kDepth + 64 / sizeof(Real), ROWS = 4 * RNN_MAX_ROWS;
+  Real copy[ROWS * STRIDE];
+  for_each_tile<ROWS>(rows, [&](int64_t row, int64_t height) {
+    for (int64_t r = 0; r < height; ++r) __builtin_memcpy(copy + r * STRIDE, a + (row + r) * a_stride, K * sizeof(Real));
+    add_block<Real, kMostPanels>(height, panel, end, k, K, N, Rows<Real>{copy, STRIDE}, b, start.at(row, 0), out + row * N, N);
+  });
+}
+
 // The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N]. Many rows meet all panels a block of k at a time, which
 // the L1 cache holds of them. Few rows meet a few panels at a time; from the last panel on where `turn` is odd, so that a step
 // begins with what the step before has left in the L2 cache of a Whh that is larger.
@@ -207,8 +223,12 @@ void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, con
     const int64_t last = first + at_once < end ? first + at_once : end;
     for (int64_t k = 0; k < K; k += kDepth) {
       const int64_t depth = K - k < kDepth ? K - k : kDepth;
-      add_block<Real, kMostPanels>(rows, first, last, k, depth, N, Rows<Real>{a + k, K}, b,
-                                   k ? Start<Real>{out, N, nullptr, nullptr} : start, out, N);
+      const Start<Real> from = k ? Start<Real>{out, N, nullptr, nullptr} : start;
+      if (rows > kWays && K * sizeof(Real) % kWay == 0) {
+        add_spread_block(rows, first, last, k, depth, N, a + k, K, b, from, out);
+      } else {
+        add_block<Real, kMostPanels>(rows, first, last, k, depth, N, Rows<Real>{a + k, K}, b, from, out, N);
+      }
     }
   }
 }

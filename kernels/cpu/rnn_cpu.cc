@@ -17,8 +17,10 @@ namespace {
 // A thread is worth waking for about this many multiply-adds (some 10 µs).
 constexpr int64_t kWorkPerThread = 1 << 18;
 
-// How many tiles, one below the other, have to meet a packed copy of a matrix for it to pay.
-constexpr int64_t kTilesThatPayForPacking = 24;
+// How many tiles, one below the other, have to meet a packed copy of a matrix for it to pay: where they read faster than they
+// compute; where they do not; and where even one pass over the matrix itself misses the translation of most of its pages.
+constexpr int64_t kTilesOfFewRows = 8, kTiles = 32, kTilesOfManyPages = 4;
+constexpr int64_t kFewRows = 3, kManyPages = 8 << 20;  // rows of a tile, bytes of a matrix
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -174,7 +176,7 @@ class Call {
     const Split split = choose_split(B, H, kernels_.panel, sizeof(Real), threads, l1_bytes(), l2_bytes());
     const Grid grid = {split.row_groups, split.column_groups};
     Side side;
-    if (!prepare(Whh, transpose, H, H, T * tiles_of(B, grid), grid, &side)) return false;
+    if (!prepare(Whh, transpose, H, H, T, B, grid, &side)) return false;
     if (grid.columns == 1) {
       share_out(grid, B, H, [&](int i, const Part& part) {
         const Weights<Real> weights = pack(side, i, part);
@@ -218,9 +220,6 @@ class Call {
 
   int64_t panels_of(int64_t columns) const { return ceil_div(columns, kernels_.panel); }
 
-  // Tiles of a part, one below the other.
-  int64_t tiles_of(int64_t rows, const Grid& grid) const { return ceil_div(ceil_div(rows, grid.rows), kernels_.rows); }
-
   // The right side of a product, K × N, as the parts of a grid read it: where it is; or a packed copy of its columns for each
   // part, which it finds in the cache of its core; or one for all, where a core's cache does not hold so much.
   struct Side {
@@ -232,11 +231,17 @@ class Call {
     int64_t room;  // values from a part's copy to the next
   };
 
-  // `tiles`: how many of a part meet the matrix, one below the other. False where there is no memory.
-  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t tiles, const Grid& grid, Side* side) {
+  bool packing_pays(int64_t times, int64_t rows, int64_t bytes) const {
+    const int64_t tiles = times * ceil_div(rows, kernels_.rows);
+    return tiles >= (bytes > kManyPages ? kTilesOfManyPages : rows <= kFewRows ? kTilesOfFewRows : kTiles);
+  }
+
+  // The matrix meets `rows`, shared out as in the grid, `times` times. False where there is no memory.
+  bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t times, int64_t rows, const Grid& grid,
+               Side* side) {
     const int64_t P = kernels_.panel, panels = panels_of(N), most = ceil_div(panels, grid.columns);
     *side = {static_cast<const Real*>(matrix), transpose, K, N, false, false, nullptr, 0};
-    side->in_place = !transpose && tiles < kTilesThatPayForPacking;
+    side->in_place = !transpose && !packing_pays(times, ceil_div(rows, grid.rows), K * N * int64_t(sizeof(Real)));
     side->shared = !side->in_place && grid.rows > 1 && most * P * K * int64_t(sizeof(Real)) > l2_bytes() * 3 / 4;
     if (side->in_place) side->room = N % P ? P * K : 0;  // the last panel needs its padding
     else if (!side->shared) side->room = most * P * K;
@@ -275,7 +280,7 @@ class Call {
   bool multiply(int64_t rows, int64_t K, int64_t N, const void* a, const void* b, bool transpose, void* out) {
     const Grid grid = grid_for(rows * K * N, rows, panels_of(N));
     Side side;
-    if (!prepare(b, transpose, K, N, tiles_of(rows, grid), grid, &side)) return false;
+    if (!prepare(b, transpose, K, N, 1, rows, grid, &side)) return false;
     share_out(grid, rows, N, [&](int i, const Part& part) {
       kernels_.multiply(K, N, static_cast<const Real*>(a), pack(side, i, part), static_cast<Real*>(out), part);
     });
