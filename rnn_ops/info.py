@@ -31,6 +31,8 @@ def collect(batch_size=32, hidden_size=256):
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": _cpu_kernels(),
     }
+    if not _wrong_for_kernels():
+        facts[f"CPU, B={batch_size}, H={hidden_size}"] = _split(batch_size, hidden_size)
     found = ", ".join(map(str, compiler.found())) or "none"
     facts["CUDA compilers"] = f"{found}; machine code is kept in {compiler.folder()}"
     reason = cuda.why_not()
@@ -97,6 +99,11 @@ def _cpu_kernels():
     wrong = _wrong_for_kernels()
     return f"none: {'; '.join(wrong)}" if wrong else (
         f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads")
+
+
+def _split(batch_size, hidden_size):
+    rows, columns = cpu.split(batch_size, hidden_size)
+    return f"each step in {rows} group{'s' * (rows > 1)} of rows by {columns} group{'s' * (columns > 1)} of columns"
 
 
 def _wrong_for_kernels():

@@ -358,8 +358,8 @@ def build_driver(folder, flags, flags_of=None):
 
 def run_driver(program, **variables):
     """What the program prints; it fails where a result is wrong."""
-    ran = subprocess.run([program], env=dict(os.environ, RNN_OPS_NUM_THREADS="3", **variables), stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, universal_newlines=True)
+    environment = dict(os.environ, RNN_OPS_NUM_THREADS="3", TSAN_OPTIONS="halt_on_error=1", **variables)
+    ran = subprocess.run([program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
     assert ran.returncode == 0, ran.stdout
     return ran.stdout
 
