@@ -4,6 +4,7 @@ Importing this loads the library, so that graphs which hold the operator can be 
 that failed. `library_path` is the library's file, for ``mx.library.load`` and the C API where rnn_ops is not imported.
 """
 from rnn_ops.backends.cpu import library_path
-from rnn_ops.operators.native.functions import CONSTANT, UNSHARED, call, has_history, rnn_sequence, rnn_step, why_not
+from rnn_ops.operators.native.functions import (
+    CONSTANT, UNSHARED, call, has_history, quick_call, rnn_sequence, rnn_step, why_not)
 
-__all__ = ["rnn_step", "rnn_sequence", "call", "why_not", "library_path", "has_history", "CONSTANT", "UNSHARED"]
+__all__ = ["rnn_step", "rnn_sequence", "call", "quick_call", "why_not", "library_path", "has_history", "CONSTANT", "UNSHARED"]

@@ -238,24 +238,28 @@ bool bh_is(const Options& chosen, const Array& array, int type, int64_t H) {
   return is(array, type, {H}) || (chosen.row && is(array, type, {1, H}));
 }
 
-// Each array of a call has its shape and type. Quick, since every call comes by; `explain` says what is wrong.
-bool all_fit(const Call& call, const Problem& of) {
+bool arguments_are(const Options& chosen, const Problem& of, const Array* arrays) {
   const int type = of.wide ? FLOAT64 : FLOAT32;
   const int64_t T = of.T, B = of.B, I = of.I, H = of.H;
-  const auto inputs_are = [&](const Array& inputs) {
-    if (call.chosen.step) return of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I});
-    return of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
-  };
-  const auto arguments_are = [&](const Array* arrays) {
-    return inputs_are(arrays[INPUTS]) && is(arrays[STATE], type, {B, H}) && is(arrays[WXH], type, {I, H}) &&
-           is(arrays[WHH], type, {H, H}) && bh_is(call.chosen, arrays[BH], type, H);
-  };
-  const auto results_are = [&](const Array* arrays) {
-    if (call.chosen.step) return is(arrays[0], type, {B, H});
-    return is(arrays[0], type, {T, B, H}) && is(arrays[1], type, {B, H});
-  };
-  return T > 0 && B > 0 && I > 0 && H > 0 && arguments_are(call.arguments) && results_are(call.results) &&
-         (!call.cotangents || results_are(call.cotangents)) && (!call.gradients || arguments_are(call.gradients));
+  const Array& inputs = arrays[INPUTS];
+  const bool inputs_are = chosen.step ? of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I})
+                                      : of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
+  return inputs_are && is(arrays[STATE], type, {B, H}) && is(arrays[WXH], type, {I, H}) && is(arrays[WHH], type, {H, H}) &&
+         bh_is(chosen, arrays[BH], type, H);
+}
+
+bool results_are(const Options& chosen, const Problem& of, const Array* arrays) {
+  const int type = of.wide ? FLOAT64 : FLOAT32;
+  if (chosen.step) return is(arrays[0], type, {of.B, of.H});
+  return is(arrays[0], type, {of.T, of.B, of.H}) && is(arrays[1], type, {of.B, of.H});
+}
+
+// Each array of a call has its shape and type. Quick, since every call comes by; `explain` says what is wrong.
+bool all_fit(const Call& call, Problem* of) {
+  const Options& chosen = call.chosen;
+  return arguments_fit(chosen, call.arguments, of) && results_are(chosen, *of, call.results) &&
+         (!call.cotangents || results_are(chosen, *of, call.cotangents)) &&
+         (!call.gradients || arguments_are(chosen, *of, call.gradients));
 }
 
 Shape shape_of(const Array& array) { return Shape(array.shape, array.shape + std::max(array.rank, 0)); }
@@ -319,14 +323,17 @@ void check_results_apart(const Call& call, size_t item) {
 
 }  // namespace
 
+bool arguments_fit(const Options& chosen, const Array* arguments, Problem* of) {
+  const Array &inputs = arguments[INPUTS], &state = arguments[STATE], &Wxh = arguments[WXH];
+  if (inputs.rank < 1 || state.rank != 2 || Wxh.rank != 2) return false;
+  *of = {chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], inputs.dtype == INT32,
+         state.dtype == FLOAT64};
+  return of->T > 0 && of->B > 0 && of->I > 0 && of->H > 0 && arguments_are(chosen, *of, arguments);
+}
+
 Problem problem(const Call& call) {
-  const Array &inputs = call.arguments[INPUTS], &state = call.arguments[STATE], &Wxh = call.arguments[WXH];
   Problem of = {};
-  if (inputs.rank > 0 && state.rank == 2 && Wxh.rank == 2) {
-    of = {call.chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], inputs.dtype == INT32,
-          state.dtype == FLOAT64};
-  }
-  if (!all_fit(call, of)) explain(call);
+  if (!all_fit(call, &of)) explain(call);
   if (!call.gradients) check_results_apart(call, of.item());
   return of;
 }

@@ -4,6 +4,7 @@
  *     inference.cc  attributes, types and shapes
  *     cpu.cc        the two passes on arrays of the CPU, by kernels/cpu
  *     gpu.cc        the two passes on arrays of a GPU, by programs that Python has recorded (rnn_ops/operators/native/gpu.py)
+ *     front.cc      a call on NDArrays of the CPU, for rnn_ops/operators/native/front.py
  *
  * The operator, `rnn_ops_native`:
  *
@@ -94,6 +95,9 @@ struct Call {
   int device;    // number of the GPU
   void* stream;  // of the GPU, MXNet's own
 };
+
+// inference.cc: whether these fit one another, and then what they ask for. Their data is not looked at.
+bool arguments_fit(const Options& chosen, const Array* arguments, Problem* of);
 
 // inference.cc: what a call computes, once all of its arrays have been seen to have the shapes and types for that. What
 // MXNet has inferred says nothing of the memory: where an array has a 0 among its dimensions, or none, MXNet takes that for
