@@ -7,16 +7,13 @@
  * A call that autograd does not record and that takes less time than to wake another thread is computed in the thread that
  * makes it, once MXNet's engine says that nothing which writes its arguments is still to come. All others are MXNet's to run.
  *
- * A call that autograd records is guarded: see functions.py. The guards of the weights serve a whole chain of calls, each with
- * the state of the one before: no backward pass can take the graph of a call without that of the calls before it. Two calls
- * that share no state are never given the same guards, for their graphs may be freed one without the other.
+ * A call that autograd records gets guards, as functions.py says, but only where a gradient could be asked of the operator that
+ * it has to add to: not of an array whose grad_req is another, nor of a result of this operator.
  */
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <memory>
 
 #include "operator.h"
 
@@ -39,44 +36,24 @@ struct Functions {
   int (*to_dlpack)(Handle, Handle*);
   int (*free_dlpack)(Handle);
   int (*is_recording)(bool*);
+  int (*get_grad)(Handle, Handle*);
   int (*get_grad_state)(Handle, int*);
   int (*set_grad_state)(Handle, int);
   int (*get_symbol)(Handle, Handle*);
-  int (*get_name)(Handle, const char**, int* found);
   int (*free_symbol)(Handle);
+  int (*mark)(unsigned count, Handle*, unsigned* requests, Handle* gradients);
   int (*push)(void (*)(void*, void*), void* parameter, void* deleter, void* context, Handle* read, int reads, Handle* written,
               int writes, void* property, int priority, const char* name);
   int (*invoke)(Handle operation, int inputs, Handle*, int* outputs, Handle**, int count, const char** names,
                 const char** values);
+  const char* info_type;  // what dmlc::any says of the type of autograd's notes; null where MXNet has none of that name
 };
 Functions mxnet;
 Handle operation;
 
 enum Answer { DONE, LOOK_CLOSER, MXNET_ERROR };
 enum { CPU = 1, CPU_PINNED = 3, CPU_SHARED = 5 };  // MXNet's kinds of contexts that are memory of the CPU
-enum { WEIGHTS = BH - WXH + 1 };
-
-// The node of autograd's graph that an array comes from, as a number that no other node of this process has; 0: none is known.
-uint64_t node_of(Handle array) {
-  Handle symbol;
-  if (mxnet.get_symbol(array, &symbol)) return 0;
-  const char* name;  // MXNet counts its nodes: var7, node_8
-  int found;
-  uint64_t node = 0;
-  if (!mxnet.get_name(symbol, &name, &found) && found) {
-    const bool leaf = !strncmp(name, "var", 3);
-    if (leaf || !strncmp(name, "node_", 5)) node = 2 * strtoull(name + (leaf ? 3 : 5), nullptr, 10) + leaf + 2;
-  }
-  mxnet.free_symbol(symbol);
-  return node;
-}
-
-// Whether autograd knows an array: `has_history` of functions.py says how.
-bool has_history(Handle array) {
-  int fresh = 0;
-  mxnet.get_grad_state(array, &fresh);
-  return !mxnet.set_grad_state(array, fresh);
-}
+enum { DENSE = 0 };                                  // MXNet's kind of storage
 
 // An NDArray that is freed with this.
 struct Owned {
@@ -96,32 +73,82 @@ struct Owned {
   }
 };
 
-// The guards of the weights of a call, for those that follow it.
-struct Weights {
-  struct {
-    Handle array;
-    uint64_t node;
-    Owned guard;  // none where autograd does not know the array
-  } each[WEIGHTS];
-
-  bool take(const Handle* arrays, const bool* wanted) {
-    for (int i = 0; i < WEIGHTS; ++i) {
-      each[i].array = arrays[i];
-      each[i].node = wanted[i] ? node_of(arrays[i]) : 0;
-      if (wanted[i] && !each[i].guard.guard(arrays[i])) return false;
+// Where autograd's notes on an array are, in the objects of MXNet: no C function tells what kind of gradient an array asks for, and
+// none tells without an exception inside of MXNet that autograd does not know it. They are found by means of arrays that ask for
+// each kind. Where they are not where they should be, nothing is read, and every gradient gets its guard.
+class Notes {
+ public:
+  Notes() {
+    const unsigned requests[] = {0, WRITE, ADD};
+    const char *arrays[3], *nodes[3];
+    Owned made[3], gradients[3];
+    for (int i = 0; i < 3; ++i) {
+      const int64_t one = 1;
+      for (Owned* each : {&made[i], &gradients[i]}) {
+        if (mxnet.create(&one, 1, CPU, 0, true, FLOAT32, &each->handle)) return;
+      }
+      unsigned request = requests[i];
+      if (!mxnet.info_type || mxnet.mark(1, &made[i].handle, &request, &gradients[i].handle)) return;
+      arrays[i] = static_cast<char*>(made[i].handle);
+      nodes[i] = node_by_symbol(made[i].handle);
+      if (!nodes[i] || maker_of(nodes[i])) return;
     }
-    return true;
+    const auto find = [](size_t most, size_t step, auto is_there) {
+      size_t at = 0;
+      while (at < most && !(is_there(0, at) && is_there(1, at) && is_there(2, at))) at += step;
+      return at < most ? at : NOWHERE;
+    };
+    node_ = find(192, sizeof(void*), [&](int i, size_t at) { return word(arrays[i] + at) == nodes[i]; });
+    info_ = find(224, sizeof(void*), [&](int i, size_t at) { return word(nodes[i] + at) == mxnet.info_type; });
+    if (node_ == NOWHERE || info_ == NOWHERE) return;
+    request_ = find(32, sizeof(int), [&](int i, size_t at) { return number(info_of(nodes[i]) + at) == requests[i]; });
+    readable_ = request_ != NOWHERE;
   }
 
-  // Whether these arrays are the same, and come from where they came from then.
-  bool fit(const Handle* arrays, const bool* wanted) const {
-    for (int i = 0; i < WEIGHTS; ++i) {
-      const auto& of = each[i];
-      if (arrays[i] != of.array || wanted[i] != !!of.guard.handle) return false;
-      if (wanted[i] && (!of.node || node_of(arrays[i]) != of.node || !has_history(of.guard.handle))) return false;
-    }
-    return true;
+  // Whether autograd knows an array; `has_history` of functions.py has another way.
+  bool know(Handle array) const {
+    if (readable_) return has_info(word(static_cast<char*>(array) + node_));
+    int fresh = 0;
+    mxnet.get_grad_state(array, &fresh);
+    return !mxnet.set_grad_state(array, fresh);
   }
+
+  // Whether the gradient of an array that autograd knows is for the operator to write, and as it writes it.
+  bool allow_writing(Handle array) const {
+    if (!readable_) return false;
+    const char* node = word(static_cast<char*>(array) + node_);
+    if (const void* maker = maker_of(node)) return maker == operation;
+    if (number(info_of(node) + request_) == ADD) return false;
+    Owned gradient;
+    int storage = DENSE;
+    return !mxnet.get_grad(array, &gradient.handle) &&
+           (!gradient.handle || !mxnet.get_storage(gradient.handle, &storage)) && storage == DENSE;
+  }
+
+ private:
+  enum : unsigned { WRITE = 1, ADD = 3 };  // mxnet::OpReqType
+  static const size_t NOWHERE = -1;
+
+  static const char* word(const char* at) { return *reinterpret_cast<const char* const*>(at); }
+  static unsigned number(const char* at) { return *reinterpret_cast<const unsigned*>(at); }
+
+  // nnvm::Symbol is a vector of entries of 24 bytes, here of one. An entry begins with its node.
+  static const char* node_by_symbol(Handle array) {
+    Handle symbol;
+    if (mxnet.get_symbol(array, &symbol)) return nullptr;
+    const char *entries = word(static_cast<char*>(symbol)), *end = word(static_cast<char*>(symbol) + sizeof(void*));
+    const char* node = entries && end == entries + 24 ? word(entries) : nullptr;
+    mxnet.free_symbol(symbol);
+    return node;
+  }
+
+  static const void* maker_of(const char* node) { return word(node); }  // the operator; null of a variable
+  bool has_info(const char* node) const { return node && word(node + info_) == mxnet.info_type; }
+  // A dmlc::any: the type of what it holds, then where that is.
+  const char* info_of(const char* node) const { return word(node + info_ + sizeof(void*)); }
+
+  size_t node_ = NOWHERE, info_ = NOWHERE, request_ = NOWHERE;  // in mxnet::NDArray, nnvm::Node, mxnet::Imperative::AGInfo
+  bool readable_ = false;
 };
 
 struct Given {
@@ -135,7 +162,7 @@ struct Given {
     for (int i = 0; i < ARGUMENTS; ++i) {
       int rank, dtype, kind, number, storage;
       const int* shape;
-      if (!handles[i] || mxnet.get_storage(handles[i], &storage) || storage != 0 ||
+      if (!handles[i] || mxnet.get_storage(handles[i], &storage) || storage != DENSE ||
           mxnet.get_shape(handles[i], &rank, &shape) || rank < 1 || rank > 3) {
         return false;
       }
@@ -257,19 +284,6 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
   return DONE;
 }
 
-}  // namespace
-
-// What a call takes and gives (_Call in front.py).
-struct FrontCall {
-  int32_t step, activation;
-  int32_t check_tokens;  // wait for them and look at each, before MXNet has them
-  uint64_t node;         // that the state came from when it was the result of a call; then that of the results
-  Weights* weights;      // of that call; then of this one. Null where there are none
-  Handle results[2];
-};
-
-namespace {
-
 Answer check_tokens(const Given& given, const Problem& of) {
   void* data;
   if (mxnet.wait_to_read(given.handles[INPUTS]) || mxnet.get_data(given.handles[INPUTS], &data)) return MXNET_ERROR;
@@ -280,53 +294,38 @@ Answer check_tokens(const Given& given, const Problem& of) {
   return fit ? DONE : LOOK_CLOSER;
 }
 
-Answer invoke_guarded(const Options& chosen, const Given& given, FrontCall* call) {
-  const Handle* arguments = given.handles;
+Answer invoke_guarded(const Options& chosen, const Notes& notes, const Given& given, Handle* results) {
   Handle inputs[ARGUMENTS];
-  memcpy(inputs, arguments, sizeof inputs);
-  // What comes from the operator itself needs no guard: the gradient goes to the operator, which takes it as it is.
-  const bool follows = chosen.wanted[STATE] && call->node && node_of(arguments[STATE]) == call->node;
-  Owned guards[WXH];
-  for (int i : {INPUTS, STATE}) {
-    if (!chosen.wanted[i] || (i == STATE && follows)) continue;
-    if (!guards[i].guard(arguments[i])) return MXNET_ERROR;
+  Owned guards[ARGUMENTS];
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    inputs[i] = given.handles[i];
+    if (!chosen.wanted[i] || notes.allow_writing(inputs[i])) continue;
+    if (!guards[i].guard(inputs[i])) return MXNET_ERROR;
     inputs[i] = guards[i].handle;
   }
-  Weights* weights = call->weights;
-  std::unique_ptr<Weights> fresh;
-  if (!follows || !weights || !weights->fit(arguments + WXH, chosen.wanted + WXH)) {
-    fresh.reset(weights = new Weights);
-    if (!weights->take(arguments + WXH, chosen.wanted + WXH)) return MXNET_ERROR;
-  }
-  for (int i = WXH; i < ARGUMENTS; ++i) {
-    if (chosen.wanted[i]) inputs[i] = weights->each[i - WXH].guard.handle;
-  }
-  if (invoke(chosen, inputs, call->results)) return MXNET_ERROR;
-  fresh.release();
-  call->weights = weights;
-  call->node = node_of(call->results[0]);
-  return DONE;
+  return invoke(chosen, inputs, results);
 }
 
-Answer answer(const Handle* handles, FrontCall* call) {
+Answer answer(const Handle* handles, bool step, int32_t activation, bool look_at_tokens, Handle* results) {
   Given given;
   memcpy(given.handles, handles, sizeof given.handles);
   Options chosen;
-  chosen.step = call->step;
-  chosen.activation = call->activation;
+  chosen.step = step;
+  chosen.activation = activation;
   Problem of;
   if (!given.look() || !arguments_fit(chosen, given.arrays, &of)) return LOOK_CLOSER;
   bool recording;
   if (mxnet.is_recording(&recording)) return MXNET_ERROR;
+  static const Notes notes;
   bool known = false, wanted[ARGUMENTS];
-  for (int i = 0; i < ARGUMENTS; ++i) known |= wanted[i] = recording && has_history(handles[i]);
-  if (!known && is_short(of) && compute_here(chosen, of, &given, call->results)) return DONE;
-  if (call->check_tokens && of.tokens) {
+  for (int i = 0; i < ARGUMENTS; ++i) known |= wanted[i] = recording && notes.know(handles[i]);
+  if (!known && is_short(of) && compute_here(chosen, of, &given, results)) return DONE;
+  if (look_at_tokens && of.tokens) {
     if (const Answer trouble = check_tokens(given, of)) return trouble;
   }
-  if (!known) return invoke(chosen, given.handles, call->results);
+  if (!known) return invoke(chosen, given.handles, results);
   memcpy(chosen.wanted, wanted, sizeof wanted);
-  return invoke_guarded(chosen, given, call);
+  return invoke_guarded(chosen, notes, given, results);
 }
 
 }  // namespace
@@ -337,10 +336,9 @@ RNN_OPS_EXPORT void rnn_ops_native_use_mxnet(const rnn_ops::Functions* functions
   rnn_ops::operation = operation;
 }
 
-// An Answer. Results and weights are the caller's to free.
-RNN_OPS_EXPORT int rnn_ops_native_call(void* inputs, void* state, void* Wxh, void* Whh, void* bh, rnn_ops::FrontCall* call) {
+// An Answer; with DONE, results are one or two NDArrays, the caller's to free.
+RNN_OPS_EXPORT int rnn_ops_native_call(void* inputs, void* state, void* Wxh, void* Whh, void* bh, int step, int activation,
+                                       int look_at_tokens, void** results) {
   void* const handles[] = {inputs, state, Wxh, Whh, bh};
-  return rnn_ops::answer(handles, call);
+  return rnn_ops::answer(handles, step, activation, look_at_tokens, results);
 }
-
-RNN_OPS_EXPORT void rnn_ops_native_free_weights(rnn_ops::Weights* weights) { delete weights; }

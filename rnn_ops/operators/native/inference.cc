@@ -2,6 +2,7 @@
 #include "operator.h"
 
 #include <algorithm>
+#include <cstring>
 #include <initializer_list>
 #include <map>
 
@@ -17,29 +18,40 @@ void fail(const std::string& name, const std::string& got, const std::string& ne
 
 // Attributes ---------------------------------------------------------------------------------------------------------
 
+namespace {
+
+std::string quoted(const char* text) { return std::string("'") + text + "'"; }
+
+bool same(const char* text, const char* other) { return !strcmp(text, other); }
+
+bool flag(const char* name, const char* value) {
+  if (!same(value, "0") && !same(value, "1")) fail(name, quoted(value), "0 or 1");
+  return *value == '1';
+}
+
+}  // namespace
+
+// MXNet asks some ten times a call.
 Options options(const Attributes& attributes) {
   Options found;
   for (int i = 0; i < attributes.count; ++i) {
-    const std::string name = attributes.names[i], value = attributes.values[i];
-    if (name == "activation") {
-      if (value != "tanh" && value != "relu") fail(name, "'" + value + "'", "'tanh' or 'relu'");
-      found.activation = value == "relu" ? RNN_RELU : RNN_TANH;
-    } else if (name == "step") {
-      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
-      found.step = value == "1";
-    } else if (name == "row") {
-      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
-      found.row = value == "1";
-    } else if (name == "rank") {
-      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
-      found.rank = value == "1";
-    } else if (name == "wanted") {
-      if (value.size() != ARGUMENTS || value.find_first_not_of("01") != std::string::npos) {
-        fail(name, "'" + value + "'", "a 0 or 1 for each of the five arguments");
+    const char *name = attributes.names[i], *value = attributes.values[i];
+    if (same(name, "activation")) {
+      if (!same(value, "tanh") && !same(value, "relu")) fail(name, quoted(value), "'tanh' or 'relu'");
+      found.activation = same(value, "relu") ? RNN_RELU : RNN_TANH;
+    } else if (same(name, "step")) {
+      found.step = flag(name, value);
+    } else if (same(name, "row")) {
+      found.row = flag(name, value);
+    } else if (same(name, "rank")) {
+      found.rank = flag(name, value);
+    } else if (same(name, "wanted")) {
+      if (strlen(value) != ARGUMENTS || strspn(value, "01") != ARGUMENTS) {
+        fail(name, quoted(value), "a 0 or 1 for each of the five arguments");
       }
       for (int argument = 0; argument < ARGUMENTS; ++argument) found.wanted[argument] = value[argument] == '1';
-    } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
-      fail("attributes", "'" + name + "'", "step, activation, wanted, row and rank only");
+    } else if (strncmp(name, "__", 2) != 0) {  // those are notes on a node, MXNet's and the user's
+      fail("attributes", quoted(name), "step, activation, wanted, row and rank only");
     }
   }
   return found;
@@ -190,6 +202,23 @@ Shape sized(const std::string& pattern, const Sizes& sizes) {
   return shape;
 }
 
+// The results' shapes, where all of the arguments' are known and fit; quick, since each call asks. False: look closer.
+bool infer_results(const Options& chosen, const std::vector<Shape>& arguments, std::vector<Shape>* results) {
+  const Shape &inputs = arguments[INPUTS], &state = arguments[STATE], &Wxh = arguments[WXH], &Whh = arguments[WHH];
+  const Shape& bh = arguments[BH];
+  const size_t steps = chosen.step ? 0 : 1;
+  if (state.size() != 2 || Wxh.size() != 2 || Whh.size() != 2 || bh.size() != 1) return false;
+  if (inputs.size() != steps + 1 && inputs.size() != steps + 2) return false;
+  const int64_t B = state[0], I = Wxh[0], H = state[1];
+  if (inputs[0] < 1 || B < 1 || I < 1 || H < 1 || inputs[steps] != B || (inputs.size() == steps + 2 && inputs.back() != I) ||
+      Wxh[1] != H || Whh[0] != H || Whh[1] != H || bh[0] != H) {
+    return false;
+  }
+  results->back() = state;
+  if (steps) (*results)[0] = {inputs[0], B, H};
+  return true;
+}
+
 }  // namespace
 
 void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results) {
@@ -199,6 +228,7 @@ void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vec
     *results = {{1}};
     return;
   }
+  if (infer_results(chosen, *arguments, results)) return;
   Shape& bh = (*arguments)[BH];
   const bool row = chosen.row && bh.size() == 2 && bh[0] == 1;
   if (row) bh.erase(bh.begin());

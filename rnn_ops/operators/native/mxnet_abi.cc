@@ -12,7 +12,6 @@
  * - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far
  *   (infer_shape in c_api.cc): no such shape may come here.
  */
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 
@@ -54,24 +53,27 @@ Pass backward_passes[] = {cpu_backward, gpu_backward};
 
 std::vector<Array> arrays(int count, void** data, const int64_t** shapes, int* ranks, int* dtypes) {
   std::vector<Array> found;
+  found.reserve(count);
   for (int i = 0; i < count; ++i) found.push_back({data[i], shapes[i], ranks[i], dtypes[i]});
   return found;
 }
 
-// Memory that MXNet gives back through _opCallFree.
-template <typename Item>
-Item* allocated(size_t count) {
-  return static_cast<Item*>(malloc((count ? count : 1) * sizeof(Item)));
-}
+// Shapes as MXNet takes them. It copies them before it asks again, so each thread has one place for them, which is never freed.
+struct HandedOver {
+  unsigned dimensions[ARGUMENTS][3];
+  unsigned* rows[ARGUMENTS];
+  int ranks[ARGUMENTS];
+};
+thread_local HandedOver arguments_handed_over, results_handed_over;
 
-void hand_over(const std::vector<Shape>& shapes, unsigned*** dimensions, int** ranks) {
-  *dimensions = allocated<unsigned*>(shapes.size());
-  *ranks = allocated<int>(shapes.size());
+void hand_over(const std::vector<Shape>& shapes, HandedOver* place, unsigned*** dimensions, int** ranks) {
   for (size_t i = 0; i < shapes.size(); ++i) {
-    (*dimensions)[i] = allocated<unsigned>(shapes[i].size());
-    (*ranks)[i] = static_cast<int>(shapes[i].size());
-    for (size_t d = 0; d < shapes[i].size(); ++d) (*dimensions)[i][d] = static_cast<unsigned>(shapes[i][d]);
+    place->rows[i] = place->dimensions[i];
+    place->ranks[i] = static_cast<int>(shapes[i].size());
+    for (size_t d = 0; d < shapes[i].size(); ++d) place->dimensions[i][d] = static_cast<unsigned>(shapes[i][d]);
   }
+  *dimensions = place->rows;
+  *ranks = place->ranks;
 }
 
 }  // namespace
@@ -121,12 +123,12 @@ RNN_OPS_EXPORT int _opCallInferShape(void*, const char* const* names, const char
       for (int d = 0; d < ranks[i]; ++d) in[i].push_back(static_cast<int32_t>(dimensions[i][d]));
     }
     infer_shapes(options({names, values, count}), &in, &out);
-    hand_over(in, new_dimensions, new_ranks);
-    hand_over(out, result_dimensions, result_ranks);
+    hand_over(in, &arguments_handed_over, new_dimensions, new_ranks);
+    hand_over(out, &results_handed_over, result_dimensions, result_ranks);
   });
 }
 
-RNN_OPS_EXPORT void _opCallFree(void* memory) { free(memory); }
+RNN_OPS_EXPORT void _opCallFree(void*) {}
 
 // in: forward the arguments; backward the cotangents, the arguments, the results. out: the results, the gradients.
 RNN_OPS_EXPORT int _opCallFCompute(
