@@ -1,4 +1,5 @@
 /* The two passes on arrays of the CPU: a call of the CPU kernels each. */
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -47,6 +48,18 @@ void check_status(int status, const Args& args, bool step) {
   if (status != RNN_OK) throw Error{"no memory for packed copies of Wxh and Whh"};
 }
 
+// Whether a gradient goes where another does or where something is that the call still reads: a user may have said so, as in
+// h.backward(state.grad).
+bool goes_over(const Array& gradient, const Call& call, size_t item) {
+  const auto over = [&](const Array& array) { return overlap(gradient, array, item); };
+  const int results = call.chosen.results();
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    if (&call.gradients[i] < &gradient && over(call.gradients[i])) return true;
+  }
+  return std::any_of(call.arguments, call.arguments + ARGUMENTS, over) ||
+         std::any_of(call.results, call.results + results, over) || std::any_of(call.cotangents, call.cotangents + results, over);
+}
+
 }  // namespace
 
 void cpu_forward(const Call& call) {
@@ -85,11 +98,16 @@ void cpu_backward(const Call& call) {
     args.da = own.get();
   }
   void* gradients[ARGUMENTS];
+  std::unique_ptr<char[]> apart[ARGUMENTS];  // from where such a gradient is then brought to its place
   for (int i = 0; i < ARGUMENTS; ++i) {
     const Array& gradient = call.gradients[i];
     const Fill fill = fill_of_gradient(call.chosen, of, i);
     gradients[i] = fill == LEAVE ? gradient.data : nullptr;
     if (fill != LEAVE) memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
+    if (fill == LEAVE && goes_over(gradient, call, of.item())) {
+      apart[i].reset(new char[gradient.size() * of.item()]);
+      gradients[i] = apart[i].get();
+    }
   }
   args.dx = gradients[INPUTS];
   args.dh0 = gradients[STATE];
@@ -97,6 +115,9 @@ void cpu_backward(const Call& call) {
   args.dWhh = gradients[WHH];
   args.dbh = gradients[BH];
   check_status(rnn_cpu_backward(&args), args, call.chosen.step);
+  for (int i = 0; i < ARGUMENTS; ++i) {
+    if (apart[i]) memcpy(call.gradients[i].data, apart[i].get(), call.gradients[i].size() * of.item());
+  }
 }
 
 }  // namespace rnn_ops

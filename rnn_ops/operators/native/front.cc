@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <memory>
 
 #include "operator.h"
 
@@ -79,7 +80,7 @@ struct Owned {
 class Notes {
  public:
   Notes() {
-    const unsigned requests[] = {0, WRITE, ADD};
+    const unsigned requests[] = {NOTHING, OVERWRITE, ADD};
     const char *arrays[3], *nodes[3];
     Owned made[3], gradients[3];
     for (int i = 0; i < 3; ++i) {
@@ -105,28 +106,27 @@ class Notes {
     readable_ = request_ != NOWHERE;
   }
 
-  // Whether autograd knows an array; `has_history` of functions.py has another way.
-  bool know(Handle array) const {
-    if (readable_) return has_info(word(static_cast<char*>(array) + node_));
-    int fresh = 0;
-    mxnet.get_grad_state(array, &fresh);
-    return !mxnet.set_grad_state(array, fresh);
-  }
+  enum Note { UNKNOWN, NOT_ASKED, WRITE, GUARD };
 
-  // Whether the gradient of an array that autograd knows is for the operator to write, and as it writes it.
-  bool allow_writing(Handle array) const {
-    if (!readable_) return false;
+  // UNKNOWN: autograd knows nothing of the array, so nobody can ask for its gradient. NOT_ASKED: it does, and nobody can all the
+  // same. WRITE: a gradient may be asked for, and the operator may write it where MXNet says. GUARD: another is to add it there.
+  Note on(Handle array) const {
+    if (!readable_) return is_known(array) ? GUARD : UNKNOWN;
     const char* node = word(static_cast<char*>(array) + node_);
-    if (const void* maker = maker_of(node)) return maker == operation;
-    if (number(info_of(node) + request_) == ADD) return false;
+    if (!node || word(node + info_) != mxnet.info_type) return UNKNOWN;
+    if (const void* maker = maker_of(node)) return maker == operation ? WRITE : GUARD;
+    const unsigned request = number(info_of(node) + request_);
+    if (request == NOTHING) return NOT_ASKED;
+    if (request != OVERWRITE) return GUARD;
     Owned gradient;
-    int storage = DENSE;
-    return !mxnet.get_grad(array, &gradient.handle) &&
-           (!gradient.handle || !mxnet.get_storage(gradient.handle, &storage)) && storage == DENSE;
+    int storage;
+    const bool dense = !mxnet.get_grad(array, &gradient.handle) && gradient.handle &&
+                       !mxnet.get_storage(gradient.handle, &storage) && storage == DENSE;
+    return dense ? WRITE : GUARD;
   }
 
  private:
-  enum : unsigned { WRITE = 1, ADD = 3 };  // mxnet::OpReqType
+  enum : unsigned { NOTHING = 0, OVERWRITE = 1, ADD = 3 };  // mxnet::OpReqType
   static const size_t NOWHERE = -1;
 
   static const char* word(const char* at) { return *reinterpret_cast<const char* const*>(at); }
@@ -143,13 +143,29 @@ class Notes {
   }
 
   static const void* maker_of(const char* node) { return word(node); }  // the operator; null of a variable
-  bool has_info(const char* node) const { return node && word(node + info_) == mxnet.info_type; }
+
+  // `has_history` of functions.py.
+  static bool is_known(Handle array) {
+    int fresh = 0;
+    mxnet.get_grad_state(array, &fresh);
+    return !mxnet.set_grad_state(array, fresh);
+  }
+
   // A dmlc::any: the type of what it holds, then where that is.
   const char* info_of(const char* node) const { return word(node + info_ + sizeof(void*)); }
 
   size_t node_ = NOWHERE, info_ = NOWHERE, request_ = NOWHERE;  // in mxnet::NDArray, nnvm::Node, mxnet::Imperative::AGInfo
   bool readable_ = false;
 };
+
+std::atomic<const Notes*> found_notes{nullptr};  // by the first call, since to import rnn_ops makes no arrays
+
+const Notes& notes() {
+  const Notes* found = found_notes;
+  if (found) return *found;
+  std::unique_ptr<const Notes> fresh(new Notes);
+  return found_notes.compare_exchange_strong(found, fresh.get()) ? *fresh.release() : *found;
+}
 
 struct Given {
   Handle handles[ARGUMENTS];
@@ -294,12 +310,14 @@ Answer check_tokens(const Given& given, const Problem& of) {
   return fit ? DONE : LOOK_CLOSER;
 }
 
-Answer invoke_guarded(const Options& chosen, const Notes& notes, const Given& given, Handle* results) {
+Answer invoke_guarded(const Options& all_wanted, const Given& given, const Notes::Note* notes, Handle* results) {
+  Options chosen = all_wanted;
   Handle inputs[ARGUMENTS];
   Owned guards[ARGUMENTS];
   for (int i = 0; i < ARGUMENTS; ++i) {
     inputs[i] = given.handles[i];
-    if (!chosen.wanted[i] || notes.allow_writing(inputs[i])) continue;
+    chosen.wanted[i] = notes[i] == Notes::WRITE || notes[i] == Notes::GUARD;
+    if (notes[i] != Notes::GUARD) continue;
     if (!guards[i].guard(inputs[i])) return MXNET_ERROR;
     inputs[i] = guards[i].handle;
   }
@@ -314,18 +332,15 @@ Answer answer(const Handle* handles, bool step, int32_t activation, bool look_at
   chosen.activation = activation;
   Problem of;
   if (!given.look() || !arguments_fit(chosen, given.arrays, &of)) return LOOK_CLOSER;
-  bool recording;
+  bool recording, known = false;
   if (mxnet.is_recording(&recording)) return MXNET_ERROR;
-  static const Notes notes;
-  bool known = false, wanted[ARGUMENTS];
-  for (int i = 0; i < ARGUMENTS; ++i) known |= wanted[i] = recording && notes.know(handles[i]);
+  Notes::Note noted[ARGUMENTS];
+  for (int i = 0; recording && i < ARGUMENTS; ++i) known |= (noted[i] = notes().on(handles[i])) != Notes::UNKNOWN;
   if (!known && is_short(of) && compute_here(chosen, of, &given, results)) return DONE;
   if (look_at_tokens && of.tokens) {
     if (const Answer trouble = check_tokens(given, of)) return trouble;
   }
-  if (!known) return invoke(chosen, given.handles, results);
-  memcpy(chosen.wanted, wanted, sizeof wanted);
-  return invoke_guarded(chosen, notes, given, results);
+  return known ? invoke_guarded(chosen, given, noted, results) : invoke(chosen, given.handles, results);
 }
 
 }  // namespace
@@ -334,6 +349,7 @@ Answer answer(const Handle* handles, bool step, int32_t activation, bool look_at
 RNN_OPS_EXPORT void rnn_ops_native_use_mxnet(const rnn_ops::Functions* functions, void* operation) {
   rnn_ops::mxnet = *functions;
   rnn_ops::operation = operation;
+  rnn_ops::found_notes = nullptr;
 }
 
 // An Answer; with DONE, results are one or two NDArrays, the caller's to free.

@@ -16,15 +16,14 @@ _DONE, _LOOK_CLOSER, _MXNET_ERROR = range(3)  # Answer in front.cc
 
 
 class Front:
-    """What calls a native operator's library (ctypes), by MXNet's handle of the operator. With ``read_notes`` false as where MXNet
-    does not let autograd's notes be read: every gradient is guarded."""
+    """What calls a native operator's library (ctypes), by MXNet's handle of the operator."""
 
-    def __init__(self, library, operation, read_notes=True):
+    def __init__(self, library, operation):
         lib = mx.base._LIB
         addresses = [ctypes.cast(getattr(lib, name), _pointer) for name in _FUNCTIONS]
         try:
-            addresses.append(ctypes.addressof(ctypes.c_char.in_dll(lib, _INFO_TYPE)) if read_notes else None)
-        except ValueError:
+            addresses.append(ctypes.addressof(ctypes.c_char.in_dll(lib, _INFO_TYPE)))
+        except ValueError:  # there is none, and front.cc does without
             addresses.append(None)
         library.rnn_ops_native_use_mxnet((_pointer * len(addresses))(*addresses), operation)
         self._call = library.rnn_ops_native_call

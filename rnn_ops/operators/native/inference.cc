@@ -257,6 +257,12 @@ int64_t Array::size() const {
   return product;
 }
 
+bool overlap(const Array& a, const Array& b, size_t item) {
+  const auto bytes = [&](const Array& array) { return array.size() * (array.dtype == INT32 ? sizeof(int32_t) : item); };
+  const char *begin = static_cast<char*>(a.data), *other = static_cast<char*>(b.data);
+  return begin < other + bytes(b) && other < begin + bytes(a);
+}
+
 namespace {
 
 bool is(const Array& array, int type, std::initializer_list<int64_t> shape) {
@@ -333,11 +339,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
 
 // A caller may have given the memory of the results (out=), that of an argument too. Quick, as `all_fit` is.
 void check_results_apart(const Call& call, size_t item) {
-  const auto bytes = [&](const Array& array) { return array.size() * (array.dtype == INT32 ? sizeof(int32_t) : item); };
-  const auto overlap = [&](const Array& a, const Array& b) {
-    const char *begin = static_cast<char*>(a.data), *other = static_cast<char*>(b.data);
-    return begin < other + bytes(b) && other < begin + bytes(a);
-  };
+  const auto overlap = [&](const Array& a, const Array& b) { return rnn_ops::overlap(a, b, item); };
   const char* names[] = {call.chosen.step ? "state" : "outputs", "state"};
   for (int result = 0; result < call.chosen.results(); ++result) {
     for (int i = 0; i < ARGUMENTS; ++i) {

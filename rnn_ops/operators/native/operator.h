@@ -68,6 +68,7 @@ struct Array {
   int dtype;
   int64_t size() const;
 };
+bool overlap(const Array& a, const Array& b, size_t item);  // item: of a float's bytes
 
 // The sizes and kinds of a call.
 struct Problem {
