@@ -246,7 +246,7 @@ def test_which_arrays_get_a_guard(notes):
         outputs, last = native.rnn_sequence(inputs, state, Wxh, Whh, bh)
         recorded = nodes(outputs)
         assert [op for op, _ in recorded[:-1]] == ["Reshape"] * (2 if notes == "notes" else 4)
-        assert recorded[-1] == ("rnn_ops_native", {"wanted": "00111" if notes == "notes" else "01111"})  # the inputs are a constant
+        assert recorded[-1] == ("rnn_ops_native", {"wanted": "..111" if notes == "notes" else ".1111"})  # the inputs are a constant
         follower, _ = native.rnn_sequence(others, last, Wxh, Whh * 2, bh)
         guards = len([op for op, _ in nodes(follower) if op == "Reshape"]) - len(recorded[:-1])
         assert guards == (2 if notes == "notes" else 4)  # Whh is made by another operator, the state by this one
@@ -426,6 +426,86 @@ def test_readers_beside_a_writer_see_one_of_its_values():
     stop.set()
     writer.join()
     assert not strange
+
+
+def test_a_short_call_needs_no_other_thread():
+    """MXNet's own is kept busy meanwhile."""
+    arrays = arrays_of()
+    wanted = rnn_ops.rnn_sequence(*arrays)[0].asnumpy()
+    done, waited = threading.Event(), []
+    wait = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: waited.append(done.wait(20)))
+    array, context = mx.nd.ones(1), (ctypes.c_int * 2)(1, 0)
+    busy = (ctypes.c_void_p * 1)(array.handle)
+    mx.base.check_call(mx.base._LIB.MXEnginePushSyncND(wait, None, None, context, None, 0, busy, 1, None, 0, b"wait"))
+    try:
+        assert np.array_equal(rnn_ops.rnn_sequence(*arrays)[0].asnumpy(), wanted)
+        with mx.autograd.record():  # which concerns no array of these
+            assert np.array_equal(rnn_ops.rnn_sequence(*arrays)[0].asnumpy(), wanted)
+        assert not waited
+    finally:
+        done.set()
+        mx.nd.waitall()
+    assert waited == [True]
+
+
+def test_what_nobody_can_see_is_not_written():
+    """Of a large table that is not trained, to fill its gradient would take longer than all the rest."""
+    arrays = arrays_of()
+    for array in arrays:
+        array.attach_grad()
+        array.grad[:] = 3
+    with mx.autograd.record():
+        outputs, _ = functions._functions[0](*arrays, step="0", wanted="0.1..")
+    outputs.backward()
+    found = [array.grad.asnumpy() for array in arrays]
+    assert np.isnan(found[0]).all() and (found[2] != 3).all()
+    assert all((found[index] == 3).all() for index in (1, 3, 4))
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+def outcome(function, values, activation):
+    """What comes of a call: its error in words, or the numbers."""
+    try:
+        results = function(*values, activation=activation)
+        return [result.asnumpy().tolist() for result in (results if isinstance(results, tuple) else [results])]
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+
+
+SIZES = st.sampled_from([0, 0, 0, 0, 1, -1])  # added to a size that fits
+DTYPES = st.sampled_from(["float32"] * 6 + ["float64", "float16", "int32", "int64", "uint8"])
+VALUES = st.sampled_from([0, 1, 4, 4, 5, -1, 2 ** 31 - 1])
+
+
+@pytest.mark.parametrize("operator", ["sequence", "step"])
+@settings(max_examples=150)
+@given(data=st.data())
+def test_what_is_refused_is_refused_in_the_same_words(operator, data):
+    """Without the front, which leaves that to others, and with it."""
+    sizes = dict(T=4, B=3, I=5, H=6)
+    tokens = data.draw(st.booleans())
+    patterns = [("T" if operator == "sequence" else "") + ("B" if tokens else "BI"), "BH", "IH", "HH", "H"]
+    odd = data.draw(st.sets(st.integers(0, 4), max_size=2))
+    arrays = []
+    for index, pattern in enumerate(patterns):
+        shape = [sizes[letter] for letter in pattern]
+        dtype = "int32" if tokens and index == 0 else "float32"
+        context = mx.cpu()
+        if index in odd:
+            shape = [size + data.draw(SIZES) for size in shape] + [1] * data.draw(st.sampled_from([0, 0, 1, 2]))
+            dtype, context = data.draw(DTYPES), data.draw(st.sampled_from([mx.cpu(), mx.cpu(), mx.cpu(1)]))
+        arrays.append(mx.nd.ones(shape, dtype=dtype, ctx=context))
+    if tokens and data.draw(st.booleans()):
+        arrays[0].reshape(-1)[-1] = data.draw(VALUES)
+    activation = data.draw(st.sampled_from(["tanh", "relu", "tanh", "sin"]))
+    function = getattr(rnn_ops, "rnn_" + operator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "call", CALL)
+        found = outcome(function, arrays, activation)
+        patch.setattr(native, "quick_call", lambda *_, **__: None)
+        wanted = outcome(function, arrays, activation)
+    assert found == wanted
 
 
 # Processes ------------------------------------------------------------------------------------------------------------

@@ -101,12 +101,16 @@ void cpu_backward(const Call& call) {
   std::unique_ptr<char[]> apart[ARGUMENTS];  // from where such a gradient is then brought to its place
   for (int i = 0; i < ARGUMENTS; ++i) {
     const Array& gradient = call.gradients[i];
+    gradients[i] = nullptr;
+    if (call.chosen.hidden[i]) continue;
     const Fill fill = fill_of_gradient(call.chosen, of, i);
-    gradients[i] = fill == LEAVE ? gradient.data : nullptr;
-    if (fill != LEAVE) memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
-    if (fill == LEAVE && goes_over(gradient, call, of.item())) {
+    if (fill != LEAVE) {
+      memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
+    } else if (goes_over(gradient, call, of.item())) {
       apart[i].reset(new char[gradient.size() * of.item()]);
       gradients[i] = apart[i].get();
+    } else {
+      gradients[i] = gradient.data;
     }
   }
   args.dx = gradients[INPUTS];

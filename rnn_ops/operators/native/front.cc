@@ -289,10 +289,10 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
     values[count++] = value;
   };
   char wanted[ARGUMENTS + 1] = "";
-  for (int i = 0; i < ARGUMENTS; ++i) wanted[i] = chosen.wanted[i] ? '1' : '0';
+  for (int i = 0; i < ARGUMENTS; ++i) wanted[i] = chosen.wanted[i] ? '1' : '.';
   if (chosen.step) attribute("step", "1");
   if (chosen.activation) attribute("activation", "relu");
-  if (strchr(wanted, '0')) attribute("wanted", wanted);
+  if (strchr(wanted, '.')) attribute("wanted", wanted);
   int made = 0;
   Handle* arrays = nullptr;
   if (mxnet.invoke(operation, ARGUMENTS, inputs, &made, &arrays, count, names, values)) return MXNET_ERROR;

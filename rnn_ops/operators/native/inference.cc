@@ -46,10 +46,13 @@ Options options(const Attributes& attributes) {
     } else if (same(name, "rank")) {
       found.rank = flag(name, value);
     } else if (same(name, "wanted")) {
-      if (strlen(value) != ARGUMENTS || strspn(value, "01") != ARGUMENTS) {
+      if (strlen(value) != ARGUMENTS || strspn(value, "01.") != ARGUMENTS) {
         fail(name, quoted(value), "a 0 or 1 for each of the five arguments");
       }
-      for (int argument = 0; argument < ARGUMENTS; ++argument) found.wanted[argument] = value[argument] == '1';
+      for (int argument = 0; argument < ARGUMENTS; ++argument) {
+        found.wanted[argument] = value[argument] == '1';
+        found.hidden[argument] = value[argument] == '.';
+      }
     } else if (strncmp(name, "__", 2) != 0) {  // those are notes on a node, MXNet's and the user's
       fail("attributes", quoted(name), "step, activation, wanted, row and rank only");
     }

@@ -51,6 +51,7 @@ struct Options {
   bool row = false;        // bh comes as (1, H), in graphs that earlier versions have saved
   int32_t activation = 0;  // RNN_TANH or RNN_RELU of rnn_cpu.h, which are also those of passes.cuh
   bool wanted[ARGUMENTS] = {true, true, true, true, true};  // which gradients anybody asks for; others are not computed
+  bool hidden[ARGUMENTS] = {};  // of those, which nobody can see either: nothing is written there
   int arguments() const { return rank ? 1 : ARGUMENTS; }
   int results() const { return rank || step ? 1 : 2; }
 };
