@@ -31,7 +31,8 @@ KERNEL_FLAGS = {"threads.cc": [], "split.cc": [], "rnn_cpu.cc": [], "isa_baselin
 if X86:
     KERNEL_FLAGS["isa_avx2.cc"] = ["-mavx2", "-mfma"]
     KERNEL_FLAGS["isa_avx512.cc"] = ["-mavx512f", "-mfma"]
-OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc", "front.cc"], ["-I", os.path.join(HERE, KERNELS)])
+OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc", "front.cc"],
+                               ["-I", os.path.join(HERE, KERNELS)])
 
 LIBRARY = "rnn_ops.librnn_ops"
 SOURCES = {KERNELS: KERNEL_FLAGS, OPERATOR: OPERATOR_FLAGS}  # folder: flags of each source

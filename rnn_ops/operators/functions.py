@@ -1,7 +1,8 @@
 """The functions that users call, in front of the operators: the native one, and the CustomOp where there is none.
 
 They check NDArrays before MXNet sees them, since an exception in the caller's thread says more than an MXNetError at
-some later wait. Symbols have nothing to check yet: their errors come from the operators when they are bound or run.
+some later wait. What the native operator's own front finds right (`native.quick_call`) is not checked again here. Symbols have
+nothing to check yet: their errors come from the operators when they are bound or run.
 """
 import os
 
@@ -49,7 +50,7 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     Notes
     -----
     Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError. It names
-    ``_backward_reshape`` or ``_backward_Custom``, the first operator on the way back.
+    ``_backward_rnn_ops_native``, ``_backward_reshape`` or ``_backward_Custom``, the first operator on the way back.
 
     On a GPU the native operator waits for nothing, not even to look at tokens: one outside [0, I) makes the states of its row
     NaN and is no error.

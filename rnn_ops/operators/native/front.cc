@@ -54,7 +54,7 @@ Handle operation;
 
 enum Answer { DONE, LOOK_CLOSER, MXNET_ERROR };
 enum { CPU = 1, CPU_PINNED = 3, CPU_SHARED = 5 };  // MXNet's kinds of contexts that are memory of the CPU
-enum { DENSE = 0 };                                  // MXNet's kind of storage
+enum { DENSE = 0 };                            // MXNet's kind of storage
 
 // An NDArray that is freed with this.
 struct Owned {
@@ -74,9 +74,9 @@ struct Owned {
   }
 };
 
-// Where autograd's notes on an array are, in the objects of MXNet: no C function tells what kind of gradient an array asks for, and
-// none tells without an exception inside of MXNet that autograd does not know it. They are found by means of arrays that ask for
-// each kind. Where they are not where they should be, nothing is read, and every gradient gets its guard.
+// Autograd's notes on arrays, read in the objects of MXNet. No C function tells what kind of gradient an array asks for, and none
+// tells without an exception inside of MXNet that autograd does not know it. Where the notes are is found by means of arrays that
+// ask for each kind; where they are not found, nothing is read, and every gradient gets its guard.
 class Notes {
  public:
   Notes() {
@@ -167,6 +167,7 @@ const Notes& notes() {
   return found_notes.compare_exchange_strong(found, fresh.get()) ? *fresh.release() : *found;
 }
 
+// The five arguments.
 struct Given {
   Handle handles[ARGUMENTS];
   Array arrays[ARGUMENTS];
@@ -234,25 +235,26 @@ void take_turn(void*, void* of) {
 }
 
 bool run_at_once(Turn* mine, int device) {
-  struct { int32_t kind, number; } context = {CPU, device};  // mxnet::Context
-  int async = 4;                                            // mxnet::FnProperty::kAsync
+  int32_t context[] = {CPU, device};  // mxnet::Context
+  int async = 4;                      // mxnet::FnProperty::kAsync
   Handle read[ARGUMENTS];
   memcpy(read, mine->handles, sizeof read);
   mine->done = false;
   turn = mine;
   ticket = ++tickets;
-  const int failed = mxnet.push(take_turn, reinterpret_cast<void*>(ticket), nullptr, &context, read, ARGUMENTS, nullptr, 0,
-                                &async, 0, "rnn_ops_native");
+  const int failed = mxnet.push(take_turn, reinterpret_cast<void*>(ticket), nullptr, context, read, ARGUMENTS, nullptr, 0,
+                                &async, 0, mine->call ? "rnn_ops_native" : "rnn_ops_ready");
   turn = nullptr;
   return !failed && mine->done;
 }
 
-// Multiply-adds, and what a step costs besides.
+// Less work than the way to another thread and back, in multiply-adds; a step costs some besides.
 bool is_short(const Problem& of) {
   const double step = of.B * of.H * (of.H + (of.tokens ? 0 : of.I)) * (of.wide ? 2. : 1.) + 2e4;
   return of.T * step < 4e6;
 }
 
+// False where that cannot be.
 bool compute_here(const Options& chosen, const Problem& of, Given* given, Handle* results) {
   Turn mine = {nullptr, given->handles, given->arrays, false};
   if (!run_at_once(&mine, given->device)) return false;
@@ -300,6 +302,7 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
   return DONE;
 }
 
+// Waits for them. DONE: all are in the vocabulary.
 Answer check_tokens(const Given& given, const Problem& of) {
   void* data;
   if (mxnet.wait_to_read(given.handles[INPUTS]) || mxnet.get_data(given.handles[INPUTS], &data)) return MXNET_ERROR;

@@ -4,7 +4,8 @@ MXNet 1.9.1 does not tell a native operator whether a gradient is to be written 
 (``req``): the operator always overwrites. Adding is what ``grad_req="add"`` asks for and, whatever the grad_req, a graph
 that sums the gradients of eight or more uses of one array (MXNET_EXEC_INPLACE_GRAD_SUM_CAP). So no gradient may go from
 the operator straight to where it could be summed: every input comes through an operator of MXNet's own, which does the
-adding in the backward pass and which no other call shares.
+adding in the backward pass and which no other call shares. A call on NDArrays of the CPU takes another way (front.py), which
+knows of some gradients that they are not added.
 """
 import ctypes
 
@@ -164,7 +165,8 @@ def _why_not(values):
 
 
 def _load():
-    """Load the library into MXNet → the operator's functions for NDArrays and for Symbols, what the library calls, what calls it."""
+    """Load the library into MXNet → the operator's functions for NDArrays and for Symbols; what the library calls; what calls
+    it."""
     try:
         # What mx.library.load does, less its making anew of every function in mx.nd and mx.sym, which takes 0.4 s.
         mx.base.check_call(mx.base._LIB.MXLoadLib(_LIBRARY.encode(), 0))
