@@ -27,18 +27,18 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # passed between files.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi",
          "-pthread"] + (["-DRNN_X86"] if X86 else [])
-KERNEL_FLAGS = {"threads.cc": [], "split.cc": [], "rnn_cpu.cc": [], "isa_baseline.cc": []}  # of each source, besides FLAGS
+KERNEL_FLAGS = dict.fromkeys(["threads.cc", "split.cc", "rnn_cpu.cc", "lookup.cc", "isa_baseline.cc"], [])  # besides FLAGS
 if X86:
     KERNEL_FLAGS["isa_avx2.cc"] = ["-mavx2", "-mfma"]
     KERNEL_FLAGS["isa_avx512.cc"] = ["-mavx512f", "-mfma"]
-OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc", "front.cc"],
+OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc", "front.cc", "custom_lookup.cc"],
                                ["-I", os.path.join(HERE, KERNELS)])
 
 LIBRARY = "rnn_ops.librnn_ops"
 SOURCES = {KERNELS: KERNEL_FLAGS, OPERATOR: OPERATOR_FLAGS}  # folder: flags of each source
 
 # MXNet closes its libraries when a process ends, while threads of the kernels may still be asleep in this one: it stays.
-LINK_FLAGS = ["-shared", "-pthread"] + (["-Wl,-z,nodelete"] if sys.platform.startswith("linux") else [])
+LINK_FLAGS = ["-shared", "-pthread"] + (["-Wl,-z,nodelete", "-ldl"] if sys.platform.startswith("linux") else [])
 
 
 def find_compiler():

@@ -4,21 +4,19 @@ Gluon's weights are transposed and there are two biases; a direction may be reve
 word-sized vocabulary is looked up. Functions of Symbols.
 """
 from rnn_ops._mxnet import mx
-from rnn_ops.operators import native, rnn_sequence
-from rnn_ops.operators.lookup import lookup
+from rnn_ops.operators import lookup, native, rnn_sequence
 
 F = mx.sym
-
-_MANY_SYMBOLS = 4096  # from here on tokens are looked up; with fewer, a transpose of the whole weight costs less
 
 WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
-def direction(inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False):
+def direction(inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False,
+              sparse=False):
     """One layer in one direction: inputs (T, N, C) → outputs (T, N, H), last state (N, H).
 
     ``lengths`` as `within` gives them; ``symbols``: how many there are, where the inputs are tokens (T, N); ``constant``:
-    nobody wants the gradient of the inputs."""
+    nobody wants the gradient of the inputs; ``sparse``: i2h_weight is (V, H) with a row-sparse gradient."""
     if reverse:
         inputs = _reverse(inputs, lengths)
     Wxh, Whh, bh = matrices(F, weights)
@@ -28,10 +26,11 @@ def direction(inputs, state, weights, activation, hidden_size, lengths=None, rev
             inputs, Wxh = _silenced(inputs, Wxh, silence, weights["i2h_weight"], hidden_size)
         if constant:
             inputs = F.BlockGrad(inputs, attr={native.CONSTANT: "1"})
-    elif symbols >= _MANY_SYMBOLS:
-        # Each token of the batch becomes a symbol of its own, whose row of Wxh is looked up.
-        Wxh = lookup(inputs, weights["i2h_weight"])
-        inputs = F.cast(F.contrib.arange_like(inputs), "int32")
+    elif symbols >= lookup.MANY or sparse:
+        if sparse:
+            inputs, Wxh = lookup.sparse_of_batch(inputs, weights["i2h_weight"], symbols, hidden_size)
+        else:
+            inputs, Wxh = lookup.of_batch(inputs, weights["i2h_weight"], "HV")
         if silence is not None:
             inputs = F.SequenceMask(inputs + 1, silence, use_sequence_length=True)
             Wxh = F.concat(_silence(F.slice_axis(Wxh, axis=0, begin=0, end=1)), Wxh, dim=0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.operators import custom, native
+from rnn_ops.operators import custom, lookup, native
 from rnn_ops.operators.memory import view
 from rnn_ops.operators.places import in_use, place_for
 
@@ -165,7 +165,7 @@ def _call(name, step, values, activation):
     elif not all(type(value) is mx.sym.Symbol for value in values):
         raise TypeError(_why_not(values))
     if operator is native:
-        return native.call(step, values, activation)
+        return native.call(step, lookup.small(step, *values), activation)
     return getattr(operator, name)(*values, activation=activation)
 
 

@@ -1,73 +1,126 @@
-"""Rows of Wxh for the tokens of a batch, out of Gluon's i2h_weight (H, V), as an ``mx.operator.CustomOp``: ``rnn_ops_lookup``.
+"""Of a table, what a batch needs of it: the operator ``rnn_ops_lookup``, which goes before a recurrence.
 
-With a word-sized vocabulary, whatever touches the whole weight costs more than the recurrence: its transpose, a copy of
-it, its gradient's way through other operators. This reads the columns of the batch's tokens and, backward, fills the
-gradient with zeros once and adds to those columns. Sums run in the order of the batch.
+With a word-sized vocabulary whatever touches the whole table costs more than the recurrence: its transpose, a copy of it, its
+gradient's way through other operators. This operator hands over the rows of the batch's tokens and writes the gradient of the
+table where it is wanted, once. It is in C++ (native/custom_lookup.cc says what it does), and here for arrays on a GPU.
 """
+import ast
+import ctypes
+
 import numpy as np
 
 from rnn_ops._mxnet import mx
+from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators import native
 from rnn_ops.operators.places import place_for
 
-_CACHE = 2 ** 18  # bytes of a gradient that are filled and written to at once
+MANY = 1024  # symbols: from here on tokens are looked up; with fewer, the operator costs more than a transpose or a copy of the table
 
-_ARGUMENTS = ["tokens", "i2h_weight"]
+_NAME = "rnn_ops_lookup"
+
+
+def of_batch(tokens, table, layout, step=False):
+    """tokens (T, B), with ``step`` (B,), and a table, "VH": (V, H) or "HV": (H, V) → inputs and Wxh for the recurrence. All of them
+    Symbols or all NDArrays."""
+    options = dict(op_type=_NAME, layout=layout, step="01"[step])
+    if isinstance(table, mx.nd.NDArray):
+        inputs, Wxh = mx.nd.Custom(tokens, table, **options)
+    else:
+        inputs, Wxh = mx.sym.Custom(tokens, table, attr={native.UNSHARED: "1"}, **options)
+    return inputs, Wxh
+
+
+def sparse_of_batch(tokens, table, V, H):
+    """The same of Symbols, the table (V, H) with a row-sparse gradient, which MXNet's own look-up makes."""
+    tokens = mx.sym.Custom(tokens, op_type=_NAME, symbols=V)
+    return _own_symbols(mx.sym, tokens), _embedded(mx.sym, tokens, table, V, H)
+
+
+def small(step, inputs, state, Wxh, Whh, bh):
+    """The five arguments of the native operator, Symbols or checked NDArrays, as five that mean the same: where the table is large,
+    with the rows of it that the batch needs. For that operator's sake, whose gradients MXNet copies once more."""
+    if isinstance(Wxh, mx.sym.Symbol):
+        known = Wxh.attr("__shape__") if Wxh.get_children() is None else None  # of a variable only
+        if known and ast.literal_eval(known)[0] >= MANY:
+            inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
+    elif (inputs.dtype == arguments.TOKENS and max(MANY, inputs.size + 1) <= Wxh.shape[0] and mx.autograd.is_recording()
+          and inputs.context.device_type != "gpu"):
+        V, H = Wxh.shape
+        if native.has_history(Wxh) and (Wxh.grad is None or Wxh.grad.stype == "default"):
+            inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
+        else:
+            inputs, Wxh = _own_symbols(mx.nd, inputs), _embedded(mx.nd, inputs, Wxh, V, H)
+    return inputs, state, Wxh, Whh, bh
+
+
+def _own_symbols(F, tokens):
+    """To each place of a batch a symbol of its own, 0 to T·B - 1."""
+    return F.cast(F.contrib.arange_like(tokens), "int32")
+
+
+def _embedded(F, tokens, table, V, H):
+    return F.reshape(F.Embedding(tokens, table, input_dim=V, output_dim=H, sparse_grad=True), shape=(-1, H))
 
 
 class Lookup(mx.operator.CustomOp):
-    """tokens (T, B), i2h_weight (H, V) → rows (T·B, H)."""
+    """The operator on arrays of a GPU."""
 
-    def __init__(self, place):
+    def __init__(self, place, symbols, tokens_rank, layout):
         super().__init__()
         self._place = place
+        self._symbols = symbols
+        self._tokens_rank = tokens_rank
+        self._layout = layout
 
     def forward(self, is_train, req, in_data, out_data, aux):
-        if req[0] == "null":
-            return
         place = self._place
         with place.active():
-            tokens, weight = map(place.view, in_data)
-            place.check_tokens(tokens, weight.shape[1])
-            rows = weight.take(tokens.ravel(), axis=1).T
-            result = place.view(out_data[0])
-            result[:] = result + rows if req[0] == "add" else rows
+            inputs, *tables = map(place.view, in_data)
+            if self._symbols:
+                place.check_tokens(inputs, self._symbols)
+            else:
+                Wxh = self._by_symbol(tables[0])
+                if self._by_row(inputs, Wxh):
+                    place.check_tokens(inputs, len(Wxh))
+                    Wxh = Wxh[inputs.ravel()]
+                    inputs = _library(inputs).arange(inputs.size, dtype=inputs.dtype).reshape(inputs.shape)
+                self._deliver(out_data[-1], req[-1], Wxh)
+            if self._symbols or self._layout:
+                self._deliver(out_data[0], req[0], inputs)
 
     def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
         place = self._place
         with place.active():
-            if req[0] not in ("null", "add"):
-                place.view(in_grad[0])[:] = 0  # what MXNet takes for the gradient of integers
-            if req[1] == "null":
+            inputs = place.view(in_data[0])
+            self._deliver(in_grad[0], req[0], 0 if inputs.dtype == arguments.TOKENS else place.view(out_grad[0]))
+            if self._symbols or req[1] == "null":
                 return
-            gradient = place.view(in_grad[1])
-            tokens, sums = sums_by_token(place.view(in_data[0]).ravel(), place.view(out_grad[0]))
-            if req[1] == "add":
-                gradient[:, tokens] += sums.T
-                return
-            # So many units at once as fit a cache: what has just been filled is then written to there.
-            step = len(gradient)  # on a GPU, where each step would be a launch
-            if isinstance(gradient, np.ndarray):
-                step = max(1, _CACHE // (gradient.itemsize * gradient.shape[1]))
-            for begin in range(0, len(gradient), step):
-                part = gradient[begin:begin + step]
-                part[:] = 0
-                part[:, tokens] = sums.T[begin:begin + step]
+            gradient, arrived = self._by_symbol(place.view(in_grad[1])), place.view(out_grad[-1])
+            if self._by_row(inputs, gradient):
+                tokens, sums = sums_by_token(inputs.ravel(), arrived)
+                if req[1] != "add":
+                    gradient[:] = 0
+                gradient[tokens] += sums
+            else:
+                self._deliver(in_grad[1], req[1], arrived if self._layout == "VH" else arrived.T)
+
+    def _by_symbol(self, table):
+        """A table in either layout as (V, H)."""
+        return table if self._layout == "VH" else table.T
+
+    def _by_row(self, inputs, Wxh):
+        """Whether each token gets a row of its own; graphs that earlier versions have saved know nothing else."""
+        return not self._layout or (inputs.ndim == self._tokens_rank and inputs.size < len(Wxh))
+
+    def _deliver(self, array, req, result):
+        if req != "null":
+            view = self._place.view(array)
+            view[:] = view + result if req == "add" else result
 
 
 def sums_by_token(tokens, rows):
     """tokens (N,), rows (N, H) → the distinct tokens (U,) and the sum of each one's rows (U, H), of NumPy or CuPy arrays."""
-    if not isinstance(rows, np.ndarray):
-        import cupy
-        return sums_by_product(cupy, tokens, rows)
-    order = np.argsort(tokens, kind="stable")
-    distinct, starts = np.unique(tokens[order], return_index=True)
-    again = np.delete(order, starts)  # where a token comes another time, in the batch's order
-    if 4 * len(again) > len(order):
-        return distinct, np.add.reduceat(rows[order], starts, axis=0)
-    sums = rows[order[starts]]
-    np.add.at(sums, np.searchsorted(distinct, tokens[again]), rows[again])
-    return distinct, sums
+    return sums_by_product(_library(rows), tokens, rows)
 
 
 def sums_by_product(xp, tokens, rows):
@@ -76,30 +129,39 @@ def sums_by_product(xp, tokens, rows):
     return distinct, (distinct[:, None] == tokens[None, :]).astype(rows.dtype) @ rows
 
 
-@mx.operator.register("rnn_ops_lookup")
-class _Property(mx.operator.CustomOpProp):
-    def __init__(self, **attributes):  # those that MXNet and the user put on the node
+def _library(array):
+    """NumPy or CuPy, whose array it is."""
+    if isinstance(array, np.ndarray):
+        return np
+    import cupy
+    return cupy
+
+
+@mx.operator.register(_NAME + "_gpu")
+class _OnGpu(mx.operator.CustomOpProp):
+    """What MXNet asks of the operator it asks the one in C++, which asks this one for what computes on a GPU."""
+
+    def __init__(self, symbols, tokens_rank, layout=None):
         super().__init__()
+        self._options = int(symbols), int(tokens_rank), layout
 
     def list_arguments(self):
-        return _ARGUMENTS
+        return ["inputs"] if self._options[0] else ["inputs", "table"]
 
     def list_outputs(self):
-        return ["rows"]
-
-    def infer_shape(self, in_shape):
-        tokens, weight = in_shape
-        known = tokens and weight and min(tokens) > 0 and weight[0] > 0
-        return in_shape, [[int(np.prod(tokens)), weight[0]] if known else [-1, -1]]
-
-    def infer_type(self, in_type):
-        dtype = in_type[1] if in_type[1] is not None else np.float32
-        return [np.int32, dtype], [dtype]
+        return ["inputs", "Wxh"] if self._options[2] else ["inputs"]
 
     def create_operator(self, ctx, in_shapes, in_dtypes):
-        return Lookup(place_for(ctx))
+        return Lookup(place_for(ctx), *self._options)
 
 
-def lookup(tokens, i2h_weight):
-    """The rows of Wxh = i2h_weightᵀ for each token: int32 (T, B), (H, V) → (T·B, H), of Symbols."""
-    return mx.sym.Custom(tokens, i2h_weight, op_type="rnn_ops_lookup", attr={native.UNSHARED: "1"})
+def _register():
+    library = ctypes.CDLL(cpu.library_path())
+    if not library.rnn_ops_register_lookup():
+        raise RuntimeError(f"MXNet {mx.__version__} does not take the operator {_NAME}, which is made for 1.9.1")
+    # What mx.operator.register has just given to MXNet: the way to make the operator of Python.
+    creator = mx.operator._registry.ref_holder[max(mx.operator._registry.ref_holder)]
+    library.rnn_ops_lookup_use_gpu(ctypes.cast(creator, ctypes.c_void_p))
+
+
+_register()

@@ -83,6 +83,7 @@ RNN_OPS_EXPORT int _opVersion() { return kVersion; }
 RNN_OPS_EXPORT int initialize(int mxnet) {
   return guarded([&] {
     if (mxnet < kFirstMXNet) throw Error{"rnn_ops needs MXNet 1.9.1"};
+    rnn_ops_register_lookup();
   });
 }
 

@@ -5,6 +5,7 @@
  *     cpu.cc        the two passes on arrays of the CPU, by kernels/cpu
  *     gpu.cc        the two passes on arrays of a GPU, by programs that Python has recorded (rnn_ops/operators/native/gpu.py)
  *     front.cc      a call on NDArrays of the CPU, for rnn_ops/operators/native/front.py
+ *     custom_lookup.cc  another operator, `rnn_ops_lookup`, which MXNet has by its interface of custom operators
  *
  * The operator, `rnn_ops_native`:
  *
@@ -112,4 +113,7 @@ void gpu_forward(const Call& call);
 void gpu_backward(const Call& call);
 
 }  // namespace rnn_ops
+
+RNN_OPS_EXPORT int rnn_ops_register_lookup();  // custom_lookup.cc
+
 #endif  // RNN_OPS_OPERATOR_H_

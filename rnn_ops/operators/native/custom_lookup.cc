@@ -1,0 +1,413 @@
+/* `rnn_ops_lookup`: of a table, what a batch needs of it. A custom operator of MXNet (op_type of `Custom`) in C++.
+ *
+ *     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh
+ *         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More tokens, and
+ *         floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
+ *     symbols=V: tokens -> tokens, once they have been seen to be in [0, V)
+ *     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
+ *
+ * Not one of the library's other kind (mxnet_abi.cc), since only a custom operator is told what MXNet wants done with a gradient:
+ * nothing, to write it, or to add to it. So the gradient of a table is written where it is wanted, and once. Where Python has
+ * registered one for them, arrays on a GPU are its operator's (rnn_ops/operators/lookup.py).
+ *
+ * The types and the numbers below are those of MXNet's c_api.h.
+ */
+#include "lookup.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+
+#include "operator.h"
+
+// What MXNet catches in the thread where an operator runs, and throws again where its results are waited for.
+namespace dmlc {
+struct __attribute__((visibility("default"))) Error : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+}  // namespace dmlc
+
+namespace {
+
+using namespace rnn_ops;
+
+struct Callbacks {  // MXCallbackList
+  int count;
+  void** functions;
+  void** states;
+};
+using Creator = int (*)(const char*, int, const char**, const char**, Callbacks*);
+using CreateOperator = int (*)(const char*, int, unsigned**, const int*, const int*, Callbacks*, void*);
+using Delete = int (*)(void*);
+enum { DELETE, FORWARD, BACKWARD, OPERATOR_CALLBACKS };
+enum { LIST_ARGUMENTS = 1, LIST_OUTPUTS, LIST_AUXILIARY, INFER_SHAPE, BACKWARD_DEPENDENCY, CREATE, INFER_TYPE, CALLBACKS };
+enum { NOTHING, WRITE, WRITE_IN_PLACE, ADD };  // what to do with a result
+
+const char kName[] = "rnn_ops_lookup";
+
+// MXNet's functions, looked for in the library that has loaded this one.
+struct MXNet {
+  int (*get_data)(void*, void**);
+  int (*get_shape)(void*, int*, const int**);
+  int (*get_dtype)(void*, int*);
+  int (*free)(void*);
+  int (*register_custom)(const char*, Creator);
+  bool found;
+
+  MXNet() {
+    void* library = dlopen("libmxnet.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (!library) library = RTLD_DEFAULT;
+    found = find(library, "MXNDArrayGetData", &get_data) && find(library, "MXNDArrayGetShapeEx", &get_shape) &&
+            find(library, "MXNDArrayGetDType", &get_dtype) && find(library, "MXNDArrayFree", &free) &&
+            find(library, "MXCustomOpRegister", &register_custom);
+  }
+
+  template <typename Function>
+  static bool find(void* library, const char* name, Function* function) {
+    *function = reinterpret_cast<Function>(dlsym(library, name));
+    return *function != nullptr;
+  }
+};
+const MXNet& mxnet() {
+  static const MXNet functions;
+  return functions;
+}
+
+Creator gpu_creator = nullptr;
+
+struct Options {
+  enum { TABLE, CHECK, ROWS } kind = ROWS;
+  bool by_unit = true;
+  int tokens_rank = 2;
+  int64_t symbols = 0;
+  int arguments() const { return kind == CHECK ? 1 : 2; }
+  int results() const { return kind == TABLE ? 2 : 1; }
+};
+
+Options parse(int count, const char** names, const char** values) {
+  Options found;
+  for (int i = 0; i < count; ++i) {
+    const std::string name = names[i], value = values[i];
+    if (name == "layout") {
+      if (value != "VH" && value != "HV") fail(name, "'" + value + "'", "VH or HV");
+      found.kind = Options::TABLE;
+      found.by_unit = value == "HV";
+    } else if (name == "step") {
+      if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
+      found.tokens_rank = value == "1" ? 1 : 2;
+    } else if (name == "symbols") {
+      char* end;
+      found.kind = Options::CHECK;
+      found.symbols = strtoll(value.c_str(), &end, 10);
+      if (found.symbols < 1 || *end) fail(name, "'" + value + "'", "a number of symbols, 1 or more");
+    } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
+      fail("attributes", "'" + name + "'", "layout, step and symbols only");
+    }
+  }
+  return found;
+}
+
+// No exception may leave a callback: MXNet's side is C, and says only that something has failed. So what has is printed, as it is
+// where an operator is written in Python.
+template <typename Body>
+int guarded(Body body, std::string* sentence) {
+  try {
+    body();
+    return 1;
+  } catch (const Error& error) {
+    *sentence = error.sentence;
+  } catch (const std::exception& error) {
+    *sentence = error.what();
+  }
+  printf("Error in %s: %s\n", kName, sentence->c_str());
+  fflush(stdout);
+  return 0;
+}
+
+// An array that MXNet has lent for a call.
+class Lent {
+ public:
+  explicit Lent(void* handle) : handle_(handle) {
+    const int* shape;
+    if (mxnet().get_data(handle, &data) || mxnet().get_shape(handle, &rank, &shape) || mxnet().get_dtype(handle, &dtype))
+      throw Error{"MXNet has no memory for an array of this call"};
+    sizes.assign(shape, shape + std::max(rank, 0));
+    for (int64_t each : sizes) size *= each;
+  }
+  ~Lent() { mxnet().free(handle_); }
+  Lent(const Lent&) = delete;
+
+  size_t item() const { return dtype == FLOAT64 ? sizeof(double) : 4; }
+  template <typename Item>
+  Item* as() const { return static_cast<Item*>(data); }
+
+  void* data;
+  int rank, dtype;
+  Shape sizes;
+  int64_t size = 1;
+
+ private:
+  void* handle_;
+};
+
+std::vector<std::unique_ptr<Lent>> lent(int count, void** handles) {
+  std::vector<std::unique_ptr<Lent>> found;
+  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));
+  return found;
+}
+
+// to = from, or is added to.
+template <typename Item>
+void deliver(const Item* from, int64_t count, Item* to, int req) {
+  if (req == ADD) {
+    for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+  } else if (req != NOTHING) {
+    memcpy(to, from, count * sizeof(Item));
+  }
+}
+
+void deliver(const Lent& from, const Lent& to, int req) {
+  if (to.dtype == INT32) deliver(from.as<int32_t>(), to.size, to.as<int32_t>(), req);
+  else if (to.dtype == FLOAT64) deliver(from.as<double>(), to.size, to.as<double>(), req);
+  else deliver(from.as<float>(), to.size, to.as<float>(), req);
+}
+
+rnn::Lookup problem(const Options& chosen, const Lent& inputs, const Lent& table) {
+  if (table.rank != 2 || (table.dtype != FLOAT32 && table.dtype != FLOAT64))
+    fail("Wxh", "an array that is no table", "two dimensions of float32 or float64");
+  return {inputs.size, table.sizes[chosen.by_unit], table.sizes[!chosen.by_unit], chosen.by_unit, inputs.as<int32_t>()};
+}
+
+// Whether each token of a batch gets a row of its own, or the whole table is passed on.
+bool by_row(const Options& chosen, int rank, int64_t tokens, int64_t symbols) {
+  return chosen.kind == Options::ROWS || (rank == chosen.tokens_rank && tokens < symbols);
+}
+
+void check_tokens(const Lent& tokens, int64_t symbols) {
+  if (tokens.dtype != INT32) fail("inputs", "an array that is not of int32", "tokens; cast them with astype('int32')");
+  int64_t at = rnn::bad_token(tokens.as<int32_t>(), tokens.size, symbols);
+  if (at < 0) return;
+  const std::string token = std::to_string(tokens.as<int32_t>()[at]), bound = std::to_string(symbols);
+  std::string where;
+  for (int d = tokens.rank - 1; d >= 0; --d) {
+    where = std::to_string(at % tokens.sizes[d]) + (where.empty() ? "" : ", ") + where;
+    at /= tokens.sizes[d];
+  }
+  fail("inputs", "token " + token + " at [" + where + "]", "0 <= token < " + bound + ", I = " + bound + " from Wxh");
+}
+
+template <typename Real>
+void forward_table(const Options& chosen, const rnn::Lookup& of, bool by_row, const Lent& table, const Lent& result, int req) {
+  if (req == NOTHING) return;
+  std::vector<Real> room(req == ADD ? result.size : 0);
+  Real* to = req == ADD ? room.data() : result.as<Real>();
+  if (by_row) rnn::look_up(of, table.as<Real>(), to);
+  else if (chosen.by_unit) rnn::transpose(of.H, of.V, table.as<Real>(), to, false);
+  else memcpy(to, table.data, result.size * sizeof(Real));
+  if (req == ADD) deliver(to, result.size, result.as<Real>(), req);
+}
+
+template <typename Real>
+void backward_table(const Options& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient, int req) {
+  if (req == NOTHING) return;
+  if (by_row) rnn::look_up_gradient(of, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
+  else if (chosen.by_unit) rnn::transpose(of.V, of.H, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
+  else deliver(arrived, gradient, req);
+}
+
+// arrays: the arguments, the results.
+void forward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
+  const Lent& inputs = *arrays[0];
+  if (chosen.kind == Options::CHECK) {
+    check_tokens(inputs, chosen.symbols);
+    return deliver(inputs, *arrays[1], req[0]);
+  }
+  const Lent& table = *arrays[1];
+  const rnn::Lookup of = problem(chosen, inputs, table);
+  const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
+  if (rows) check_tokens(inputs, of.V);
+  if (chosen.kind == Options::TABLE) {
+    std::vector<int32_t> own(rows ? of.N : 0);
+    for (int64_t n = 0; n < static_cast<int64_t>(own.size()); ++n) own[n] = static_cast<int32_t>(n);
+    if (rows) deliver(own.data(), of.N, arrays[2]->as<int32_t>(), req[0]);
+    else deliver(inputs, *arrays[2], req[0]);
+  }
+  const int last = chosen.results() - 1;
+  const auto pass = table.dtype == FLOAT64 ? forward_table<double> : forward_table<float>;
+  pass(chosen, of, rows, table, *arrays[2 + last], req[last]);
+}
+
+// arrays: the gradients of the results, the arguments, the results, the gradients of the arguments.
+void backward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
+  const int results = chosen.results(), arguments = chosen.arguments();
+  const Lent& inputs = *arrays[results];
+  const std::unique_ptr<Lent>* gradients = &arrays[2 * results + arguments];
+  if (inputs.dtype != INT32) deliver(*arrays[0], *gradients[0], req[0]);
+  else if (req[0] == WRITE || req[0] == WRITE_IN_PLACE) memset(gradients[0]->data, 0, gradients[0]->size * sizeof(int32_t));
+  if (chosen.kind == Options::CHECK) return;
+  const Lent& table = *arrays[results + 1];
+  const rnn::Lookup of = problem(chosen, inputs, table);
+  const auto pass = table.dtype == FLOAT64 ? backward_table<double> : backward_table<float>;
+  pass(chosen, of, by_row(chosen, inputs.rank, of.N, of.V), *arrays[results - 1], *gradients[1], req[1]);
+}
+
+// MXNet's callbacks --------------------------------------------------------------------------------------------------
+
+// What they are called with: a node's options. MXNet wants a state for each callback of a list, and deletes that of the first.
+struct State {
+  explicit State(const Options& chosen) : options(chosen) { std::fill(states, states + CALLBACKS, this); }
+  const Options options;
+  void* states[CALLBACKS];
+};
+
+const Options& options(void* state) { return static_cast<State*>(state)->options; }
+
+int delete_state(void* state) {
+  delete static_cast<State*>(state);
+  return 1;
+}
+
+// The exception goes to whoever waits for the results.
+template <typename Pass>
+int run(Pass pass, int count, void** handles, const int* req, void* state) {
+  std::string sentence;
+  if (!guarded([&] { pass(options(state), lent(count, handles), req); }, &sentence)) throw dmlc::Error(sentence);
+  return 1;
+}
+
+int call_forward(int count, void** handles, int*, const int* req, int, void* state) {
+  return run(forward, count, handles, req, state);
+}
+
+int call_backward(int count, void** handles, int*, const int* req, int, void* state) {
+  return run(backward, count, handles, req, state);
+}
+
+int list_arguments(const char*** names, void* state) {
+  static const char* all[] = {"inputs", "table", nullptr};
+  static const char* tokens[] = {"inputs", nullptr};
+  *names = options(state).kind == Options::CHECK ? tokens : all;
+  return 1;
+}
+
+int list_outputs(const char*** names, void* state) {
+  static const char* all[] = {"inputs", "Wxh", nullptr};
+  static const char* rows[] = {"rows", nullptr};
+  static const char* tokens[] = {"inputs", nullptr};
+  const auto kind = options(state).kind;
+  *names = kind == Options::CHECK ? tokens : kind == Options::ROWS ? rows : all;
+  return 1;
+}
+
+int list_auxiliary(const char*** names, void*) {
+  static const char* none[] = {nullptr};
+  *names = none;
+  return 1;
+}
+
+// A shape that MXNet does not know has -1 dimensions on the way in and none on the way out.
+int infer_shape(int, int* ranks, int** shapes, void* state) {
+  const Options& chosen = options(state);
+  static thread_local int found[2];
+  const int arguments = chosen.arguments();
+  for (int i = 0; i < arguments; ++i) ranks[i] = std::max(ranks[i], 0);
+  if (chosen.results() == 2 || chosen.kind == Options::CHECK) {
+    ranks[arguments] = ranks[0];
+    shapes[arguments] = shapes[0];
+    if (chosen.kind == Options::CHECK) return 1;
+  }
+  const int result = arguments + chosen.results() - 1;
+  found[0] = found[1] = -1;
+  ranks[result] = 2;
+  shapes[result] = found;
+  if (ranks[1] != 2) return 1;
+  const int symbols = shapes[1][chosen.by_unit];
+  found[1] = shapes[1][!chosen.by_unit];
+  if (ranks[0] < 1 || symbols < 1) return 1;
+  int64_t tokens = 1;
+  for (int d = 0; d < ranks[0]; ++d) {
+    if (shapes[0][d] < 1) return 1;
+    tokens *= shapes[0][d];
+  }
+  found[0] = by_row(chosen, ranks[0], tokens, symbols) ? static_cast<int>(tokens) : symbols;
+  return 1;
+}
+
+int infer_type(int, int* types, void* state) {
+  const Options& chosen = options(state);
+  if (chosen.by_unit && types[0] == UNKNOWN) types[0] = INT32;
+  if (chosen.kind == Options::CHECK) {
+    types[1] = types[0];
+    return 1;
+  }
+  if (types[1] == UNKNOWN) types[1] = types[0] == INT32 ? FLOAT32 : types[0];
+  if (chosen.kind == Options::TABLE) types[2] = types[0];
+  types[1 + chosen.results()] = types[1];
+  return 1;
+}
+
+// All of them: MXNet hands over arrays without memory for those that are left out.
+int backward_dependency(const int*, const int*, const int*, int* count, int** dependencies, void* state) {
+  static int all[] = {0, 1, 2, 3, 4, 5};
+  *count = 2 * options(state).results() + options(state).arguments();
+  *dependencies = all;
+  return 1;
+}
+
+int create_gpu_operator(const char* context, int count, unsigned** shapes, const int* ranks, const int* types, Callbacks* created,
+                        const Options& chosen) {
+  if (!gpu_creator)
+    fail("inputs", std::string("an array on ") + context, "one on cpu(), or a process in which Python has imported rnn_ops");
+  const std::string symbols = std::to_string(chosen.symbols), rank = std::to_string(chosen.tokens_rank);
+  const char* names[] = {"symbols", "tokens_rank", "layout"};
+  const char* values[] = {symbols.c_str(), rank.c_str(), chosen.by_unit ? "HV" : "VH"};
+  Callbacks property;
+  if (!gpu_creator("rnn_ops_lookup_gpu", chosen.kind == Options::TABLE ? 3 : 2, names, values, &property)) return 0;
+  const int done = reinterpret_cast<CreateOperator>(property.functions[CREATE])(context, count, shapes, ranks, types, created,
+                                                                                property.states[CREATE]);
+  reinterpret_cast<Delete>(property.functions[DELETE])(property.states[DELETE]);  // Python keeps what the operator needs
+  return done;
+}
+
+template <typename Function>
+void* callback(Function function) {
+  return reinterpret_cast<void*>(function);
+}
+
+int create_operator(const char* context, int count, unsigned** shapes, const int* ranks, const int* types, Callbacks* created,
+                    void* state) {
+  static void* functions[] = {callback(delete_state), callback(call_forward), callback(call_backward)};
+  if (!strncmp(context, "gpu", 3)) {
+    int done = 0;
+    std::string sentence;
+    guarded([&] { done = create_gpu_operator(context, count, shapes, ranks, types, created, options(state)); }, &sentence);
+    return done;
+  }
+  *created = {OPERATOR_CALLBACKS, functions, (new State(options(state)))->states};
+  return 1;
+}
+
+}  // namespace
+
+// The way to make the operator, for MXCustomOpRegister.
+RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, const char** values, Callbacks* created) {
+  static void* functions[] = {callback(delete_state), callback(list_arguments), callback(list_outputs),
+                              callback(list_auxiliary), callback(infer_shape), callback(backward_dependency),
+                              callback(create_operator), callback(infer_type)};
+  std::string sentence;
+  return guarded([&] { *created = {CALLBACKS, functions, (new State(parse(count, names, values)))->states}; }, &sentence);
+}
+
+// Makes the operator known to MXNet. Returns 0 where there is no MXNet, or one without custom operators.
+RNN_OPS_EXPORT int rnn_ops_register_lookup() {
+  static const bool done = mxnet().found && mxnet().register_custom(kName, rnn_ops_lookup) == 0;  // once, or MXNet warns
+  return done;
+}
+
+// Gives the way to make the operator for arrays on a GPU: what MXNet has been given for an operator of Python, or null.
+RNN_OPS_EXPORT void rnn_ops_lookup_use_gpu(Creator creator) { gpu_creator = creator; }
