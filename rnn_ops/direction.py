@@ -11,24 +11,29 @@ F = mx.sym
 WEIGHTS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
-def direction(inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False,
-              sparse=False):
+def direction(inputs, state, weights, activation, hidden_size, lengths=None, reverse=False, symbols=None, constant=False):
     """One layer in one direction: inputs (T, N, C) → outputs (T, N, H), last state (N, H).
 
     ``lengths`` as `within` gives them; ``symbols``: how many there are, where the inputs are tokens (T, N); ``constant``:
-    nobody wants the gradient of the inputs; ``sparse``: i2h_weight is (V, H) with a row-sparse gradient."""
+    nobody wants the gradient of the inputs. The weights have Wxh for tokens as i2h_weight (H, V) or, with a row-sparse gradient,
+    as i2h_table (V, H)."""
     if reverse:
         inputs = _reverse(inputs, lengths)
-    Wxh, Whh, bh = matrices(F, weights)
+    table = weights.get("i2h_table")
+    looked_up = symbols is not None and (table is not None or symbols >= lookup.MANY)
+    if looked_up:
+        Whh, bh = hidden_matrices(F, weights)
+    else:
+        Wxh, Whh, bh = matrices(F, weights)
     silence = lengths if activation == "relu" else None
     if symbols is None:
         if silence is not None:
             inputs, Wxh = _silenced(inputs, Wxh, silence, weights["i2h_weight"], hidden_size)
         if constant:
             inputs = F.BlockGrad(inputs, attr={native.CONSTANT: "1"})
-    elif symbols >= lookup.MANY or sparse:
-        if sparse:
-            inputs, Wxh = lookup.sparse_of_batch(inputs, weights["i2h_weight"], symbols, hidden_size)
+    elif looked_up:
+        if table is not None:
+            inputs, Wxh = lookup.sparse_of_batch(inputs, table, symbols, hidden_size)
         else:
             inputs, Wxh = lookup.of_batch(inputs, weights["i2h_weight"], "HV")
         if silence is not None:
@@ -77,16 +82,22 @@ def within(sequence, lengths):
 def with_dense_gradients(block, weights):
     """The Symbols of a block's parameters. A hybridized transpose, MXNet's own, is a segmentation fault where the gradient is
     to be row-sparse. MXNet's reshape can make such a gradient of a dense one."""
-    return {name: mx.sym.reshape(weight, shape=(-2,)) if block._reg_params[name]._grad_stype != "default" else weight
-            for name, weight in weights.items()}
+    def sparse(name):
+        return block._reg_params[name]._grad_stype != "default" and not name.endswith("i2h_table")
+
+    return {name: mx.sym.reshape(weight, shape=(-2,)) if sparse(name) else weight for name, weight in weights.items()}
 
 
 def matrices(F, weights):
     """Wxh, Whh and bh of Gluon's parameters."""
-    i2h_weight, h2h_weight, i2h_bias, h2h_bias = (weights[kind] for kind in WEIGHTS)
+    return (F.transpose(weights["i2h_weight"]), *hidden_matrices(F, weights))
+
+
+def hidden_matrices(F, weights):
+    """Whh and bh."""
     # Not `+`: in a hybridized block MXNet 1.9.1 then gives the second bias a wrong gradient with grad_req 'add', and
     # where the first is not written too.
-    return F.transpose(i2h_weight), F.transpose(h2h_weight), F.broadcast_add(i2h_bias, h2h_bias)
+    return F.transpose(weights["h2h_weight"]), F.broadcast_add(weights["i2h_bias"], weights["h2h_bias"])
 
 
 def mask(sequence, lengths):

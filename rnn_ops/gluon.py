@@ -6,6 +6,7 @@ that it calls private; 1.9.1 is its last release.
 """
 import contextlib
 import sys
+import types
 
 import numpy as np
 
@@ -107,13 +108,13 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
 
     def _of_ndarrays(self, inputs, states, lengths, weights):
         time, rows = (inputs.shape[self._layout.find(letter)] for letter in "TN")
-        dtype = weights["l0_i2h_weight"].dtype
+        dtype = weights["l0_h2h_weight"].dtype
         if not self._takes_tokens and inputs.dtype != dtype:
             raise TypeError(f"inputs: got dtype {arguments.dtype_name(inputs.dtype)}, needs {np.dtype(dtype)}, the dtype of the "
                             "parameters")
         first = [arguments.Described(shape, array.dtype) for shape, array in (
-            ((time, rows) + inputs.shape[2:], inputs), (states.shape[1:], states),
-            *((weights[kind].shape[::-1], weights[kind]) for kind in ("l0_i2h_weight", "l0_h2h_weight", "l0_i2h_bias")))]
+            ((time, rows) + inputs.shape[2:], inputs), (states.shape[1:], states), self._first_weight(weights),
+            *((weights[kind].shape[::-1], weights[kind]) for kind in ("l0_h2h_weight", "l0_i2h_bias")))]
         arguments.check(*first)
         constant = not native.has_history(inputs)
 
@@ -121,6 +122,10 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             return self._of_symbols(inputs, states, lengths, dict(zip(weights, values)), constant)
 
         return self._one_node((choice(), constant, lengths is None), compute, [inputs, states, lengths, *weights.values()])
+
+    def _first_weight(self, weights):
+        """The shape of the first Wxh, and the array that holds it."""
+        return weights["l0_i2h_weight"].shape[::-1], weights["l0_i2h_weight"]
 
     def _of_symbols(self, inputs, states, lengths, weights, constant=False):
         F = mx.sym
@@ -142,7 +147,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
                 sequence = F.Dropout(sequence, p=self._dropout)
             sides = []
             for side in "lr"[:self._dir]:
-                own = {kind: weights[f"{side}{layer}_{kind}"] for kind in WEIGHTS}
+                own = {kind: weights.get(f"{side}{layer}_{kind}") for kind in WEIGHTS + ("i2h_table",)}
                 outputs, state = direction(
                     sequence, states[len(last_states)], own, activation, self._hidden_size, lengths, side == "r",
                     self._input_size if self._takes_tokens and layer == 0 else None, constant and layer == 0)
@@ -156,12 +161,17 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
 class TokenRNN(RNN):
     """`RNN` on tokens: each stands for its one-hot row, which is never made.
 
-    The parameters are those of an `RNN` whose input is the one-hot rows, and load from and into one.
+    The parameters are those of an `RNN` whose input is the one-hot rows, and load from and into one, unless ``sparse_grad``.
 
     Parameters
     ----------
     input_size : int
         The number of different tokens. It must be given, since tokens do not tell it.
+    sparse_grad : bool
+        Whether the gradients for the tokens are row-sparse, as those of `mx.gluon.nn.Embedding`: a `mx.gluon.Trainer` then updates
+        the rows of a batch's tokens only. Rows are tokens in such a gradient, so the first layer has ``l0_i2h_table``, and
+        ``r0_i2h_table`` where it is bidirectional, of shape (input_size, hidden_size), in the place of ``l0_i2h_weight``, which
+        is its transpose. To load the one into the other is an error; ``l0_i2h_table.set_data(weight.T)`` does it.
     Others
         Those of `RNN`.
 
@@ -173,12 +183,43 @@ class TokenRNN(RNN):
         As of `RNN`; outputs too.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, sparse_grad=False, **kwargs):
+        self._sparse_grad = bool(sparse_grad)
         super().__init__(*args, **kwargs)
         if self._input_size < 1:
             raise ValueError(f"input_size: got {self._input_size}, needs the number of different tokens")
 
     _takes_tokens = True
+
+    def _register_param(self, name, shape, init, dtype):
+        if not self._sparse_grad or name not in ("l0_i2h_weight", "r0_i2h_weight"):
+            return super()._register_param(name, shape, init, dtype)
+        name = _as_table(name)
+        table = self.params.get(name, shape=shape[::-1], init=init, dtype=dtype, grad_stype="row_sparse")
+        setattr(self, name, table)
+        return table
+
+    def _first_weight(self, weights):
+        return (weights["l0_i2h_table"].shape, weights["l0_i2h_table"]) if self._sparse_grad else super()._first_weight(weights)
+
+    def _collect_params_with_prefix(self, prefix=""):
+        """The parameters by their names in files. MXNet's layer knows none but its own."""
+        names = {_as_weight(name): name for name in self._reg_params}
+        known = types.SimpleNamespace(_reg_params=names, _children=self._children)
+        found = mx.gluon.rnn.RNN._collect_params_with_prefix(known, prefix)
+        return {_as_table(key) if name.endswith("_table") else key: self._reg_params[name] for key, name in found.items()}
+
+    def __repr__(self):
+        if not self._sparse_grad:
+            return super().__repr__()
+        options = {"num_layers": self._num_layers - 1 and self._num_layers, "dropout": self._dropout, "bidirectional": self._dir == 2}
+        shown = "".join(f", {name}={value}" for name, value in options.items() if value)
+        return f"{type(self).__name__}({self._input_size} -> {self._hidden_size}, {self._layout}{shown}, sparse_grad=True)"
+
+    def _unfuse(self):
+        if self._sparse_grad:
+            raise ValueError("sparse_grad: got True, needs False, as cells take their inputs by i2h_weight")
+        return super()._unfuse()
 
     def begin_state(self, batch_size=0, func=mx.nd.zeros, **kwargs):
         # MXNet's layer asks for states of the dtype of its inputs, and states are no tokens.
@@ -200,6 +241,14 @@ class TokenRNN(RNN):
             steps = np.expand_dims(np.arange(tokens.shape[time]), 1 - time)
             tokens = np.where(steps < np.expand_dims(lengths.asnumpy(), time), tokens, 0)
         arguments.check_tokens(tokens, self._input_size)
+
+
+def _as_table(name):
+    return name.replace("i2h_weight", "i2h_table")
+
+
+def _as_weight(name):
+    return name.replace("i2h_table", "i2h_weight")
 
 
 class RNNCell(mx.gluon.rnn.RNNCell):

@@ -8,10 +8,6 @@
 
 #include "threads.h"
 
-#ifdef RNN_X86
-#include <emmintrin.h>
-#endif
-
 namespace rnn {
 namespace {
 
@@ -19,10 +15,6 @@ constexpr int64_t kLine = 64;  // bytes of a cache line
 
 // A thread is worth waking for about this many bytes (some 10 µs).
 constexpr int64_t kBytesPerThread = 1 << 17;
-
-// A gradient of so many bytes is written past the caches: 80 MB take 1.2 ms so and 3.8 ms through them, since each line is then read
-// first and written back later. One of 8 MB takes 0.1 ms either way, and whoever reads it next finds it in the cache.
-constexpr int64_t kPastCaches = 16 << 20;
 
 // Calls part(begin, end) for shares of [0, count), side by side, `bytes` in all.
 template <class Part>
@@ -38,95 +30,12 @@ void share_out(int64_t bytes, int64_t count, const Part& part) {
   }, &context);
 }
 
-// Writes an array from front to back, into the caches.
-class Writer {
- public:
-  explicit Writer(void* begin) : at_(static_cast<char*>(begin)) {}
-
-  void zeros(int64_t bytes) {
-    memset(at_, 0, bytes);
-    at_ += bytes;
-  }
-
-  void put(const void* values, int64_t bytes) {
-    memcpy(at_, values, bytes);
-    at_ += bytes;
-  }
-
-  void finish() {}
-
- private:
-  char* at_;
-};
-
-// Writes an array from front to back, past the caches: whole lines, put together here. Where the array begins or ends inside a
-// line, only its own bytes of that are touched.
-class Stream {
- public:
-  explicit Stream(void* begin)
-      : line_(static_cast<char*>(begin) - reinterpret_cast<uintptr_t>(begin) % kLine),
-        first_(reinterpret_cast<uintptr_t>(begin) % kLine),
-        next_(first_) {}
-
-  void zeros(int64_t bytes) {
-    if (next_ > 0) {
-      const int64_t n = std::min(bytes, kLine - next_);
-      memset(values_ + next_, 0, n);
-      filled(n);
-      bytes -= n;
-    }
-    for (; bytes >= kLine; bytes -= kLine, line_ += kLine) store_zeros(line_);
-    if (bytes > 0) {
-      memset(values_ + next_, 0, bytes);
-      next_ += bytes;
-    }
-  }
-
-  void put(const void* values, int64_t bytes) {
-    for (const char* from = static_cast<const char*>(values); bytes > 0;) {
-      const int64_t n = std::min(bytes, kLine - next_);
-      memcpy(values_ + next_, from, n);
-      filled(n);
-      from += n;
-      bytes -= n;
-    }
-  }
-
-  void finish() {
-    if (next_ > first_) memcpy(line_ + first_, values_ + first_, next_ - first_);
-#ifdef RNN_X86
-    _mm_sfence();
-#endif
-  }
-
- private:
-  void filled(int64_t bytes) {
-    next_ += bytes;
-    if (next_ < kLine) return;
-    if (first_ > 0) memcpy(line_ + first_, values_ + first_, kLine - first_);
-    else store(line_);
-    line_ += kLine;
-    first_ = next_ = 0;
-  }
-
-#ifdef RNN_X86
-  void store(char* line) const {
-    for (int64_t i = 0; i < kLine; i += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(line + i), *reinterpret_cast<const __m128i*>(values_ + i));
-  }
-  static void store_zeros(char* line) {
-    for (int64_t i = 0; i < kLine; i += 16) _mm_stream_si128(reinterpret_cast<__m128i*>(line + i), _mm_setzero_si128());
-  }
-#else
-  void store(char* line) const { memcpy(line, values_, kLine); }
-  static void store_zeros(char* line) { memset(line, 0, kLine); }
-#endif
-
-  alignas(kLine) char values_[kLine];
-  char* line_;     // the one that is being put together
-  int64_t first_;  // its first byte that is ours
-  int64_t next_;   // and the one behind what is there
-};
+// All zeros, by one memset a thread: that of the C library writes past the caches where there is much to write. 80 MB take 1 ms so;
+// in blocks that a cache holds, to add to each while it is there, they take 4 ms.
+template <class Real>
+void clear(Real* values, int64_t count) {
+  share_out(count * sizeof(Real), count, [&](int64_t begin, int64_t end) { memset(values + begin, 0, (end - begin) * sizeof(Real)); });
+}
 
 // The batch, token by token: where each distinct one stands.
 struct Sorted {
@@ -152,7 +61,6 @@ struct Sorted {
   }
 
   int64_t count() const { return tokens.size(); }
-  int64_t from(int64_t token) const { return std::lower_bound(tokens.begin(), tokens.end(), token) - tokens.begin(); }
 
   std::vector<int64_t> order;   // positions in the batch, sorted by token, then by position
   std::vector<int64_t> tokens;  // the distinct ones, in rising order
@@ -179,21 +87,6 @@ void each_sum(const Sorted& sorted, int64_t u, const Real* rows, int64_t H, cons
     sum_rows(sorted, u, rows, H, h, n, sum);
     use(h, n, sum);
   }
-}
-
-template <class Real, class To>
-void write_by_symbol(const Lookup& of, const Sorted& sorted, const Real* rows, Real* gradient) {
-  share_out(of.V * of.H * sizeof(Real), of.V, [&](int64_t begin, int64_t end) {
-    To to(gradient + begin * of.H);
-    int64_t v = begin;
-    for (int64_t u = sorted.from(begin); u < sorted.count() && sorted.tokens[u] < end; ++u, ++v) {
-      to.zeros((sorted.tokens[u] - v) * of.H * sizeof(Real));
-      v = sorted.tokens[u];
-      each_sum(sorted, u, rows, of.H, [&](int64_t, int64_t n, const Real* sum) { to.put(sum, n * sizeof(Real)); });
-    }
-    to.zeros((end - v) * of.H * sizeof(Real));
-    to.finish();
-  });
 }
 
 template <class Real>
@@ -227,29 +120,6 @@ void sum_by_unit(const Lookup& of, const Sorted& sorted, const Real* rows, Real*
   });
 }
 
-template <class Real, class To>
-void write_by_unit(const Lookup& of, const Sorted& sorted, const Real* sums, Real* gradient) {
-  const int64_t U = sorted.count(), lines = kLine / sizeof(Real), all = of.H * of.V;
-  // Threads meet at lines of the memory: none is written by two.
-  const int64_t before = (kLine - reinterpret_cast<uintptr_t>(gradient) % kLine) % kLine / sizeof(Real);
-  share_out(all * sizeof(Real), all / lines + 1, [&](int64_t begin, int64_t end) {
-    int64_t at = begin == 0 ? 0 : std::min(begin * lines + before, all);
-    const int64_t last = end == all / lines + 1 ? all : std::min(end * lines + before, all);
-    To to(gradient + at);
-    while (at < last) {
-      const int64_t h = at / of.V, row = h * of.V, stop = std::min(row + of.V, last);
-      for (int64_t u = sorted.from(at - row); u < U && row + sorted.tokens[u] < stop; ++u) {
-        to.zeros((row + sorted.tokens[u] - at) * sizeof(Real));
-        to.put(sums + h * U + u, sizeof(Real));
-        at = row + sorted.tokens[u] + 1;
-      }
-      to.zeros((stop - at) * sizeof(Real));
-      at = stop;
-    }
-    to.finish();
-  });
-}
-
 template <class Real>
 void add_by_unit(const Lookup& of, const Sorted& sorted, const Real* sums, Real* gradient) {
   const int64_t U = sorted.count();
@@ -269,16 +139,22 @@ int64_t bad_token(const int32_t* tokens, int64_t N, int64_t V) {
 
 template <class Real>
 void look_up(const Lookup& of, const Real* table, Real* rows) {
-  const int64_t V = of.V, H = of.H;
-  share_out(of.N * H * sizeof(Real), of.N, [&](int64_t begin, int64_t end) {
-    if (!of.by_unit) {
+  const int64_t V = of.V, H = of.H, bytes = of.N * H * sizeof(Real);
+  if (!of.by_unit) {
+    share_out(bytes, of.N, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) memcpy(rows + n * H, table + of.tokens[n] * H, H * sizeof(Real));
-      return;
-    }
-    constexpr int64_t UNITS = kLine / sizeof(Real);  // every value is a line of its own; those of so many units are fetched at once
+    });
+    return;
+  }
+  // Every value is in a line of its own. So many units at once fill a line of the result, and in the order of the tokens a page
+  // of each is met once.
+  constexpr int64_t UNITS = kLine / sizeof(Real);
+  const Sorted sorted(of);
+  share_out(bytes, of.N, [&](int64_t begin, int64_t end) {
     for (int64_t h = 0; h < H; h += UNITS) {
       const int64_t units = std::min(UNITS, H - h);
-      for (int64_t n = begin; n < end; ++n) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t n = sorted.order[k];
         const Real* from = table + h * V + of.tokens[n];
         Real* row = rows + n * H + h;
         if (units == UNITS) {
@@ -294,18 +170,11 @@ void look_up(const Lookup& of, const Real* table, Real* rows) {
 template <class Real>
 void look_up_gradient(const Lookup& of, const Real* rows, Real* gradient, bool add) {
   const Sorted sorted(of);
-  const bool past_caches = of.V * of.H * static_cast<int64_t>(sizeof(Real)) >= kPastCaches;
-  if (!of.by_unit) {
-    if (add) add_by_symbol(of, sorted, rows, gradient);
-    else if (past_caches) write_by_symbol<Real, Stream>(of, sorted, rows, gradient);
-    else write_by_symbol<Real, Writer>(of, sorted, rows, gradient);
-    return;
-  }
+  if (!add) clear(gradient, of.V * of.H);
+  if (!of.by_unit) return add_by_symbol(of, sorted, rows, gradient);
   std::vector<Real> sums(sorted.count() * of.H);
   sum_by_unit(of, sorted, rows, sums.data());
-  if (add) add_by_unit(of, sorted, sums.data(), gradient);
-  else if (past_caches) write_by_unit<Real, Stream>(of, sorted, sums.data(), gradient);
-  else write_by_unit<Real, Writer>(of, sorted, sums.data(), gradient);
+  add_by_unit(of, sorted, sums.data(), gradient);
 }
 
 template <class Real>

@@ -80,7 +80,7 @@ const MXNet& mxnet() {
 
 Creator gpu_creator = nullptr;
 
-struct Options {
+struct Choice {
   enum { TABLE, CHECK, ROWS } kind = ROWS;
   bool by_unit = true;
   int tokens_rank = 2;
@@ -89,20 +89,20 @@ struct Options {
   int results() const { return kind == TABLE ? 2 : 1; }
 };
 
-Options parse(int count, const char** names, const char** values) {
-  Options found;
+Choice parse(int count, const char** names, const char** values) {
+  Choice found;
   for (int i = 0; i < count; ++i) {
     const std::string name = names[i], value = values[i];
     if (name == "layout") {
       if (value != "VH" && value != "HV") fail(name, "'" + value + "'", "VH or HV");
-      found.kind = Options::TABLE;
+      found.kind = Choice::TABLE;
       found.by_unit = value == "HV";
     } else if (name == "step") {
       if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
       found.tokens_rank = value == "1" ? 1 : 2;
     } else if (name == "symbols") {
       char* end;
-      found.kind = Options::CHECK;
+      found.kind = Choice::CHECK;
       found.symbols = strtoll(value.c_str(), &end, 10);
       if (found.symbols < 1 || *end) fail(name, "'" + value + "'", "a number of symbols, 1 or more");
     } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
@@ -177,15 +177,15 @@ void deliver(const Lent& from, const Lent& to, int req) {
   else deliver(from.as<float>(), to.size, to.as<float>(), req);
 }
 
-rnn::Lookup problem(const Options& chosen, const Lent& inputs, const Lent& table) {
+rnn::Lookup problem(const Choice& chosen, const Lent& inputs, const Lent& table) {
   if (table.rank != 2 || (table.dtype != FLOAT32 && table.dtype != FLOAT64))
     fail("Wxh", "an array that is no table", "two dimensions of float32 or float64");
   return {inputs.size, table.sizes[chosen.by_unit], table.sizes[!chosen.by_unit], chosen.by_unit, inputs.as<int32_t>()};
 }
 
 // Whether each token of a batch gets a row of its own, or the whole table is passed on.
-bool by_row(const Options& chosen, int rank, int64_t tokens, int64_t symbols) {
-  return chosen.kind == Options::ROWS || (rank == chosen.tokens_rank && tokens < symbols);
+bool by_row(const Choice& chosen, int rank, int64_t tokens, int64_t symbols) {
+  return chosen.kind == Choice::ROWS || (rank == chosen.tokens_rank && tokens < symbols);
 }
 
 void check_tokens(const Lent& tokens, int64_t symbols) {
@@ -202,7 +202,7 @@ void check_tokens(const Lent& tokens, int64_t symbols) {
 }
 
 template <typename Real>
-void forward_table(const Options& chosen, const rnn::Lookup& of, bool by_row, const Lent& table, const Lent& result, int req) {
+void forward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& table, const Lent& result, int req) {
   if (req == NOTHING) return;
   std::vector<Real> room(req == ADD ? result.size : 0);
   Real* to = req == ADD ? room.data() : result.as<Real>();
@@ -213,7 +213,7 @@ void forward_table(const Options& chosen, const rnn::Lookup& of, bool by_row, co
 }
 
 template <typename Real>
-void backward_table(const Options& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient, int req) {
+void backward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient, int req) {
   if (req == NOTHING) return;
   if (by_row) rnn::look_up_gradient(of, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
   else if (chosen.by_unit) rnn::transpose(of.V, of.H, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
@@ -221,9 +221,9 @@ void backward_table(const Options& chosen, const rnn::Lookup& of, bool by_row, c
 }
 
 // arrays: the arguments, the results.
-void forward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
+void forward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
   const Lent& inputs = *arrays[0];
-  if (chosen.kind == Options::CHECK) {
+  if (chosen.kind == Choice::CHECK) {
     check_tokens(inputs, chosen.symbols);
     return deliver(inputs, *arrays[1], req[0]);
   }
@@ -231,7 +231,7 @@ void forward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& ar
   const rnn::Lookup of = problem(chosen, inputs, table);
   const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
   if (rows) check_tokens(inputs, of.V);
-  if (chosen.kind == Options::TABLE) {
+  if (chosen.kind == Choice::TABLE) {
     std::vector<int32_t> own(rows ? of.N : 0);
     for (int64_t n = 0; n < static_cast<int64_t>(own.size()); ++n) own[n] = static_cast<int32_t>(n);
     if (rows) deliver(own.data(), of.N, arrays[2]->as<int32_t>(), req[0]);
@@ -243,13 +243,13 @@ void forward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& ar
 }
 
 // arrays: the gradients of the results, the arguments, the results, the gradients of the arguments.
-void backward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
+void backward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
   const int results = chosen.results(), arguments = chosen.arguments();
   const Lent& inputs = *arrays[results];
   const std::unique_ptr<Lent>* gradients = &arrays[2 * results + arguments];
   if (inputs.dtype != INT32) deliver(*arrays[0], *gradients[0], req[0]);
   else if (req[0] == WRITE || req[0] == WRITE_IN_PLACE) memset(gradients[0]->data, 0, gradients[0]->size * sizeof(int32_t));
-  if (chosen.kind == Options::CHECK) return;
+  if (chosen.kind == Choice::CHECK) return;
   const Lent& table = *arrays[results + 1];
   const rnn::Lookup of = problem(chosen, inputs, table);
   const auto pass = table.dtype == FLOAT64 ? backward_table<double> : backward_table<float>;
@@ -260,12 +260,13 @@ void backward(const Options& chosen, const std::vector<std::unique_ptr<Lent>>& a
 
 // What they are called with: a node's options. MXNet wants a state for each callback of a list, and deletes that of the first.
 struct State {
-  explicit State(const Options& chosen) : options(chosen) { std::fill(states, states + CALLBACKS, this); }
-  const Options options;
+  explicit State(const Choice& chosen) : choice(chosen) { std::fill(states, states + CALLBACKS, this); }
+  Choice choice;
+  std::string fault;  // of the attributes
   void* states[CALLBACKS];
 };
 
-const Options& options(void* state) { return static_cast<State*>(state)->options; }
+const Choice& choice(void* state) { return static_cast<State*>(state)->choice; }
 
 int delete_state(void* state) {
   delete static_cast<State*>(state);
@@ -276,7 +277,7 @@ int delete_state(void* state) {
 template <typename Pass>
 int run(Pass pass, int count, void** handles, const int* req, void* state) {
   std::string sentence;
-  if (!guarded([&] { pass(options(state), lent(count, handles), req); }, &sentence)) throw dmlc::Error(sentence);
+  if (!guarded([&] { pass(choice(state), lent(count, handles), req); }, &sentence)) throw dmlc::Error(sentence);
   return 1;
 }
 
@@ -291,16 +292,18 @@ int call_backward(int count, void** handles, int*, const int* req, int, void* st
 int list_arguments(const char*** names, void* state) {
   static const char* all[] = {"inputs", "table", nullptr};
   static const char* tokens[] = {"inputs", nullptr};
-  *names = options(state).kind == Options::CHECK ? tokens : all;
-  return 1;
+  *names = choice(state).kind == Choice::CHECK ? tokens : all;
+  const std::string& fault = static_cast<State*>(state)->fault;
+  std::string sentence;
+  return guarded([&] { if (!fault.empty()) throw Error{fault}; }, &sentence);
 }
 
 int list_outputs(const char*** names, void* state) {
   static const char* all[] = {"inputs", "Wxh", nullptr};
   static const char* rows[] = {"rows", nullptr};
   static const char* tokens[] = {"inputs", nullptr};
-  const auto kind = options(state).kind;
-  *names = kind == Options::CHECK ? tokens : kind == Options::ROWS ? rows : all;
+  const auto kind = choice(state).kind;
+  *names = kind == Choice::CHECK ? tokens : kind == Choice::ROWS ? rows : all;
   return 1;
 }
 
@@ -312,14 +315,14 @@ int list_auxiliary(const char*** names, void*) {
 
 // A shape that MXNet does not know has -1 dimensions on the way in and none on the way out.
 int infer_shape(int, int* ranks, int** shapes, void* state) {
-  const Options& chosen = options(state);
+  const Choice& chosen = choice(state);
   static thread_local int found[2];
   const int arguments = chosen.arguments();
   for (int i = 0; i < arguments; ++i) ranks[i] = std::max(ranks[i], 0);
-  if (chosen.results() == 2 || chosen.kind == Options::CHECK) {
+  if (chosen.results() == 2 || chosen.kind == Choice::CHECK) {
     ranks[arguments] = ranks[0];
     shapes[arguments] = shapes[0];
-    if (chosen.kind == Options::CHECK) return 1;
+    if (chosen.kind == Choice::CHECK) return 1;
   }
   const int result = arguments + chosen.results() - 1;
   found[0] = found[1] = -1;
@@ -339,14 +342,14 @@ int infer_shape(int, int* ranks, int** shapes, void* state) {
 }
 
 int infer_type(int, int* types, void* state) {
-  const Options& chosen = options(state);
+  const Choice& chosen = choice(state);
   if (chosen.by_unit && types[0] == UNKNOWN) types[0] = INT32;
-  if (chosen.kind == Options::CHECK) {
+  if (chosen.kind == Choice::CHECK) {
     types[1] = types[0];
     return 1;
   }
   if (types[1] == UNKNOWN) types[1] = types[0] == INT32 ? FLOAT32 : types[0];
-  if (chosen.kind == Options::TABLE) types[2] = types[0];
+  if (chosen.kind == Choice::TABLE) types[2] = types[0];
   types[1 + chosen.results()] = types[1];
   return 1;
 }
@@ -354,20 +357,20 @@ int infer_type(int, int* types, void* state) {
 // All of them: MXNet hands over arrays without memory for those that are left out.
 int backward_dependency(const int*, const int*, const int*, int* count, int** dependencies, void* state) {
   static int all[] = {0, 1, 2, 3, 4, 5};
-  *count = 2 * options(state).results() + options(state).arguments();
+  *count = 2 * choice(state).results() + choice(state).arguments();
   *dependencies = all;
   return 1;
 }
 
 int create_gpu_operator(const char* context, int count, unsigned** shapes, const int* ranks, const int* types, Callbacks* created,
-                        const Options& chosen) {
+                        const Choice& chosen) {
   if (!gpu_creator)
     fail("inputs", std::string("an array on ") + context, "one on cpu(), or a process in which Python has imported rnn_ops");
   const std::string symbols = std::to_string(chosen.symbols), rank = std::to_string(chosen.tokens_rank);
   const char* names[] = {"symbols", "tokens_rank", "layout"};
   const char* values[] = {symbols.c_str(), rank.c_str(), chosen.by_unit ? "HV" : "VH"};
   Callbacks property;
-  if (!gpu_creator("rnn_ops_lookup_gpu", chosen.kind == Options::TABLE ? 3 : 2, names, values, &property)) return 0;
+  if (!gpu_creator("rnn_ops_lookup_gpu", chosen.kind == Choice::TABLE ? 3 : 2, names, values, &property)) return 0;
   const int done = reinterpret_cast<CreateOperator>(property.functions[CREATE])(context, count, shapes, ranks, types, created,
                                                                                 property.states[CREATE]);
   reinterpret_cast<Delete>(property.functions[DELETE])(property.states[DELETE]);  // Python keeps what the operator needs
@@ -385,10 +388,10 @@ int create_operator(const char* context, int count, unsigned** shapes, const int
   if (!strncmp(context, "gpu", 3)) {
     int done = 0;
     std::string sentence;
-    guarded([&] { done = create_gpu_operator(context, count, shapes, ranks, types, created, options(state)); }, &sentence);
+    guarded([&] { done = create_gpu_operator(context, count, shapes, ranks, types, created, choice(state)); }, &sentence);
     return done;
   }
-  *created = {OPERATOR_CALLBACKS, functions, (new State(options(state)))->states};
+  *created = {OPERATOR_CALLBACKS, functions, (new State(choice(state)))->states};
   return 1;
 }
 
@@ -399,8 +402,14 @@ RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, co
   static void* functions[] = {callback(delete_state), callback(list_arguments), callback(list_outputs),
                               callback(list_auxiliary), callback(infer_shape), callback(backward_dependency),
                               callback(create_operator), callback(infer_type)};
-  std::string sentence;
-  return guarded([&] { *created = {CALLBACKS, functions, (new State(parse(count, names, values)))->states}; }, &sentence);
+  State* state = new State(Choice());
+  *created = {CALLBACKS, functions, state->states};
+  try {
+    state->choice = parse(count, names, values);
+  } catch (const Error& error) {  // a segmentation fault in MXNet if told now: it waits for the first question that may fail
+    state->fault = error.sentence;
+  }
+  return 1;
 }
 
 // Makes the operator known to MXNet. Returns 0 where there is no MXNet, or one without custom operators.
