@@ -62,6 +62,16 @@ def test_rows_and_their_sums_to_the_bit(name, layout, dtype):
         assert np.array_equal(dtokens, np.full_like(tokens, 0 if req == "write" else 3))
 
 
+@pytest.mark.parametrize("wanted", [["inputs"], ["table"]])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_gradient_that_nobody_wants_is_not_written(tokens, wanted):
+    inputs = np.array([[3, 0], [3, 8]], "int32") if tokens else numbers((4, 3, 9), "float64")
+    table, arrived = numbers((9, H), "float64"), np.ones((4 if tokens else 9, H))
+    _, gradients = run("VH", inputs, table, {name: "write" if name in wanted else "null" for name in ("inputs", "table")},
+                       (np.ones(inputs.shape), arrived))
+    assert [name for name, gradient in zip(("inputs", "table"), gradients) if (gradient != 3).any()] == wanted
+
+
 @pytest.mark.parametrize("req", ["write", "add", "null"])
 def test_floats_and_their_table_pass_through(req):
     inputs, table = numbers((4, 3, 9), "float64"), numbers((9, H), "float64", 1)
@@ -206,6 +216,8 @@ def test_a_graph_copies_no_table(monkeypatch):
     _, sizes, _ = internals.infer_shape(**shapes)
     large = [name for name, shape in zip(internals.list_outputs(), sizes) if V in shape]
     assert large == ["Wxh"]
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: 1)  # on which it would be Python's
+    assert not [name for name in rnn_ops.rnn_sequence(*arguments)[0].get_internals().list_outputs() if "custom" in name]
 
 
 @pytest.mark.parametrize("size", [2047, 2048])

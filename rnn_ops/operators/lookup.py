@@ -45,7 +45,7 @@ def small(step, inputs, state, Wxh, Whh, bh):
     """The five arguments of the native operator, Symbols or checked NDArrays, as five that mean the same: where the table is large,
     with the rows of it that the batch needs. MXNet copies what that operator takes in a graph, and what it gives as a gradient."""
     if isinstance(Wxh, mx.sym.Symbol):
-        if _symbols_of(Wxh) >= MANY:
+        if _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():  # where a graph may run on a GPU, a copy costs less than Python
             inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
     elif (inputs.dtype == arguments.TOKENS and max(MANY_IN_ARRAYS, inputs.size + 1) <= Wxh.shape[0]
           and mx.autograd.is_recording() and inputs.context.device_type != "gpu"):
