@@ -157,6 +157,27 @@ def test_integers_that_are_no_tokens_are_an_error():
         lookup.of_batch(mx.nd.ones((1, 1)), mx.nd.ones((4, 2)), "HV")[1].wait_to_read()
 
 
+@pytest.mark.parametrize("tokens, table", [((0, 3), (9, H)), ((2, 0), (9, H)), ((2, 3), (0, H)), ((2, 3), (9, 0)), ((), (9, H)),
+                                           ((2, 3), (9,))], ids=str)
+@pytest.mark.parametrize("layout", ["VH", "HV"])
+def test_empty_arrays_are_errors(layout, tokens, table):
+    with mx.util.np_shape(True):
+        arrays = mx.nd.zeros(tokens, dtype="int32"), mx.nd.zeros(table[::-1] if layout == "HV" else table)
+        with pytest.raises(mx.MXNetError):
+            lookup.of_batch(*arrays, layout)[1].wait_to_read()
+
+
+def test_memory_for_a_gradient_of_another_size_is_not_written():
+    symbol = lookup.of_batch(mx.sym.var("inputs"), mx.sym.var("table", shape=(9, H)), "VH")[1]
+    gradient = mx.nd.full((9, H), 3)
+    executor = symbol.bind(mx.cpu(), [mx.nd.zeros((2, 3), dtype="int32"), mx.nd.zeros((10, H))], args_grad={"table": gradient})
+    with pytest.raises(mx.MXNetError, match="gradient of Wxh: got memory for 63 values, needs 70"):
+        executor.forward(is_train=True)
+        executor.backward(mx.nd.ones((6, H)))
+        mx.nd.waitall()
+    assert (gradient == 3).asnumpy().all()
+
+
 # Before a recurrence --------------------------------------------------------------------------------------------------
 
 T, B, V = 5, 3, 10100

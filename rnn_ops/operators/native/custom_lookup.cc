@@ -7,8 +7,8 @@
  *     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
  *
  * Not one of the library's other kind (mxnet_abi.cc), since only a custom operator is told what MXNet wants done with a gradient:
- * nothing, to write it, or to add to it. So the gradient of a table is written where it is wanted, and once. Where Python has
- * registered one for them, arrays on a GPU are its operator's (rnn_ops/operators/lookup.py).
+ * nothing, to write it, or to add to it. So the gradient of a table is written where it is wanted, and once. Arrays on a GPU are
+ * left to an operator in Python (rnn_ops/operators/lookup.py).
  *
  * The types and the numbers below are those of MXNet's c_api.h.
  */
@@ -142,7 +142,6 @@ class Lent {
   ~Lent() { mxnet().free(handle_); }
   Lent(const Lent&) = delete;
 
-  size_t item() const { return dtype == FLOAT64 ? sizeof(double) : 4; }
   template <typename Item>
   Item* as() const { return static_cast<Item*>(data); }
 
@@ -180,7 +179,15 @@ void deliver(const Lent& from, const Lent& to, int req) {
 rnn::Lookup problem(const Choice& chosen, const Lent& inputs, const Lent& table) {
   if (table.rank != 2 || (table.dtype != FLOAT32 && table.dtype != FLOAT64))
     fail("Wxh", "an array that is no table", "two dimensions of float32 or float64");
+  if (inputs.size < 1) fail("inputs", "an empty array", "every dimension to be at least 1");
+  if (table.size < 1) fail("Wxh", "an empty array", "every dimension to be at least 1");
   return {inputs.size, table.sizes[chosen.by_unit], table.sizes[!chosen.by_unit], chosen.by_unit, inputs.as<int32_t>()};
+}
+
+// What MXNet has inferred says nothing of the memory that a caller gives (out=, args_grad=).
+void check_room(const char* name, const Lent& array, int64_t size, int dtype) {
+  if (array.size == size && array.dtype == dtype) return;
+  fail(name, "memory for " + std::to_string(array.size) + " values", std::to_string(size) + " of the right type");
 }
 
 // Whether each token of a batch gets a row of its own, or the whole table is passed on.
@@ -225,19 +232,22 @@ void forward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arr
   const Lent& inputs = *arrays[0];
   if (chosen.kind == Choice::CHECK) {
     check_tokens(inputs, chosen.symbols);
+    check_room("result inputs", *arrays[1], inputs.size, inputs.dtype);
     return deliver(inputs, *arrays[1], req[0]);
   }
   const Lent& table = *arrays[1];
   const rnn::Lookup of = problem(chosen, inputs, table);
   const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
   if (rows) check_tokens(inputs, of.V);
+  const int last = chosen.results() - 1;
+  check_room("result Wxh", *arrays[2 + last], (rows ? of.N : of.V) * of.H, table.dtype);
   if (chosen.kind == Choice::TABLE) {
+    check_room("result inputs", *arrays[2], inputs.size, inputs.dtype);
     std::vector<int32_t> own(rows ? of.N : 0);
     for (int64_t n = 0; n < static_cast<int64_t>(own.size()); ++n) own[n] = static_cast<int32_t>(n);
     if (rows) deliver(own.data(), of.N, arrays[2]->as<int32_t>(), req[0]);
     else deliver(inputs, *arrays[2], req[0]);
   }
-  const int last = chosen.results() - 1;
   const auto pass = table.dtype == FLOAT64 ? forward_table<double> : forward_table<float>;
   pass(chosen, of, rows, table, *arrays[2 + last], req[last]);
 }
@@ -247,13 +257,18 @@ void backward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& ar
   const int results = chosen.results(), arguments = chosen.arguments();
   const Lent& inputs = *arrays[results];
   const std::unique_ptr<Lent>* gradients = &arrays[2 * results + arguments];
+  check_room("gradient of inputs", *gradients[0], inputs.size, inputs.dtype);
+  if (inputs.dtype != INT32) check_room("gradient of result inputs", *arrays[0], inputs.size, inputs.dtype);
   if (inputs.dtype != INT32) deliver(*arrays[0], *gradients[0], req[0]);
   else if (req[0] == WRITE || req[0] == WRITE_IN_PLACE) memset(gradients[0]->data, 0, gradients[0]->size * sizeof(int32_t));
   if (chosen.kind == Choice::CHECK) return;
   const Lent& table = *arrays[results + 1];
   const rnn::Lookup of = problem(chosen, inputs, table);
+  const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
+  check_room("gradient of Wxh", *gradients[1], table.size, table.dtype);
+  check_room("gradient of result Wxh", *arrays[results - 1], (rows ? of.N : of.V) * of.H, table.dtype);
   const auto pass = table.dtype == FLOAT64 ? backward_table<double> : backward_table<float>;
-  pass(chosen, of, by_row(chosen, inputs.rank, of.N, of.V), *arrays[results - 1], *gradients[1], req[1]);
+  pass(chosen, of, rows, *arrays[results - 1], *gradients[1], req[1]);
 }
 
 // MXNet's callbacks --------------------------------------------------------------------------------------------------
