@@ -168,8 +168,8 @@ class TokenRNN(RNN):
     input_size : int
         The number of different tokens. It must be given, since tokens do not tell it.
     sparse_grad : bool
-        Whether the gradients for the tokens are row-sparse, as those of `mx.gluon.nn.Embedding`: a `mx.gluon.Trainer` then updates
-        the rows of a batch's tokens only. Rows are tokens in such a gradient, so the first layer has ``l0_i2h_table``, and
+        Whether the gradients for the tokens are row-sparse, as those of `mx.gluon.nn.Embedding`: a `mx.gluon.Trainer` then
+        updates the rows of a batch's tokens only. Rows are tokens in such a gradient, so the first layer has ``l0_i2h_table``, and
         ``r0_i2h_table`` where it is bidirectional, of shape (input_size, hidden_size), in the place of ``l0_i2h_weight``, which
         is its transpose. To load the one into the other is an error; ``l0_i2h_table.set_data(weight.T)`` does it.
     Others
@@ -212,7 +212,8 @@ class TokenRNN(RNN):
     def __repr__(self):
         if not self._sparse_grad:
             return super().__repr__()
-        options = {"num_layers": self._num_layers - 1 and self._num_layers, "dropout": self._dropout, "bidirectional": self._dir == 2}
+        options = {"num_layers": self._num_layers if self._num_layers > 1 else None, "dropout": self._dropout,
+                   "bidirectional": self._dir == 2}
         shown = "".join(f", {name}={value}" for name, value in options.items() if value)
         return f"{type(self).__name__}({self._input_size} -> {self._hidden_size}, {self._layout}{shown}, sparse_grad=True)"
 

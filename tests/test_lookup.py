@@ -99,7 +99,8 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(layout, monkeypatch):
     found = []
     for threads in "1", "2", "3":
         monkeypatch.setenv("RNN_OPS_NUM_THREADS", threads)
-        results, gradients = run(layout, tokens, table if layout == "VH" else table.T.copy(), "write", [np.zeros((37, 29)), arrived])
+        given = table if layout == "VH" else table.T.copy()
+        results, gradients = run(layout, tokens, given, "write", [np.zeros((37, 29)), arrived])
         found.append([*results, *gradients])
     assert all(np.array_equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
     wanted = np.zeros((V, units), "float32")
@@ -128,7 +129,8 @@ from rnn_ops.operators import lookup
 table = mx.nd.ones((4000, 2))
 for token in -1, 4000, -2 ** 31:
     tokens = mx.nd.array([[1, 2, 0], [3, token, 5]], dtype="int32")
-    for call in (lambda: lookup.of_batch(tokens, table, "VH")[1], lambda: mx.nd.Custom(tokens, op_type="rnn_ops_lookup", symbols=4000)):
+    for call in (lambda: lookup.of_batch(tokens, table, "VH")[1],
+                 lambda: mx.nd.Custom(tokens, op_type="rnn_ops_lookup", symbols=4000)):
         try:
             call().wait_to_read()
         except mx.MXNetError as error:
@@ -137,14 +139,17 @@ print(lookup.of_batch(mx.nd.array([[1, 2]], dtype="int32"), table, "VH")[1].sum(
 """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
                           env=dict(os.environ, MXNET_ENGINE_TYPE=engine), cwd=str(tmp_path))
-    sentences = [f"inputs: got token {token} at [1, 1], needs 0 <= token < 4000, I = 4000 from Wxh" for token in (-1, 4000, -2 ** 31)]
+    sentences = [f"inputs: got token {token} at [1, 1], needs 0 <= token < 4000, I = 4000 from Wxh"
+                 for token in (-1, 4000, -2 ** 31)]
     printed = [line for sentence in sentences for line in 2 * [f"Error in rnn_ops_lookup: {sentence}", sentence]]
     assert done.stdout.splitlines() == printed + ["4.0"], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("attributes, sentence", [
-    (dict(layout="HW"), "layout: got 'HW', needs VH or HV"), (dict(symbols="0"), "symbols: got '0', needs a number of symbols, 1 or more"),
-    (dict(layout="VH", step="2"), "step: got '2', needs 0 or 1"), (dict(hidden="7"), "attributes: got 'hidden', needs layout, step and"),
+    (dict(layout="HW"), "layout: got 'HW', needs VH or HV"),
+    (dict(symbols="0"), "symbols: got '0', needs a number of symbols, 1 or more"),
+    (dict(layout="VH", step="2"), "step: got '2', needs 0 or 1"),
+    (dict(hidden="7"), "attributes: got 'hidden', needs layout, step and symbols only"),
 ])
 def test_attributes_that_it_does_not_know(attributes, sentence, capfd):
     with pytest.raises(mx.MXNetError):
@@ -181,7 +186,7 @@ def test_memory_for_a_gradient_of_another_size_is_not_written():
 # Before a recurrence --------------------------------------------------------------------------------------------------
 
 T, B, V = 5, 3, 10100
-STALE = mx.nd.array(np.array([[0, V - 1, 7], [7, 7, 9], [0, 0, 0], [1, 2, 3], [V - 1, 4, 4]]), dtype="int32")
+TOKENS = mx.nd.array(np.array([[0, V - 1, 7], [7, 7, 9], [0, 0, 0], [1, 2, 3], [V - 1, 4, 4]]), dtype="int32")
 
 
 class Sequence(mx.gluon.HybridBlock):
@@ -209,7 +214,7 @@ def found(function, inputs, how="eager", req="write", size=V, times=1):
 @pytest.mark.parametrize("req", ["write", "add", "null"])
 @pytest.mark.parametrize("function", [rnn_ops.rnn_sequence, rnn_ops.rnn_step], ids=["sequence", "step"])
 def test_the_functions_give_what_one_hot_rows_give(function, req, how, operator):
-    tokens = STALE if function is rnn_ops.rnn_sequence else STALE[0]
+    tokens = TOKENS if function is rnn_ops.rnn_sequence else TOKENS[0]
     times = 3 if req == "add" else 1
     got = found(function, tokens, how, req, times=times)
     wanted = found(function, tokens.one_hot(V, dtype="float64"))
@@ -251,7 +256,7 @@ def test_a_graph_of_unknown_inputs_is_refused_and_not_written_past(size, monkeyp
 
 def test_tokens_outside_the_vocabulary_are_errors(operator):
     block = Sequence(rnn_ops.rnn_sequence)
-    tokens, state = STALE.copy(), drawn((B, H), 9)
+    tokens, state = TOKENS.copy(), drawn((B, H), 9)
     tokens[3, 1] = V
     sentence = rf"inputs: got token {V} at \[3, 1\], needs 0 <= token < {V}, I = {V} from Wxh"
     for recording in False, True:
@@ -265,7 +270,7 @@ def test_tokens_outside_the_vocabulary_are_errors(operator):
 @pytest.mark.parametrize("function", [rnn_ops.rnn_sequence, rnn_ops.rnn_step], ids=["sequence", "step"])
 def test_a_gradient_may_be_row_sparse(function, monkeypatch):
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
-    tokens = STALE if function is rnn_ops.rnn_sequence else STALE[0]
+    tokens = TOKENS if function is rnn_ops.rnn_sequence else TOKENS[0]
     found = []
     for stype in "default", "row_sparse":
         arrays = [drawn(shape, seed, "float32") for seed, shape in enumerate([(B, H), (V, H), (H, H), (H,)])]
@@ -287,7 +292,8 @@ def test_it_touches_no_memory_of_others(tmp_path):
     from test_native_sanitizers import load_setup, run_sanitized
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     kernels = load_setup().compile_sources(str(tmp_path / "kernels"), extra=flags)
-    status, printed = run_sanitized(tmp_path, kernels, ["test_lookup.py", "-k", "bit or pass_through or step or threads or gpus or versions"])
+    status, printed = run_sanitized(tmp_path, kernels, [
+        "test_lookup.py", "-k", "bit or pass_through or step or threads or gpus or versions or empty or another_size"])
     assert status == 0 and " passed" in printed, printed
 
 
@@ -333,7 +339,8 @@ def test_the_operator_in_cplusplus_asks_python_for_it(capfd):
         pytest.skip("there is a GPU")
 
     class Callbacks(ctypes.Structure):
-        _fields_ = [("count", ctypes.c_int), ("functions", ctypes.POINTER(ctypes.c_void_p)), ("states", ctypes.POINTER(ctypes.c_void_p))]
+        _fields_ = [("count", ctypes.c_int), ("functions", ctypes.POINTER(ctypes.c_void_p)),
+                    ("states", ctypes.POINTER(ctypes.c_void_p))]
 
     def create(context):
         shape = (ctypes.c_uint * 2)(2, 2)
@@ -344,14 +351,15 @@ def test_the_operator_in_cplusplus_asks_python_for_it(capfd):
         return done, capfd.readouterr().out
 
     library, of, made = ctypes.CDLL(cpu.library_path()), Callbacks(), Callbacks()
-    assert library.rnn_ops_lookup(b"rnn_ops_lookup", 1, (ctypes.c_char_p * 1)(b"layout"), (ctypes.c_char_p * 1)(b"HV"), ctypes.byref(of))
+    names, values = (ctypes.c_char_p * 1)(b"layout"), (ctypes.c_char_p * 1)(b"HV")
+    assert library.rnn_ops_lookup(b"rnn_ops_lookup", 1, names, values, ctypes.byref(of))
     delete = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
     done, printed = create(b"gpu(0)")
     assert not done and "inputs: got an array on gpu(0), needs one on cpu, since" in printed and "Traceback" in printed
     library.rnn_ops_lookup_use_gpu(None)
     try:
-        assert create(b"gpu(0)") == (0, "Error in rnn_ops_lookup: inputs: got an array on gpu(0), needs one on cpu(), or a process in "
-                                        "which Python has imported rnn_ops\n")
+        assert create(b"gpu(0)") == (0, "Error in rnn_ops_lookup: inputs: got an array on gpu(0), needs one on cpu(), or a "
+                                        "process in which Python has imported rnn_ops\n")
     finally:
         library.rnn_ops_lookup_use_gpu(lookup._gpu_creator)
     assert create(b"cpu_shared(0)")[0] == 1

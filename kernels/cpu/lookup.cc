@@ -30,11 +30,13 @@ void share_out(int64_t bytes, int64_t count, const Part& part) {
   }, &context);
 }
 
-// All zeros, by one memset a thread: that of the C library writes past the caches where there is much to write. 80 MB take 1 ms so;
-// in blocks that a cache holds, to add to each while it is there, they take 4 ms.
+// All zeros, by one memset a thread: that of the C library writes past the caches where there is much to write. 80 MB take 1 ms
+// so; in blocks that a cache holds, to add to each while it is there, they take 4 ms.
 template <class Real>
 void clear(Real* values, int64_t count) {
-  share_out(count * sizeof(Real), count, [&](int64_t begin, int64_t end) { memset(values + begin, 0, (end - begin) * sizeof(Real)); });
+  share_out(count * sizeof(Real), count, [&](int64_t begin, int64_t end) {
+    memset(values + begin, 0, (end - begin) * sizeof(Real));
+  });
 }
 
 // The batch, token by token: where each distinct one stands.
@@ -42,7 +44,8 @@ struct Sorted {
   explicit Sorted(const Lookup& of) : order(of.N) {
     std::vector<int64_t> keys(of.N), room(of.N);
     for (int64_t n = 0; n < of.N; ++n) keys[n] = static_cast<int64_t>(of.tokens[n]) << 32 | n;
-    for (int shift = 32; (of.V - 1) >> (shift - 32) > 0; shift += 8) {  // a digit of 8 bits at a time, which keeps the order of equals
+    // By a digit of 8 bits at a time, which keeps the order of equals.
+    for (int shift = 32; (of.V - 1) >> (shift - 32) > 0; shift += 8) {
       int64_t starts[257] = {};
       for (int64_t key : keys) ++starts[(key >> shift & 255) + 1];
       for (int digit = 0; digit < 256; ++digit) starts[digit + 1] += starts[digit];

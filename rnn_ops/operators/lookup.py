@@ -14,8 +14,9 @@ from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators import native
 from rnn_ops.operators.places import place_for
 
-# With so many symbols tokens are looked up. T×B×H = 35×20×200 and 64×32×256, forward and backward, on two cores: with 1,000 symbols
-# that costs as much as a transpose and the guard's copy of the whole table (0.2 ms), with 2,000 it saves 0.3 ms, with 4,000 1.5 ms.
+# With so many symbols tokens are looked up. T×B×H = 35×20×200 and 64×32×256, forward and backward, on two cores: with 1,000
+# symbols that costs as much as a transpose or the guard's copy of the whole table (0.2 ms), with 2,000 it saves 0.3 ms, with
+# 4,000 1.5 ms.
 MANY = 2048
 # Where arrays are called with, nobody transposes or copies the table but for its gradient: with 8,000 symbols a call of the
 # operator, 0.4 ms, costs as much, with 20,000 it saves 8 ms.
@@ -25,8 +26,8 @@ _NAME = "rnn_ops_lookup"
 
 
 def of_batch(tokens, table, layout, step=False):
-    """tokens (T, B), with ``step`` (B,), and a table, "VH": (V, H) or "HV": (H, V) → inputs and Wxh for the recurrence. All of them
-    Symbols or all NDArrays."""
+    """tokens (T, B), with ``step`` (B,), and a table, "VH": (V, H) or "HV": (H, V) → inputs and Wxh for the recurrence. All of
+    them Symbols or all NDArrays."""
     options = dict(op_type=_NAME, layout=layout, step="01"[step])
     if isinstance(table, mx.nd.NDArray):
         inputs, Wxh = mx.nd.Custom(tokens, table, **options)
@@ -42,10 +43,10 @@ def sparse_of_batch(tokens, table, V, H):
 
 
 def small(step, inputs, state, Wxh, Whh, bh):
-    """The five arguments of the native operator, Symbols or checked NDArrays, as five that mean the same: where the table is large,
-    with the rows of it that the batch needs. MXNet copies what that operator takes in a graph, and what it gives as a gradient."""
+    """The five arguments of the native operator, Symbols or checked NDArrays, as five that mean the same: where the table is
+    large, with the rows of it that the batch needs. MXNet copies what that operator takes in a graph, and its gradients."""
     if isinstance(Wxh, mx.sym.Symbol):
-        if _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():  # where a graph may run on a GPU, a copy costs less than Python
+        if _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():  # on a GPU a copy costs less than Python
             inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
     elif (inputs.dtype == arguments.TOKENS and max(MANY_IN_ARRAYS, inputs.size + 1) <= Wxh.shape[0]
           and mx.autograd.is_recording() and inputs.context.device_type != "gpu"):

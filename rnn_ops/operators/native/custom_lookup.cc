@@ -1,8 +1,8 @@
 /* `rnn_ops_lookup`: of a table, what a batch needs of it. A custom operator of MXNet (op_type of `Custom`) in C++.
  *
  *     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh
- *         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More tokens, and
- *         floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
+ *         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More
+ *         tokens, and floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
  *     symbols=V: tokens -> tokens, once they have been seen to be in [0, V)
  *     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
  *
@@ -220,7 +220,8 @@ void forward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, con
 }
 
 template <typename Real>
-void backward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient, int req) {
+void backward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient,
+                    int req) {
   if (req == NOTHING) return;
   if (by_row) rnn::look_up_gradient(of, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
   else if (chosen.by_unit) rnn::transpose(of.V, of.H, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
