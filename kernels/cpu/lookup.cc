@@ -18,23 +18,16 @@ constexpr int64_t kBytesPerThread = 1 << 17;
 
 // Calls part(begin, end) for shares of [0, count), side by side, `bytes` in all.
 template <class Part>
-void share_out(int64_t bytes, int64_t count, const Part& part) {
-  struct Context {
-    const Part& part;
-    int64_t count;
-  } context = {part, count};
+void share_out_bytes(int64_t bytes, int64_t count, const Part& part) {
   const int64_t parts = std::min({bytes / kBytesPerThread + 1, count, static_cast<int64_t>(std::max(thread_limit(), 1))});
-  run_parallel(static_cast<int>(parts), [](void* p, int i, int of) {
-    const Context& c = *static_cast<Context*>(p);
-    c.part(c.count * i / of, c.count * (i + 1) / of);
-  }, &context);
+  share_out(static_cast<int>(parts), count, [&](int, int64_t begin, int64_t end) { part(begin, end); });
 }
 
 // All zeros, by one memset a thread: that of the C library writes past the caches where there is much to write. 80 MB take 1 ms
 // so; in blocks that a cache holds, to add to each while it is there, they take 4 ms.
 template <class Real>
 void clear(Real* values, int64_t count) {
-  share_out(count * sizeof(Real), count, [&](int64_t begin, int64_t end) {
+  share_out_bytes(count * sizeof(Real), count, [&](int64_t begin, int64_t end) {
     memset(values + begin, 0, (end - begin) * sizeof(Real));
   });
 }
@@ -94,7 +87,7 @@ void each_sum(const Sorted& sorted, int64_t u, const Real* rows, int64_t H, cons
 
 template <class Real>
 void add_by_symbol(const Lookup& of, const Sorted& sorted, const Real* rows, Real* gradient) {
-  share_out(of.N * of.H * sizeof(Real), sorted.count(), [&](int64_t begin, int64_t end) {
+  share_out_bytes(of.N * of.H * sizeof(Real), sorted.count(), [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       each_sum(sorted, u, rows, of.H, [&](int64_t h, int64_t n, const Real* sum) {
         Real* row = gradient + sorted.tokens[u] * of.H + h;
@@ -109,7 +102,7 @@ template <class Real>
 void sum_by_unit(const Lookup& of, const Sorted& sorted, const Real* rows, Real* sums) {
   constexpr int64_t UNITS = kLine / sizeof(Real), TOKENS = 16;
   const int64_t U = sorted.count();
-  share_out(of.N * of.H * sizeof(Real), (U + TOKENS - 1) / TOKENS, [&](int64_t begin, int64_t end) {
+  share_out_bytes(of.N * of.H * sizeof(Real), (U + TOKENS - 1) / TOKENS, [&](int64_t begin, int64_t end) {
     Real block[TOKENS][UNITS];
     for (int64_t first = begin * TOKENS; first < std::min(end * TOKENS, U); first += TOKENS) {
       const int64_t tokens = std::min(TOKENS, U - first);
@@ -126,7 +119,7 @@ void sum_by_unit(const Lookup& of, const Sorted& sorted, const Real* rows, Real*
 template <class Real>
 void add_by_unit(const Lookup& of, const Sorted& sorted, const Real* sums, Real* gradient) {
   const int64_t U = sorted.count();
-  share_out(U * of.H * sizeof(Real), of.H, [&](int64_t begin, int64_t end) {
+  share_out_bytes(U * of.H * sizeof(Real), of.H, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h)
       for (int64_t u = 0; u < U; ++u) gradient[h * of.V + sorted.tokens[u]] += sums[h * U + u];
   });
@@ -144,7 +137,7 @@ template <class Real>
 void look_up(const Lookup& of, const Real* table, Real* rows) {
   const int64_t V = of.V, H = of.H, bytes = of.N * H * sizeof(Real);
   if (!of.by_unit) {
-    share_out(bytes, of.N, [&](int64_t begin, int64_t end) {
+    share_out_bytes(bytes, of.N, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) memcpy(rows + n * H, table + of.tokens[n] * H, H * sizeof(Real));
     });
     return;
@@ -153,7 +146,7 @@ void look_up(const Lookup& of, const Real* table, Real* rows) {
   // of each is met once.
   constexpr int64_t UNITS = kLine / sizeof(Real);
   const Sorted sorted(of);
-  share_out(bytes, of.N, [&](int64_t begin, int64_t end) {
+  share_out_bytes(bytes, of.N, [&](int64_t begin, int64_t end) {
     for (int64_t h = 0; h < H; h += UNITS) {
       const int64_t units = std::min(UNITS, H - h);
       for (int64_t k = begin; k < end; ++k) {
@@ -183,7 +176,7 @@ void look_up_gradient(const Lookup& of, const Real* rows, Real* gradient, bool a
 template <class Real>
 void transpose(int64_t rows, int64_t columns, const Real* in, Real* out, bool add) {
   constexpr int64_t TILE = kLine / sizeof(Real);
-  share_out(rows * columns * sizeof(Real), (columns + TILE - 1) / TILE, [&](int64_t begin, int64_t end) {
+  share_out_bytes(rows * columns * sizeof(Real), (columns + TILE - 1) / TILE, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * TILE; c < std::min(end * TILE, columns); c += TILE) {
       const int64_t width = std::min(TILE, columns - c);
       for (int64_t r = 0; r < rows; r += TILE) {

@@ -100,19 +100,6 @@ int parts_of(int64_t work, int64_t grains, int threads) {
   return static_cast<int>(n);
 }
 
-// Calls part(i, begin, end) for n shares of [0, count), side by side.
-template <class Part>
-void share_out(int n, int64_t count, const Part& part) {
-  struct Context {
-    const Part& part;
-    int64_t count;
-  } context = {part, count};
-  run_parallel(n, [](void* p, int i, int of) {
-    const Context& c = *static_cast<Context*>(p);
-    c.part(i, c.count * i / of, c.count * (i + 1) / of);
-  }, &context);
-}
-
 // Into how many rows and columns of parts a matrix is cut.
 struct Grid {
   int rows, columns;
