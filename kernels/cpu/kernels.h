@@ -62,6 +62,9 @@ struct Kernels {
                                  Real* packed);
 
   void (*tanh)(int64_t n, const Real* x, Real* y);
+
+  // `rounds` rounds of multiply-adds in registers → how many they were. See peak.h.
+  double (*multiply_adds)(int64_t rounds);
 };
 
 struct Level {

@@ -23,6 +23,7 @@
 //     RNN_MAX_ROWS     rows of the highest tile: its 2·RNN_MAX_ROWS accumulators, 2 vectors of Whh and a value of the
 //                      state must fit into the registers
 #include "kernels.h"
+#include "peak.h"
 #include "simd.h"
 #include "tanh.h"
 
@@ -438,7 +439,7 @@ void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, cons
 template <class Real>
 constexpr Kernels<Real> kernels() {
   return {panel_width<Real>(), RNN_MAX_ROWS, pack<Real>, multiply<Real>, forward<Real>, backward<Real>, sum<Real>,
-          add_transposed_product<Real>, activate<Real, RNN_TANH>};
+          add_transposed_product<Real>, activate<Real, RNN_TANH>, multiply_adds<Real>};
 }
 
 }  // namespace RNN_LEVEL

@@ -44,13 +44,15 @@ const bool levels_found = [] {
   return true;
 }();
 
-const Level* level_in_use() {
-  const char* wanted = getenv("RNN_OPS_SIMD");
+// The best one where none is wanted; null where there is none of that name.
+const Level* level_named(const char* wanted) {
   if (!wanted || !*wanted) return supported_levels[0];
   for (int i = 0; i < supported_count; ++i)
     if (strcmp(wanted, supported_levels[i]->name) == 0) return supported_levels[i];
   return nullptr;
 }
+
+const Level* level_in_use() { return level_named(getenv("RNN_OPS_SIMD")); }
 
 template <class Real>
 const Kernels<Real>& kernels_of(const Level& level);
@@ -338,6 +340,18 @@ int rnn_cpu_tanh(int32_t dtype, int64_t n, const void* x, void* y) {
   if (!level) return RNN_BAD_SIMD;
   if (dtype == RNN_FLOAT32) level->float32.tanh(n, static_cast<const float*>(x), static_cast<float*>(y));
   else level->float64.tanh(n, static_cast<const double*>(x), static_cast<double*>(y));
+  return RNN_OK;
+}
+
+int rnn_cpu_multiply_adds(const char* simd, int32_t dtype, int32_t threads, int64_t rounds, double* count) {
+  const rnn::Level* level = simd ? rnn::level_named(simd) : rnn::level_in_use();
+  if (!level) return RNN_BAD_SIMD;
+  std::atomic<int64_t> sum{0};
+  rnn::share_out(threads, threads, [&](int, int64_t, int64_t) {
+    sum += static_cast<int64_t>(dtype == RNN_FLOAT32 ? level->float32.multiply_adds(rounds)
+                                                     : level->float64.multiply_adds(rounds));
+  });
+  *count = static_cast<double>(sum);
   return RNN_OK;
 }
 

@@ -73,6 +73,11 @@ RNN_API int rnn_cpu_backward(rnn_cpu_backward_args* args);
 /* y[i] = tanh(x[i]) as the kernels compute it, for measuring its error. y may be x. */
 RNN_API int rnn_cpu_tanh(int32_t dtype, int64_t n, const void* x, void* y);
 
+/* Does nothing but multiply-adds in registers, `rounds` rounds on each of `threads` threads (at least 1), for measuring the
+ * processor's peak. `simd` is one of rnn_cpu_simd_levels(), or null for the one in use. *count: how many multiply-adds they
+ * were, each lane of a vector counted, exact for up to 2^24 rounds. */
+RNN_API int rnn_cpu_multiply_adds(const char* simd, int32_t dtype, int32_t threads, int64_t rounds, double* count);
+
 /* How many threads a call uses at most: RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this
  * process may run on. Read anew by each call. 0 where RNN_OPS_NUM_THREADS is not a positive number. */
 RNN_API int rnn_cpu_threads(void);

@@ -7,6 +7,7 @@ Shapes are written in letters: T steps, B batch rows, I input width (the vocabul
 units.
 """
 import ctypes
+import numbers
 import os
 
 import numpy as np
@@ -45,6 +46,8 @@ def _load():
     library.rnn_cpu_tanh.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.rnn_cpu_split.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, ctypes.c_int, ctypes.c_int64,
                                       ctypes.c_int64, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int)]
+    library.rnn_cpu_multiply_adds.argtypes = [ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64,
+                                              ctypes.POINTER(ctypes.c_double)]
     library.rnn_cpu_simd.restype = library.rnn_cpu_simd_levels.restype = ctypes.c_char_p
     return library
 
@@ -141,6 +144,32 @@ def tanh(x):
     y = np.empty_like(x)
     _raise_for(_library.rnn_cpu_tanh(_DTYPES[x.dtype], x.size, x.ctypes.data, y.ctypes.data))
     return y
+
+
+def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
+    """Do nothing but multiply-adds in registers and return how many they were. For measuring the processor's peak.
+
+    Parameters
+    ----------
+    rounds : int, of each thread, from 1 to 2**24
+    threads : int, how many side by side, from 1 to `threads()`
+    level : one of `simd_levels`; by default the one in use
+    dtype : "float32" or "float64"
+    """
+    allowed = _library.rnn_cpu_threads()
+    if allowed == 0:
+        _raise_for(_BAD_THREADS)
+    for name, value, most in (("rounds", rounds, 2 ** 24), ("threads", threads, allowed)):
+        if not isinstance(value, numbers.Integral) or not 1 <= value <= most:
+            raise ValueError(f"{name}: got {value!r}, needs a whole number from 1 to {most:,}")
+    if level is not None and level not in simd_levels():
+        raise ValueError(f"level: got {level!r}, needs one of {', '.join(simd_levels())}")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype: got {dtype!r}, needs 'float32' or 'float64'")
+    count = ctypes.c_double()
+    _raise_for(_library.rnn_cpu_multiply_adds(None if level is None else level.encode(), _DTYPES[np.dtype(dtype)], threads,
+                                              rounds, count))
+    return int(count.value)
 
 
 def library_path():
