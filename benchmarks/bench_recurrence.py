@@ -9,9 +9,8 @@ All that is selected runs in pytest's own process, one after the other; to hold 
 import pytest
 from rnn_ops_benchmarks import measure, problems, worker
 
-_CASES = [pytest.param(stage.problem, provider, mode,
-                       id=f"{stage.problem.name}-{mode}-{provider.name}".replace("×", "x"))
-          for stage in measure.stages(problems.SHAPES) for provider in stage.providers for mode in stage.problem.modes]
+_CASES = [pytest.param(problem, provider, mode, id=f"{problem.name}-{mode}-{provider.name}".replace("×", "x"))
+          for stage in measure.stages(problems.SHAPES) for provider, problem in stage.members for mode in problem.modes]
 
 
 @pytest.mark.parametrize("problem, provider_class, mode", _CASES)
@@ -20,6 +19,8 @@ def test_speed(benchmark, problem, provider_class, mode):
         provider, known = worker.prepare(provider_class, problem)
     except ImportError as error:
         pytest.skip(str(error))
+    if mode not in provider.calls:
+        pytest.skip(provider.lacks[mode])
     benchmark.group = f"{problem.name}, {mode}"
-    benchmark.extra_info.update(about=known["about"], error=known["errors"][mode], flops=problem.flops(mode))
+    benchmark.extra_info.update(about=known["about"], error=known["modes"][mode]["error"], flops=problem.flops(mode))
     benchmark(provider.calls[mode])

@@ -1,4 +1,6 @@
-"""The picture: bars of time at the first shape with tokens, the tutorial's, and of tokens a second in training."""
+"""The picture: bars of time at the first shape with tokens, the tutorial's, and of tokens a second in training. That of a grid is
+drawn by heatmap.py.
+"""
 from typing import NamedTuple, Optional
 
 from timemachine import files
@@ -35,24 +37,24 @@ def draw(result, path):
 
 
 class _Panel(NamedTuple):
-    mode: str
+    direction: str
     rows: list
     floor: Optional[float]  # seconds
 
 
 def _panels(rows):
-    """Lines of panels: both modes of the recurrence side by side, the training step below."""
-    stages = [modes for _, modes, _ in report.groups(rows)]
-    recurrence = [modes for modes in stages if modes[0][0] != TRAINING]
-    tokens = [modes for modes in recurrence if "tokens" in modes[0][1][0]["stage"]]
-    chosen = (tokens or recurrence)[:1] + [modes for modes in stages if modes[0][0] == TRAINING]
-    return [[_Panel(mode, [row for row in its if row["provider"] != FLOOR],
-                    next((row["median"] for row in its if row["provider"] == FLOOR), None)) for mode, its in modes]
-            for modes in chosen]
+    """Lines of panels: both directions of the recurrence side by side, the training step below."""
+    stages = [directions for _, directions, _ in report.groups(rows)]
+    recurrence = [directions for directions in stages if directions[0][0] != TRAINING]
+    tokens = [directions for directions in recurrence if directions[0][1][0]["input"] == "tokens"]
+    chosen = (tokens or recurrence)[:1] + [directions for directions in stages if directions[0][0] == TRAINING]
+    return [[_Panel(direction, [row for row in its if row["provider"] != FLOOR],
+                    next((row["median"] for row in its if row["provider"] == FLOOR), None)) for direction, its in directions]
+            for directions in chosen]
 
 
 def _draw_panel(axes, panel, names):
-    training = panel.mode == TRAINING
+    training = panel.direction == TRAINING
     lengths = [0 if row["status"] != OK else row["tokens_per_second"] if training else row["median"] * 1e3
                for row in panel.rows]
     room = max(lengths) or 1
@@ -67,7 +69,7 @@ def _draw_panel(axes, panel, names):
         x = panel.floor * 1e3
         axes.axvline(x, color=_MARK, linewidth=1, linestyle=(0, (3, 2)))
         axes.text(x + 0.012 * room, -0.56, f"floor {report.digits(x)}", fontsize=7, color=_MARK, va="center")
-    axes.set_title(f"{panel.mode}: tokens/s, more is better" if training else f"{panel.mode}: ms, less is better",
+    axes.set_title(f"{panel.direction}: tokens/s, more is better" if training else f"{panel.direction}: ms, less is better",
                    loc="left")
     axes.set_xlim(0, 1.14 * room)
     axes.set_ylim(len(lengths) - 0.5, -0.75)
@@ -80,4 +82,4 @@ def _draw_panel(axes, panel, names):
 
 def _caption(stage, where):
     return (f"T×B×I×H = {stage}, float32, medians of interleaved rounds, on {where['processor']}, {where['cores']} "
-            "cores. Floor: the same operations at the measured GEMM rate.")
+            "cores. Floor: the same operations at the processor's measured peak.")

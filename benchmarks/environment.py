@@ -6,7 +6,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("rnn_ops", "numpy", "mxnet", "mxnet-cu112", "torch")
+_PACKAGES = ("rnn_ops", "numpy", "mxnet", "mxnet-cu112", "torch", "jax", "jaxlib", "onnxruntime")
 _THREADS = ("RNN_OPS_NUM_THREADS", "RNN_OPS_SIMD", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE",
             "MKL_NUM_THREADS")
 

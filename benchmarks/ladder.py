@@ -17,6 +17,7 @@ class Timed(NamedTuple):
     name: str
 
     process = trainers.Tutorial.process
+    packages = trainers.Tutorial.packages
 
     def __call__(self, problem):
         from .rungs import RUNGS
@@ -52,19 +53,20 @@ def run(rounds=10):
 
 
 def measure_rungs(shape, rounds, seconds):
-    """Rows as measure.py makes them: the GEMM's, the floor's, one a rung. An ImportError says that MXNet or our kernels are
+    """Rows as measure.py makes them: the yardsticks', the floor's, one a rung. An ImportError says that MXNet or our kernels are
     missing."""
     from .rungs import RUNGS
     timed = tuple(Timed(number, f"{number} {rung.name}") for number, rung in enumerate(RUNGS))
+    problem = problems.TrainingStep(shape)
+    stage = measure.Stage(problem.name, tuple((rung, problem) for rung in timed))
     with Workers() as workers:
-        return measure.measure(measure.Stage(problems.TrainingStep(shape), timed), workers, rounds, seconds,
-                               lambda rounds, _: rounds)
+        return measure.measure(stage, workers, rounds, seconds, lambda rounds, _: rounds)
 
 
 def table(rows):
     """Markdown that can be read as it is: best and median, and how many times as fast as the first rung's the median is.
     Below it why rungs were not timed."""
-    rungs = [row for row in rows if row["mode"] == trainers.MODE and row["provider"] != FLOOR]
+    rungs = [row for row in rows if row["direction"] == trainers.MODE and row["provider"] != FLOOR]
     rungs += [row for row in rows if row["provider"] == FLOOR]
     first = rungs[0].get("median")
     cells = [("rung", "best, ms", "median, ms", "times as fast")]

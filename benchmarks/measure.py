@@ -1,31 +1,55 @@
 """Interleaved rounds over all providers, and their statistics.
 
 A machine's speed drifts within seconds by more than the differences we look for. So the providers take turns, A B C …
-A B C …, a small budget of time each; medians over all rounds have then seen the same machine, and so has the GEMM
-rate, which is one more provider in the same rounds. What is compared is always of one stage: one problem, one run.
+A B C …, a small budget of time each; what is compared has then seen the same machine, and so have the yardsticks, the
+processor's peak and the GEMM rate, which are two more providers in the same rounds. What is compared is always of one stage:
+one run at one shape.
 """
 from typing import NamedTuple
 
 import numpy as np
 
 from . import problems, providers, trainers
-from .worker import OK
+from .worker import NOT_OFFERED, OK
 
 FLOOR = "floor"
+PEAK_STAGE = "the processor's peak"
 _STATISTICS = ("best", "p20", "median", "p80")
 
 
 class Stage(NamedTuple):
-    """One problem, and all who take part."""
-    problem: object
-    providers: tuple
+    """One shape, and all who take part: (provider, problem) each. The peak and the GEMM come first where they are yardsticks."""
+    name: str
+    members: tuple
+    yardsticks: bool = True
 
 
 def stages(shapes):
-    """The recurrence at every shape, and the whole training step at the first one with tokens."""
-    found = [Stage(problems.Recurrence(shape), providers.for_shape(shape)) for shape in shapes]
-    tokens = [shape for shape in shapes if shape.tokens]
-    return found + [Stage(problems.TrainingStep(shape), trainers.TRAINERS) for shape in tokens[:1]]
+    """The processor's peak, the recurrence at every shape, and the whole training step at the first one with tokens."""
+    yield peak_stage()
+    for shape in shapes:
+        problem = problems.Recurrence(shape)
+        yield Stage(problem.name, tuple((provider, problem) for provider in providers.for_shape(shape)))
+    for shape in [shape for shape in shapes if shape.tokens][:1]:
+        problem = problems.TrainingStep(shape)
+        yield Stage(problem.name, tuple((provider, problem) for provider in trainers.TRAINERS))
+
+
+def grid_stages(sizes):
+    """The processor's peak, and the recurrence at every (T, B, I, H): kernel, operator and peers, dense input and tokens."""
+    yield peak_stage()
+    for one in sizes:
+        both = [problems.Recurrence(problems.Shape(*one, tokens)) for tokens in (False, True)]
+        yield Stage(both[0].shape.sizes, tuple((provider, problem) for problem in both
+                                               for provider in providers.for_grid(problem.shape)))
+
+
+def peak_stage():
+    """Every SIMD level, on one thread and on all, in both dtypes; and tanh."""
+    from rnn_ops.backends import cpu
+    kinds = [problems.Peak(level, threads, dtype) for dtype in ("float32", "float64") for level in cpu.simd_levels()
+             for threads in sorted({1, cpu.threads()})]
+    return Stage(PEAK_STAGE, (*((providers.Peak, kind) for kind in kinds), (providers.Tanh, problems.Tanh())), yardsticks=False)
 
 
 def measure(stage, workers, rounds, seconds, progress):
@@ -37,47 +61,65 @@ def measure(stage, workers, rounds, seconds, progress):
     workers : worker.Workers
     rounds : int
     seconds : float
-        The budget of one turn: one provider in one mode.
+        The budget of one turn: one provider in one direction.
     progress : callable
-        ``progress(iterable, description)`` gives the iterable back and shows how far it is.
+        ``progress(iterable, description)``, called before anything else, gives the iterable back and shows how far it is.
 
     Returns
     -------
     list of dict
-        One row for each provider and mode, that of the GEMM first and those of the floor after it.
+        One row for each provider and direction, those of the yardsticks first and those of the floor after them.
     """
-    problem = stage.problem
-    members = [(providers.Gemm, problems.Gemm())] + [(provider, problem) for provider in stage.providers]
-    processes = {provider.process: workers[provider.process] for provider, _ in members}
-    for provider, its_problem in members:
-        processes[provider.process].send("prepare", provider, its_problem)
+    its_rounds = progress(range(rounds), stage.name)
+    yardsticks = ((providers.Peak, problems.Peak()), (providers.Gemm, problems.Gemm())) if stage.yardsticks else ()
+    members = (*yardsticks, *stage.members)
+    processes = {}
+    for provider, _ in members:
+        if provider.process not in processes:
+            processes[provider.process] = worker = workers[provider.process]
+            worker.send("forget")
+            worker.receive()
+    for provider, problem in members:
+        processes[provider.process].send("prepare", provider, problem)
     turns = []
-    for provider, its_problem in members:
+    for provider, problem in members:
         worker = processes[provider.process]
         status, value = worker.receive()
-        for mode in its_problem.modes:
-            row = {"stage": problem.name, "mode": mode, "provider": provider.name, "status": status,
-                   "flops": its_problem.flops(mode)}
-            row.update({"about": value["about"], "error": value["errors"][mode]} if status == OK else {"reason": value})
-            turns.append((worker, row, its_problem.repeats, []))
-    for _ in progress(range(rounds), problem.name):
-        for worker, row, repeats, times in turns:
+        for mode in problem.modes:
+            row = {"stage": stage.name, **_shape(problem), "direction": mode, "provider": provider.name, "status": status,
+                   "flops": problem.flops(mode)}
+            if status != OK:
+                row["reason"] = value
+            elif mode in value["modes"]:
+                row.update(about=value["about"], versions=value["versions"], **value["modes"][mode])
+            else:
+                row.update(status=NOT_OFFERED, reason=provider.lacks[mode])
+            turns.append((worker, row, problem, []))
+    for _ in its_rounds:
+        for worker, row, problem, times in turns:
             if row["status"] == OK:
-                _take(worker, row, repeats, times, seconds)
+                _take(worker, row, problem, times, seconds)
     for _, row, _, times in turns:
         if row["status"] == OK:
             row.update(statistics(np.concatenate(times).tolist()), turns=[float(np.median(turn)) for turn in times])
     rows = [row for _, row, _, _ in turns]
-    rows[1:1] = floors(rows[0], problem)
-    derive(rows, problem.shape)
+    of_the_floor = list(dict.fromkeys(problem for _, problem in stage.members)) if yardsticks else []
+    rows[len(yardsticks):len(yardsticks)] = [row for problem in of_the_floor for row in floors(rows[0], problem)]
+    derive(rows)
     return rows
 
 
-def _take(worker, row, repeats, times, seconds):
-    worker.send("time", row["provider"], row["mode"], seconds)
+def _shape(problem):
+    if problem.shape is None:
+        return {"shape": None, "input": None, "yardstick": problem.name}
+    return {"shape": list(problem.shape[:4]), "input": problem.shape.input}
+
+
+def _take(worker, row, problem, times, seconds):
+    worker.send("time", row["provider"], problem.name, row["direction"], seconds)
     status, value = worker.receive()
     if status == OK:
-        times.append([time / repeats for time in value])
+        times.append([time / problem.repeats for time in value])
     else:
         row.update(status=status, reason=value)
 
@@ -88,37 +130,56 @@ def statistics(times):
     return {"calls": len(times), "best": min(times), "p20": p20, "median": median, "p80": p80}
 
 
-def floors(gemm, problem):
-    """Rows for the time that the problem's operations take at the GEMM's rate, the best call's for the best."""
-    if gemm["status"] != OK:
+def floors(peak, problem):
+    """Rows for the time that the problem's operations take at the processor's peak, the best call's for the best."""
+    if peak["status"] != OK:
         return []
-    return [dict({key: gemm[key] * problem.flops(mode) / gemm["flops"] for key in _STATISTICS},
-                 stage=gemm["stage"], mode=mode, provider=FLOOR, status=OK, flops=problem.flops(mode))
+    return [dict({key: peak[key] * problem.flops(mode) / peak["flops"] for key in _STATISTICS},
+                 stage=peak["stage"], **_shape(problem), direction=mode, provider=FLOOR, status=OK, flops=problem.flops(mode))
             for mode in problem.modes]
 
 
-def derive(rows, shape):
-    """Add to every row that was timed what follows from its median: rates, ratios within its mode, which figures are not
-    credible, and for our operators the seconds that MXNet adds to the kernel's; the GEMM has no steps.
+def derive(rows):
+    """Add to every row of a stage that was timed what follows from its times: rates, ratios, which figures are not credible.
 
-    What MXNet adds is less than the machine drifts from round to round: the median of the differences within each round.
+    ``of_peak`` and ``of_gemm_rate`` hold best calls against each other: what the machine does when it is left alone. A row of
+    ours names the ``best_peer`` with the same input, in best calls, and says how many times as fast it is itself: ``ahead`` in
+    best calls, ``ahead_median`` in medians, below 1 where the peer is. What MXNet adds to the kernel is less than the machine
+    drifts from round to round: the median of the differences within each round.
     """
-    medians = {(row["mode"], row["provider"]): row["median"] for row in rows if row["status"] == OK}
-    floors_ = {row["mode"]: row for row in rows if row["provider"] == FLOOR}
-    kernels = {row["mode"]: row["turns"] for row in rows if row["status"] == OK and row["provider"] == providers.KERNEL}
+    timed = [row for row in rows if row["status"] == OK]
+    rates = {row["direction"]: row["flops"] / row["best"] for row in timed if row["shape"] is None}
+    for row in timed:
+        if row["flops"]:
+            row["flops_per_second"] = row["flops"] / row["median"]
+    for (_, direction), cell in _cells(timed).items():
+        by_name = {row["provider"]: row for row in cell}
+        peers = [row for row in cell if row["provider"] not in (*providers.OURS, FLOOR)]
+        for row in cell:
+            (T, B, _, _), median = row["shape"], row["median"]
+            row["seconds_per_step"] = median / T
+            row["steps_per_second"] = T / median
+            row["tokens_per_second"] = T * B / median
+            for name, yardstick in (("of_peak", "peak"), ("of_gemm_rate", "gemm")):
+                if yardstick in rates:
+                    row[name] = row["flops"] / row["best"] / rates[yardstick]
+            if FLOOR in by_name:
+                row["not_credible"] = [name for name in _STATISTICS if row[name] < by_name[FLOOR][name]]
+            row["times_ours"] = {name: median / by_name[name]["median"] for name in providers.OURS if name in by_name}
+            if row["provider"] in providers.OURS:
+                if providers.KERNEL in by_name:
+                    row["over_the_kernel"] = float(np.median(np.subtract(row["turns"], by_name[providers.KERNEL]["turns"])))
+                if peers:
+                    best = min(peers, key=lambda peer: peer["best"])
+                    row["best_peer"] = best["provider"]
+                    row["ahead"] = best["best"] / row["best"]
+                    row["ahead_median"] = min(peer["median"] for peer in peers) / median
+
+
+def _cells(rows):
+    """{(input, direction): rows that are held against each other}"""
+    cells = {}
     for row in rows:
-        if row["status"] != OK:
-            continue
-        median, mode = row["median"], row["mode"]
-        row["flops_per_second"] = row["flops"] / median
-        if mode in problems.Gemm.modes:
-            continue
-        row["seconds_per_step"] = median / shape.T
-        row["steps_per_second"] = shape.T / median
-        row["tokens_per_second"] = shape.T * shape.B / median
-        if (mode, FLOOR) in medians:
-            row["of_gemm_rate"] = medians[mode, FLOOR] / median
-            row["not_credible"] = [name for name in _STATISTICS if row[name] < floors_[mode][name]]
-        if row["provider"] in providers.OURS and mode in kernels:
-            row["over_the_kernel"] = float(np.median(np.subtract(row["turns"], kernels[mode])))
-        row["times_ours"] = {name: median / medians[mode, name] for name in providers.OURS if (mode, name) in medians}
+        if row["shape"] is not None:
+            cells.setdefault((row["input"], row["direction"]), []).append(row)
+    return cells

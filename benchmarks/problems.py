@@ -1,9 +1,9 @@
 """What is computed: a shape, random inputs from a fixed seed, and the float64 truth of every result.
 
-A problem has a ``name``, its ``shape``, the ``modes`` in which it is timed, how many ``repeats`` of it a call makes (its
-time is divided by them), ``flops(mode)`` of one of them and ``truth(mode)``: the results by name that a provider must
-reproduce before it is timed. The gradients are the same for every provider:
-those of the weights, the bias and the initial state, and of the inputs where they are dense.
+A problem has a ``name``, its ``shape`` (None for a yardstick), the ``modes`` in which it is timed, how many ``repeats`` of it a
+call makes (its time is divided by them), ``flops(mode)`` of one of them, ``truth(mode)``: the results by name that a provider
+must reproduce before it is timed, and ``small()``: the same problem at a size that costs nothing. The gradients are the same for
+every provider: those of the weights, the bias and the initial state, and of the inputs where they are dense.
 """
 import re
 from typing import NamedTuple
@@ -24,31 +24,50 @@ class Shape(NamedTuple):
     tokens: bool
 
     def __str__(self):
-        return f"{self.T}×{self.B}×{self.I}×{self.H} {'tokens' if self.tokens else 'dense'}"
+        return f"{self.sizes} {self.input}"
+
+    @property
+    def sizes(self):
+        return "×".join(map(str, self[:4]))
+
+    @property
+    def input(self):
+        return "tokens" if self.tokens else "dense"
 
     @classmethod
     def parse(cls, text):
-        """'64x32x77x256' (tokens) or '64x64x256x512:dense'."""
-        match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)[x×](\d+)(:tokens|:dense)?", text)
-        if not match or not all(int(n) for n in match.groups()[:4]):
-            raise ValueError(f"a shape is TxBxIxH, each at least 1, with :tokens or :dense after it; got {text!r}")
-        return cls(*map(int, match.groups()[:4]), match.group(5) != ":dense")
+        """'64,32,77,256' (tokens) or '64,64,256,512:dense'; x in the place of the commas will do."""
+        match = re.fullmatch(r"(\d+)([,x×])(\d+)\2(\d+)\2(\d+)(:tokens|:dense)?", text, re.ASCII)
+        sizes = [int(match.group(i)) for i in (1, 3, 4, 5)] if match else [0]
+        if not all(sizes):
+            raise ValueError(f"a shape is T,B,I,H, each at least 1, with :tokens or :dense after it; got {text!r}")
+        return cls(*sizes, match.group(6) != ":dense")
 
 
 TUTORIAL = Shape(64, 32, 77, 256, tokens=True)
 SHAPES = (TUTORIAL, Shape(64, 64, 256, 512, tokens=False), Shape(128, 1, 77, 256, tokens=True))
+# T, B, I, H of the grid: rows and hidden units at the tutorial's T and I, then others of these.
+GRID = (*((64, B, 77, H) for H in (64, 128, 256, 512, 1024) for B in (1, 8, 32, 128)),
+        (64, 32, 256, 256), (512, 32, 77, 256), (16, 32, 77, 256), (1024, 1, 77, 256))
+
+
+_SMALL = Shape(2, 2, 3, 4, tokens=True)
 
 
 class _Problem:
     """Reaches a worker as its arguments: the fixed seed makes the same arrays again."""
 
     repeats = 1
+    shape = None
 
     def __init__(self, *arguments):
         self._arguments = arguments
 
     def __reduce__(self):
         return type(self), self._arguments
+
+    def small(self):
+        return type(self)(_SMALL._replace(tokens=self.shape.tokens))
 
 
 class Recurrence(_Problem):
@@ -140,6 +159,54 @@ class Gemm(_Problem):
 
     def truth(self, mode):
         return {"first rows": self.a[:4].astype(np.float64) @ self.b.astype(np.float64)}
+
+    def small(self):
+        return self
+
+
+class Peak(_Problem):
+    """The processor's own rate: multiply-adds in registers, at one SIMD level (None: the one in use) on so many threads (None:
+    all that the kernels use)."""
+
+    modes = ("peak",)
+    rounds = 1 << 17  # some hundreds of microseconds
+
+    def __init__(self, level=None, threads=None, dtype="float32"):
+        super().__init__(level, threads, dtype)
+        from rnn_ops.backends import cpu
+        self.level, self.threads, self.dtype = level or cpu.simd(), threads or cpu.threads(), dtype
+        self.name = f"{self.level} {dtype}, {self.threads} thread{'s' * (self.threads > 1)}"
+        self._count = cpu.multiply_adds(1, self.threads, self.level, dtype) * self.rounds
+
+    def flops(self, mode):
+        return floor.multiply_adds(self._count)
+
+    def truth(self, mode):
+        return {"multiply-adds": np.array([self._count], np.float64)}
+
+    def small(self):
+        return self
+
+
+class Tanh(_Problem):
+    """tanh as the kernels compute it, on one thread, of values that the L2 cache holds."""
+
+    modes = ("tanh",)
+    n = 1 << 14
+
+    def __init__(self):
+        super().__init__()
+        self.name = "tanh, 1 thread"
+        self.x = np.random.RandomState(0).uniform(-3, 3, self.n).astype(np.float32)
+
+    def flops(self, mode):
+        return 0
+
+    def truth(self, mode):
+        return {"y": np.tanh(self.x.astype(np.float64))}
+
+    def small(self):
+        return self
 
 
 def _weights(random, size, H):

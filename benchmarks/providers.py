@@ -5,8 +5,10 @@ installed here), and has
 
     name            as the table shows it
     process         whom it shares a process with: those that bring the same threads
-    about           what it runs on: versions, threads
+    packages        whose versions are noted
+    about           what it runs on: versions, threads, how it was written
     calls           {mode: function without arguments that returns when its results are there}
+    lacks           {mode: why there is no such call}
     results(mode)   NumPy arrays by name, as in the problem's truth, of the last call in that mode
 """
 import numpy as np
@@ -17,10 +19,50 @@ OURS = KERNEL, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
     "kernel", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon")
 
 
+class Peak:
+    """Not a recurrence but a yardstick: multiply-adds in registers."""
+    name = "multiply-adds"
+    process = "rnn_ops"
+    packages = ("rnn_ops",)
+
+    def __init__(self, problem):
+        from rnn_ops.backends import cpu
+        self.about = problem.name
+        self.backend, self.problem = cpu, problem
+        self.calls = {"peak": self._multiply_and_add}
+
+    def _multiply_and_add(self):
+        p = self.problem
+        self.count = self.backend.multiply_adds(p.rounds, p.threads, p.level, p.dtype)
+
+    def results(self, mode):
+        return {"multiply-adds": np.array([self.count], np.float64)}
+
+
+class Tanh:
+    """Not a recurrence either: what the floor leaves out."""
+    name = "tanh"
+    process = Peak.process
+    packages = Peak.packages
+
+    def __init__(self, problem):
+        from rnn_ops.backends import cpu
+        self.about = f"{cpu.simd()}, 1 thread"
+        self.backend, self.problem = cpu, problem
+        self.calls = {"tanh": self._tanh}
+
+    def _tanh(self):
+        self.y = self.backend.tanh(self.problem.x)
+
+    def results(self, mode):
+        return {"y": self.y}
+
+
 class Gemm:
-    """Not a recurrence but the yardstick: NumPy's own BLAS on all the threads it takes."""
+    """Not a recurrence but a yardstick: NumPy's own BLAS on all the threads it takes."""
     name = "sgemm"
     process = "numpy"
+    packages = ("numpy",)
 
     def __init__(self, problem):
         self.about = f"NumPy {np.__version__}"
@@ -39,6 +81,7 @@ class Kernel:
     """Our CPU backend on NumPy arrays: what the operators call, without MXNet around it."""
     name = KERNEL
     process = "rnn_ops"
+    packages = ("rnn_ops", "numpy")
 
     def __init__(self, problem):
         from rnn_ops.backends import cpu
@@ -69,6 +112,7 @@ class NumPyLoop:
     """One product a step, tanh by NumPy, backward by hand."""
     name = "NumPy loop"
     process = "numpy"
+    packages = ("numpy",)
 
     def __init__(self, problem):
         self.about = f"NumPy {np.__version__}"
@@ -90,6 +134,7 @@ class NumPyLoop:
 
 class _MXNet:
     """What the MXNet providers share: NDArrays with gradients, recording, and waiting for the engine."""
+    packages = ("mxnet", "numpy")
 
     def __init__(self, problem):
         from rnn_ops._mxnet import mx
@@ -147,6 +192,7 @@ class Native(_MXNet):
     """Our native operator, called imperatively: what `rnn_ops.rnn_sequence` takes."""
     name = NATIVE
     process = "rnn_ops"
+    packages = ("rnn_ops", "mxnet", "numpy")
 
     def __init__(self, problem):
         super().__init__(problem)
@@ -219,6 +265,7 @@ class OurGluon(GluonRNN):
     """Our layer in the place of MXNet's, hybridized. It takes tokens as they are."""
     name = GLUON
     process = Native.process
+    packages = Native.packages
 
     def _inputs(self, problem):
         return problem.inputs
@@ -247,6 +294,7 @@ class TorchRNN:
     """PyTorch's layer on dense input, with as many threads as PyTorch takes by itself."""
     name = "torch.nn.RNN"
     process = "torch"
+    packages = ("torch",)
     threads = None
 
     def __init__(self, problem):
@@ -304,8 +352,64 @@ def torch_rnn_gradients(layer):
             "dbh": layer.bias_ih_l0.grad.numpy()}
 
 
+class JaxScan:
+    """jax.lax.scan under jit, in the fastest of the ways to write it. It takes tokens, or one-hot rows where that is faster."""
+    name = "jax.lax.scan"
+    process = "jax"
+    packages = ("jax", "jaxlib", "numpy")
+
+    def __init__(self, problem):
+        from . import jax_scan
+        self.recurrence = jax_scan.Recurrence(problem)
+        self.about = (f"jax {jax_scan.jax.__version__}; forward: {self.recurrence.forward_form}; "
+                      f"forward+backward: {self.recurrence.both_form}")
+        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+
+    def _forward(self):
+        self.found = self.recurrence.forward()
+
+    def _forward_backward(self):
+        self.found = self.recurrence.both()
+
+    def results(self, mode):
+        return self.recurrence.results(self.found, mode)
+
+
+class OnnxRuntime:
+    """An ONNX model of one RNN node, on dense input and as many threads as onnxruntime takes by itself."""
+    name = "onnxruntime"
+    process = "onnxruntime"
+    packages = ("onnxruntime", "onnx", "numpy")
+    lacks = {"forward+backward": "it computes no gradients"}
+
+    def __init__(self, problem):
+        from . import onnx_rnn
+        self.about = f"onnxruntime {onnx_rnn.onnxruntime.__version__}"
+        self.session = onnx_rnn.session(problem.shape, problem.Wxh, problem.Whh, problem.bh)
+        self.inputs = {"X": problem.dense_inputs(), "initial_h": problem.state[np.newaxis]}
+        self.calls = {"forward": self._forward}
+
+    def _forward(self):
+        self.outputs, = self.session.run(["Y"], self.inputs)
+
+    def results(self, mode):
+        return {"outputs": self.outputs[:, 0]}
+
+
+# The processes that may have packages of their own, see worker.Workers: newer ones, for one, than go with MXNet's NumPy.
+OTHERS = (TorchRNN.process, TorchRNNOneThread.process, JaxScan.process, OnnxRuntime.process)
+
+
 def for_shape(shape):
     """The providers of a shape, ours first, the tutorial's loop last."""
+    return (Kernel, Native, NativeHybridized, CustomOp, CustomOpHybridized, OurGluon, *_peers(shape), NDArrayLoop)
+
+
+def for_grid(shape):
+    """Those of the grid: our kernel, our operator, and who may be faster."""
+    return (Kernel, Native, *_peers(shape))
+
+
+def _peers(shape):
     one_thread = (TorchRNNOneThread,) if shape.B == 1 else ()
-    return (Kernel, Native, NativeHybridized, CustomOp, CustomOpHybridized, OurGluon, GluonRNN, TorchRNN, *one_thread,
-            NumPyLoop, NDArrayLoop)
+    return (JaxScan, GluonRNN, TorchRNN, *one_thread, OnnxRuntime, NumPyLoop)

@@ -1,4 +1,4 @@
-"""Results as a file, as a table on screen and as the README's tables."""
+"""Results as a file, as a table on screen and as the README's tables. Those of a grid are shown by grid.py."""
 import datetime
 import json
 import textwrap
@@ -6,27 +6,37 @@ import textwrap
 from timemachine import files
 
 from . import floor, problems
-from .measure import FLOOR
+from .measure import FLOOR, PEAK_STAGE
 from .providers import KERNEL, NATIVE, OURS
 from .trainers import MODE as TRAINING
 from .worker import BOUND, OK
 
-FORMAT = 1
-_WIDTH = 80
+FORMAT = 2
+STAGES, GRID = "stages", "grid"  # kinds of results
+WIDTH = 80
+BEHIND = "▼ "  # before a ratio below 1
 _BUSY = 0.1  # of the processors' time, taken by others, from which on it is said
+VERIFIED = (f"Every provider computes the {problems.GRADIENTS}, and was verified against float64 before it was timed "
+            f"(relative error at most {BOUND:.0e}).")
 _READS = (
-    f"Every provider computes the {problems.GRADIENTS}, and was verified against float64 before it was timed "
-    f"(relative error at most {BOUND:.0e}).",
-    f"Floor = operations / GEMM rate; {floor.FORMULA}.",
-    f"'of GEMM': floor / time, medians. '× {NATIVE}': how many times as long as that one takes.")
-NOT_CREDIBLE = ("not credible: faster than its floor. The GEMM rate was measured too low, other programs were in the way, "
+    VERIFIED,
+    f"Floor = operations / peak, the processor's rate of multiply-adds in registers on all threads; {floor.FORMULA}. tanh is not "
+    "in it.",
+    f"'peak', 'GEMM': operations / best call, as a part of that rate and of sgemm's. '× {NATIVE}': how many times as long as "
+    "that one takes, medians. MB: the most memory that a call needed beside its arguments.")
+NOT_CREDIBLE = ("not credible: faster than its floor. The peak was measured too low, other programs were in the way, "
                 "or the figure is wrong.")
 
 
-def make_result(rows, rounds, seconds, environment):
+class OtherFormat(ValueError):
+    """A result, but of another version of rnn-ops."""
+
+
+def make_result(rows, rounds, seconds, environment, kind=STAGES):
     """Everything that goes into the file: the rows, and how and where they came about."""
     return {
         "format": FORMAT,
+        "kind": kind,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "environment": environment,
         "method": {"dtype": "float32", "rounds": rounds, "seconds_per_turn": seconds, "units": "seconds",
@@ -45,18 +55,26 @@ def read_json(path):
     """A result that ``write_json`` wrote; a ValueError says that it is not one."""
     with open(path, encoding="utf-8") as file:
         result = json.load(file)
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a result of rnn-ops bench in format {FORMAT}")
+    if not isinstance(result, dict) or not isinstance(result.get("format"), int):
+        raise ValueError("it has no format")
+    if result["format"] != FORMAT:
+        raise OtherFormat(f"{path}: got a result in format {result['format']}, needs format {FORMAT}: measure it anew")
+    if result["kind"] not in (STAGES, GRID):
+        raise ValueError(f"it is of no known kind: {result['kind']!r}")
     return result
 
 
 def groups(rows):
-    """[(stage, [(mode, rows of that mode), …], GEMM row), …] in the order of the measurement."""
+    """[(stage, [(direction, rows of that direction), …], {yardstick's direction: its row}), …] as they were measured."""
     stages = {}
     for row in rows:
-        stages.setdefault(row["stage"], {}).setdefault(row["mode"], []).append(row)
-    return [(stage, [(mode, its) for mode, its in modes.items() if mode != "gemm"], modes["gemm"][0])
-            for stage, modes in stages.items()]
+        if row["stage"] != PEAK_STAGE:
+            directions, yardsticks = stages.setdefault(row["stage"], ({}, {}))
+            if row["shape"] is None:
+                yardsticks[row["direction"]] = row
+            else:
+                directions.setdefault(row["direction"], []).append(row)
+    return [(stage, list(directions.items()), yardsticks) for stage, (directions, yardsticks) in stages.items()]
 
 
 def environment_line(result):
@@ -68,11 +86,60 @@ def environment_line(result):
     return f"{where['processor']}, {where['cores']} cores{settings}{kernel}; {versions}; {result['date'][:10]}"
 
 
-def gemm_line(row):
-    if row["status"] != OK:
-        return f"sgemm: {_why(row, _WIDTH - 7)}"
-    return (f"sgemm {problems.Gemm.n}³ in the same rounds: {row['flops_per_second'] / 1e9:.0f} GFLOP/s, "
-            f"at best {row['flops'] / row['best'] / 1e9:.0f}")
+def yardsticks_line(yardsticks):
+    """What the processor and its BLAS did in the same rounds."""
+    parts = []
+    for name, row in (("peak", yardsticks["peak"]), (f"sgemm {problems.Gemm.n}³", yardsticks["gemm"])):
+        parts.append(f"{name} {_rate_of(row):.0f} GFLOP/s, median {row['flops_per_second'] / 1e9:.0f}" if row["status"] == OK
+                     else f"{name}: {why(row, WIDTH - 12)}")
+    return "In the same rounds, at best: " + "; ".join(parts)
+
+
+def _rate_of(row):
+    """GFLOP/s of the best call."""
+    return row["flops"] / row["best"] / 1e9
+
+
+def peak_table(result):
+    """Cells of the table of what the processor can do, a header first: GFLOP/s of best calls, by level, threads and dtype."""
+    rows = [row for row in result["rows"] if row["stage"] == PEAK_STAGE and row["direction"] == "peak" and row["status"] == OK]
+    table = {}
+    for row in rows:
+        level, dtype, threads, _ = row["yardstick"].replace(",", "").split()
+        table.setdefault(level, {})[f"{dtype} ×{threads}"] = f"{_rate_of(row):.1f}"
+    columns = list(dict.fromkeys(kind for found in table.values() for kind in found))
+    return [["GFLOP/s, dtype × threads", *columns]] + [[level, *(found.get(kind, "") for kind in columns)] for level, found in table.items()]
+
+
+def tanh_line(result):
+    """What tanh costs, which no floor counts; empty where it was not measured."""
+    rows = [row for row in result["rows"] if row["direction"] == "tanh" and row["status"] == OK]
+    return "".join(f"tanh: {1e9 * row['best'] / problems.Tanh.n:.3f} ns a value on one thread ({row['about'].split(',')[0]})."
+                   for row in rows)
+
+
+def peers_line(directions):
+    """How those who are not ours ran: versions, threads, the way that was chosen."""
+    about = {row["provider"]: row["about"] for _, rows in directions for row in rows
+             if "about" in row and row["provider"] not in OURS}
+    return "; ".join(f"{provider}: {text}" for provider, text in about.items()) + "." if about else ""
+
+
+def ahead_lines(directions):
+    """Who is the best peer in each direction, and how far ahead of it or behind we are."""
+    lines = []
+    for direction, rows in directions:
+        ours = [row for row in rows if "ahead" in row]
+        if ours:
+            peer = next(row for row in rows if row["provider"] == ours[0]["best_peer"])
+            lines.append(f"Best peer, {direction}: {peer['provider']}, {digits(peer['best'] * 1e3)} ms. Times as fast: "
+                         + "; ".join(f"{row['provider']} {ahead(row['ahead'])}" for row in ours) + ".")
+    return lines
+
+
+def ahead(ratio):
+    """1.23, or, where the peer is faster, the same with a mark; never 1.00 with it."""
+    return f"{BEHIND}{min(ratio, 0.99):.2f}" if ratio < 1 else f"{ratio:.2f}"
 
 
 def busy_line(result):
@@ -82,27 +149,44 @@ def busy_line(result):
             if others >= _BUSY else "")
 
 
+def screen_head(result, reads):
+    """The lines above a terminal's tables."""
+    texts = (environment_line(result), busy_line(result), *reads, tanh_line(result))
+    lines = [line for text in texts if text for line in textwrap.wrap(text, WIDTH)]
+    table = peak_table(result)
+    if len(table) > 1:
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines += ["", "multiply-adds in registers, best calls:", *(aligned(cells, widths) for cells in table)]
+    return lines
+
+
+def markdown_peak(result):
+    """The lines of the table of what the processor can do."""
+    table = peak_table(result)
+    return [markdown(table[0]), markdown([":--"] + ["--:"] * (len(table[0]) - 1)), *map(markdown, table[1:])] if table[1:] else []
+
+
 def screen(result):
     """The tables for a terminal."""
-    texts = (environment_line(result), busy_line(result), *_READS)
-    lines = [textwrap.fill(text, _WIDTH) for text in texts if text]
-    for stage, modes, gemm in groups(result["rows"]):
-        lines += ["", f"T×B×I×H = {stage}", gemm_line(gemm)]
-        for mode, rows in modes:
-            header = [f"{mode}, ms", "median", "best", "p20–p80", "tokens/s" if mode == TRAINING else "steps/s", "of GEMM",
-                      f"× {NATIVE}"]
+    lines = screen_head(result, _READS)
+    for stage, directions, yardsticks in groups(result["rows"]):
+        lines += ["", f"T×B×I×H = {stage}", *textwrap.wrap(yardsticks_line(yardsticks), WIDTH)]
+        for direction, rows in directions:
+            header = [f"{direction}, ms", "best", "median", "p20–p80", "peak", "GEMM",
+                      "tokens/s" if direction == TRAINING else "MB", f"× {NATIVE}"]
             table = [header] + [_cells(row) if row["status"] == OK else [row["provider"]] for row in rows]
             widths = [max(len(cells[i]) for cells in table if i < len(cells)) for i in range(len(header))]
             widths[0] = max(widths[0], 20)
             lines.append("")
-            lines.append(_aligned(header, widths))
+            lines.append(aligned(header, widths))
             lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
-            lines += [_aligned(cells, widths) if row["status"] == OK else
-                      f"{row['provider']:<{widths[0]}}  {_why(row, _WIDTH - widths[0] - 2)}"
+            lines += [aligned(cells, widths) if row["status"] == OK else
+                      f"{row['provider']:<{widths[0]}}  {why(row, WIDTH - widths[0] - 2)}"
                       for row, cells in zip(rows, table[1:])]
             if any(map(not_credible, rows)):
-                lines += textwrap.wrap(f"! {NOT_CREDIBLE}", _WIDTH)
-        lines += ["", *textwrap.wrap(added, _WIDTH)] if (added := added_line(modes)) else []
+                lines += textwrap.wrap(f"! {NOT_CREDIBLE}", WIDTH)
+        for text in (*ahead_lines(directions), added_line(directions), peers_line(directions)):
+            lines += ["", *textwrap.wrap(text, WIDTH)] if text else []
     return "\n".join(lines) + "\n"
 
 
@@ -111,84 +195,96 @@ def not_credible(row, figures=("best", "p20", "median", "p80")):
     return any(name in figures for name in row.get("not_credible", ()))
 
 
-def added_line(modes):
-    """What MXNet adds to the bare kernel in each mode; empty where that was not measured."""
+def added_line(directions):
+    """What MXNet adds to the bare kernel in each direction; empty where that was not measured."""
     added = {}
-    for _, rows in modes:
+    for _, rows in directions:
         for row in rows:
             if "over_the_kernel" in row and row["provider"] != KERNEL:
                 added.setdefault(row["provider"], []).append(f"{row['over_the_kernel'] * 1e6:+,.0f}")
     if not added:
         return ""
-    return (f"MXNet's own time, µs over the bare kernel ({', '.join(mode for mode, _ in modes)}): "
+    return (f"MXNet's own time, µs over the bare kernel ({', '.join(direction for direction, _ in directions)}): "
             + "; ".join(f"{provider} {', '.join(figures)}" for provider, figures in added.items()) + ".")
 
 
 def _cells(row):
     figures = [(text, "!" * not_credible(row, names)) for text, names in (
-        (digits(row["median"] * 1e3), ["median"]), (digits(row["best"] * 1e3), ["best"]), (_spread(row), ["p20", "p80"]))]
-    return [row["provider"], *map("".join, figures), _rate(row), _percent(row), _ratio(row, NATIVE)]
+        (digits(row["best"] * 1e3), ["best"]), (digits(row["median"] * 1e3), ["median"]), (_spread(row), ["p20", "p80"]))]
+    return [row["provider"], *map("".join, figures), percent(row, "of_peak"), percent(row, "of_gemm_rate"),
+            f"{row['tokens_per_second']:,.0f}" if row["direction"] == TRAINING else megabytes(row), _ratio(row, NATIVE)]
 
 
-def _aligned(cells, widths):
+def aligned(cells, widths):
+    """A line of a table: the first column to the left, the others to the right."""
     line = "  ".join([f"{cells[0]:<{widths[0]}}"] + [f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:])])
     return line.rstrip()
 
 
 def results_table(result):
     """The README's tables in Markdown, one a stage."""
-    lines = [f"float32, {environment_line(result)}. Milliseconds: median (p20–p80) over "
-             f"{result['method']['rounds']} interleaved rounds; *of GEMM*: the floor at the measured sgemm rate, "
-             "divided by the time; *× ours*: how many times as long as our native operator takes, or a training "
-             "step with it." + (f" {busy}" if (busy := busy_line(result)) else "")]
-    for stage, modes, gemm in groups(result["rows"]):
+    lines = [f"float32, {environment_line(result)}. Milliseconds: the best call, and the median (p20–p80) over "
+             f"{result['method']['rounds']} interleaved rounds. *floor*: the operations at the processor's peak; *of peak*, *of "
+             "GEMM*: operations / best call, as a part of the peak and of sgemm's rate; *× ours*: how many times as long as our "
+             "native operator takes, or a training step with it, in medians; *MB*: the most memory that a call needed beside its "
+             f"arguments. {tanh_line(result)}" + (f" {busy}" if (busy := busy_line(result)) else "")]
+    lines += ["", *table] if (table := markdown_peak(result)) else []
+    for stage, directions, yardsticks in groups(result["rows"]):
         header, right = ["provider"], [":--"]
-        for mode, _ in modes:
-            rate = "tokens/s" if mode == TRAINING else "steps/s"
-            header += [f"{mode}, ms", rate, "of GEMM", "× ours"]
-            right += ["--:"] * 4
-        lines += ["", f"**{stage}** (T×B×I×H; {gemm_line(gemm)})", ""]
-        lines += [_markdown(header), _markdown(right)]
-        for rows in zip(*(rows for _, rows in modes)):
-            cells = [_emphasised(rows[0]["provider"])]
+        for direction, _ in directions:
+            header += [f"{direction}, ms", "median", "of peak", "of GEMM", "× ours",
+                       "tokens/s" if direction == TRAINING else "MB"]
+            right += ["--:"] * 6
+        lines += ["", f"**{stage}** (T×B×I×H). {yardsticks_line(yardsticks)}.", ""]
+        lines += [markdown(header), markdown(right)]
+        for rows in zip(*(rows for _, rows in directions)):
+            cells = [emphasised(rows[0]["provider"])]
             for row in rows:
-                cells += _markdown_cells(row) if row["status"] == OK else [_why(row, 80).replace("|", "\\|"), "", "", ""]
-            lines.append(_markdown(cells))
-        if any(not_credible(row, ["p20", "median", "p80"]) for _, rows in modes for row in rows):
+                cells += _markdown_cells(row) if row["status"] == OK else [why(row, 80).replace("|", "\\|"), *[""] * 5]
+            lines.append(markdown(cells))
+        if any(not_credible(row) for _, rows in directions for row in rows):
             lines += ["", f"*{NOT_CREDIBLE[0].upper()}{NOT_CREDIBLE[1:]}*"]
-        lines += ["", added] if (added := added_line(modes)) else []
+        for text in (" ".join(ahead_lines(directions)), added_line(directions), peers_line(directions)):
+            lines += ["", text] if text else []
     return "\n".join(lines) + "\n"
 
 
 def _markdown_cells(row):
-    remark = ", not credible" if not_credible(row, ["p20", "median", "p80"]) else ""
-    return [f"{digits(row['median'] * 1e3)} ({_spread(row)}){remark}", _rate(row), _percent(row), _ratio(row, NATIVE)]
+    best, others = (", not credible" * not_credible(row, names) for names in (["best"], ["p20", "median", "p80"]))
+    return [f"{digits(row['best'] * 1e3)}{best}", f"{digits(row['median'] * 1e3)} ({_spread(row)}){others}",
+            percent(row, "of_peak"), percent(row, "of_gemm_rate"), _ratio(row, NATIVE),
+            f"{row['tokens_per_second']:,.0f}" if row["direction"] == TRAINING else megabytes(row)]
 
 
-def _markdown(cells):
+def markdown(cells):
+    """A row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
-def _emphasised(provider):
+def emphasised(provider):
+    """A provider's name as Markdown shows it: ours stand out."""
     if provider == FLOOR:
         return f"*{provider}*"
     return f"**{provider}**" if provider in OURS else provider
 
 
-def _why(row, width):
+def why(row, width):
+    """Why a row was not timed."""
     return textwrap.shorten(f"{row['status']}: {row['reason']}", width, placeholder=" …")
-
-
-def _rate(row):
-    return f"{row['tokens_per_second' if row['mode'] == TRAINING else 'steps_per_second']:,.0f}"
 
 
 def _spread(row):
     return f"{digits(row['p20'] * 1e3)}–{digits(row['p80'] * 1e3)}"
 
 
-def _percent(row):
-    return f"{row['of_gemm_rate']:.0%}" if "of_gemm_rate" in row else ""
+def percent(row, key):
+    """A fraction of a row as text; empty where it was not measured."""
+    return f"{row[key]:.0%}" if key in row else ""
+
+
+def megabytes(row):
+    """The peak of a row's memory as text; empty where it was not measured."""
+    return "" if row.get("peak_memory") is None else f"{row['peak_memory'] / 1e6:,.1f}"
 
 
 def _ratio(row, ours):

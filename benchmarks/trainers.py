@@ -25,6 +25,7 @@ class Ours:
     """``rnn-ops train``: its loop over some batches of one epoch, with the native operator in it."""
     name = providers.NATIVE
     process = providers.Native.process
+    packages = providers.Native.packages
 
     def __init__(self, problem):
         from rnn_ops._mxnet import mx
@@ -74,6 +75,7 @@ class Tutorial:
     """The tutorial's loop as it stands: every operation once a step, one-hot inputs and labels made beforehand."""
     name = providers.NDArrayLoop.name
     process = providers.NDArrayLoop.process
+    packages = providers.NDArrayLoop.packages
 
     def __init__(self, problem):
         from rnn_ops import reference
@@ -109,6 +111,7 @@ class Gluon:
     """mx.gluon.rnn.RNN and a dense layer in one hybridized block, Gluon's own loss and trainer, one-hot input."""
     name = providers.GluonRNN.name
     process = providers.GluonRNN.process
+    packages = providers.GluonRNN.packages
 
     def __init__(self, problem):
         from rnn_ops._mxnet import mx
@@ -172,6 +175,7 @@ class Torch:
     """torch.nn.RNN and torch.nn.Linear, PyTorch's own loss and optimizer, one-hot input."""
     name = providers.TorchRNN.name
     process = providers.TorchRNN.process
+    packages = providers.TorchRNN.packages
 
     def __init__(self, problem):
         import torch

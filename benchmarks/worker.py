@@ -4,13 +4,19 @@ another in one.
 A worker blocks on its pipe while others are measured, and answers a turn only when its own threads have gone to sleep:
 OpenBLAS's, for one, go on spinning for 0.1 s after their last product and would slow down whoever is next.
 """
+import contextlib
 import multiprocessing
+import os
 import signal
+import sys
 import time
+from importlib import metadata
 
 import numpy as np
 
-OK, FAILED, NOT_INSTALLED = "ok", "failed", "not installed"
+from .memory import Resident
+
+OK, FAILED, NOT_INSTALLED, NOT_OFFERED = "ok", "failed", "not installed", "not offered"
 BOUND = 1e-4  # worst relative error that verification lets pass; float32 loses less, wrong results are off by far more
 _MINIMUM_CALLS = 3
 _SLEEP = 0.005  # seconds between two looks at whether the threads sleep
@@ -18,10 +24,13 @@ _PATIENCE = 100  # such looks at most
 
 
 class Workers:
-    """A process for each name, started when it is asked for and not there; all end with the ``with`` block."""
+    """A process for each name, started when it is asked for and not there; all end with the ``with`` block.
 
-    def __init__(self):
-        self._workers = {}
+    Processes named in ``others`` look for packages in the folder ``packages`` first, if there is one.
+    """
+
+    def __init__(self, packages=None, others=()):
+        self._workers, self._packages, self._others = {}, packages, others
 
     def __enter__(self):
         return self
@@ -32,19 +41,20 @@ class Workers:
 
     def __getitem__(self, name):
         if name not in self._workers or not self._workers[name].alive():
-            self._workers[name] = Worker()
+            self._workers[name] = Worker(self._packages if name in self._others else None)
         return self._workers[name]
 
 
 class Worker:
     """The parent's side: ``send`` a request, then ``receive`` its answer, (status, value or reason)."""
 
-    def __init__(self):
+    def __init__(self, packages=None):
         # Started afresh: a forked copy of a process that has threads need not work.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
+        with _first_in_path(packages):
+            self._process.start()
         theirs.close()
 
     def alive(self):
@@ -69,21 +79,41 @@ class Worker:
         self._connection.close()
 
 
+@contextlib.contextmanager
+def _first_in_path(folder):
+    """A process that is started meanwhile looks for packages there first: it is given the parent's path."""
+    if folder:
+        sys.path.insert(0, os.path.abspath(folder))
+    try:
+        yield
+    finally:
+        if folder:
+            del sys.path[0]
+
+
 def _serve(connection):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
-    providers = {}
+    providers, truths, warm = {}, {}, set()
     while True:
         try:
             request, *arguments = connection.recv()
         except (EOFError, OSError):  # the parent is gone, by whatever signal; so it may be when it is answered
             return
         try:
-            if request == "prepare":
+            if request == "forget":  # what was prepared; others will be
+                value = providers.clear(), truths.clear()
+            elif request == "prepare":
                 provider_class, problem = arguments
-                providers[provider_class.name], value = prepare(provider_class, problem)
+                if provider_class.name not in warm:  # libraries are loaded, threads there: what is measured is the problem's
+                    provider = provider_class(problem.small())
+                    for call in provider.calls.values():
+                        call()
+                    warm.add(provider_class.name)
+                    del provider
+                providers[provider_class.name, problem.name], value = prepare(provider_class, problem, truths)
             else:
-                name, mode, seconds = arguments
-                value = time_calls(providers[name].calls[mode], seconds)
+                name, problem_name, mode, seconds = arguments
+                value = time_calls(providers[name, problem_name].calls[mode], seconds)
             _wait_for_threads()
             answer = OK, value
         except ImportError as error:
@@ -96,17 +126,26 @@ def _serve(connection):
             return
 
 
-def prepare(provider_class, problem):
-    """Make the provider and hold every result of it against the truth.
+def prepare(provider_class, problem, truths=None):
+    """Make the provider and hold every result of it against the truth, which ``truths`` keeps for the next one.
 
-    Returns the provider and what is known of it: {"about": …, "errors": {mode: worst relative error}}.
+    Returns the provider and what is known of it: {"about": …, "versions": {package: …}, "modes": {mode: …}}, of each mode that it
+    has its worst relative "error" and, where the system tells, the "peak_memory" of its first call, in bytes beside what the
+    prepared provider holds.
     """
+    truths = {} if truths is None else truths
     provider = provider_class(problem)
-    errors = {}
+    for mode in problem.modes:  # before memory is looked at: they stay
+        if mode in provider.calls and (problem.name, mode) not in truths:
+            truths[problem.name, mode] = problem.truth(mode)
+    resident, modes = Resident(), {}
     for mode in problem.modes:
-        provider.calls[mode]()
-        errors[mode] = verify(provider.results(mode), problem.truth(mode))
-    return provider, {"about": provider.about, "errors": errors}
+        if mode not in provider.calls:
+            continue
+        peak = resident.peak_of(provider.calls[mode])
+        modes[mode] = {"error": verify(provider.results(mode), truths[problem.name, mode]), "peak_memory": peak}
+    versions = {name: metadata.version(name) for name in provider.packages}
+    return provider, {"about": provider.about, "versions": versions, "modes": modes}
 
 
 def verify(results, truth, bound=BOUND):

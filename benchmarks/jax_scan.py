@@ -1,0 +1,84 @@
+"""The recurrence as a user of JAX writes it: ``jax.lax.scan`` under ``jit``, its gradients by ``vjp``.
+
+There is more than one way to write it, and which is faster depends on the shape. The provider (see providers.py) tries all at
+its shape, forward and both ways, and goes on with the fastest.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .worker import time_calls
+
+_TRIED = 0.02  # seconds, of each form, in which the fastest is found
+
+jax.config.update("jax_platforms", "cpu")
+
+
+def _scan(step, state, inputs):
+    def one(state, x):
+        state = jnp.tanh(step(state, x))
+        return state, state
+    return jax.lax.scan(one, state, inputs)[1]
+
+
+def _before(inputs, state, Wxh, Whh, bh):
+    return _scan(lambda h, x: x + h @ Whh, state, inputs @ Wxh + bh)
+
+
+def _inside(inputs, state, Wxh, Whh, bh):
+    return _scan(lambda h, x: x @ Wxh + h @ Whh + bh, state, inputs)
+
+
+def _gathered(tokens, state, Wxh, Whh, bh):
+    return _scan(lambda h, x: x + h @ Whh, state, Wxh[tokens] + bh)
+
+
+_DENSE = {"x·Wxh before the scan": _before, "x·Wxh inside the scan": _inside}
+_TOKENS = {"rows of Wxh gathered before the scan": _gathered}
+
+
+class Recurrence:
+    """A problem's arrays on JAX's device, and its two calls in their fastest forms."""
+
+    def __init__(self, problem):
+        self._names = ("dstate", "dWxh", "dWhh", "dbh") + (() if problem.shape.tokens else ("dinputs",))
+        rest = tuple(map(jnp.asarray, (problem.state, problem.Wxh, problem.Whh, problem.bh)))
+        dense = jnp.asarray(problem.dense_inputs())
+        forms = [(form, function, (dense, *rest)) for form, function in _DENSE.items()]
+        if problem.shape.tokens:
+            tokens = jnp.asarray(problem.inputs)
+            forms += [(form, function, (tokens, *rest)) for form, function in _TOKENS.items()]
+        doutputs = jnp.asarray(problem.doutputs)
+        self.forward_form, self.forward = _fastest((form, jax.jit(function), arguments) for form, function, arguments in forms)
+        self.both_form, self.both = _fastest(
+            (form, jax.jit(_with_gradients(function, dense=not problem.shape.tokens)), (doutputs, *arguments))
+            for form, function, arguments in forms)
+
+    def results(self, found, mode):
+        if mode == "forward":
+            return {"outputs": np.asarray(found)}
+        outputs, gradients = found
+        return dict(zip(self._names, map(np.asarray, gradients)), outputs=np.asarray(outputs))
+
+
+def _with_gradients(function, dense):
+    def both(doutputs, inputs, *rest):
+        if dense:
+            outputs, back = jax.vjp(lambda rest, inputs: function(inputs, *rest), rest, inputs)
+            gradients, dinputs = back(doutputs)
+            return outputs, (*gradients, dinputs)
+        outputs, back = jax.vjp(lambda rest: function(inputs, *rest), rest)
+        return outputs, back(doutputs)[0]
+    return both
+
+
+def _fastest(forms):
+    """(form, its call) of the form whose best call is the shortest."""
+    tried = []
+    for form, function, arguments in forms:
+        def call(function=function, arguments=arguments):
+            return jax.block_until_ready(function(*arguments))
+        call()  # compiles
+        tried.append((min(time_calls(call, _TRIED)), form, call))
+    _, form, call = min(tried, key=lambda one: one[0])
+    return form, call
