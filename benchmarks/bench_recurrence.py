@@ -22,5 +22,5 @@ def test_speed(benchmark, problem, provider_class, mode):
     if mode not in provider.calls:
         pytest.skip(provider.lacks[mode])
     benchmark.group = f"{problem.name}, {mode}"
-    benchmark.extra_info.update(about=known["about"], error=known["modes"][mode]["error"], flops=problem.flops(mode))
+    benchmark.extra_info.update(about=known["about"], error=known["errors"][mode], flops=problem.flops(mode))
     benchmark(provider.calls[mode])

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from . import report
 from .measure import FLOOR
-from .providers import KERNEL, NATIVE, OURS
+from .providers import KERNEL, OURS, PUBLIC
 from .worker import OK
 
 INPUTS = ("dense", "tokens")
-COLUMNS = {KERNEL: "kernel", NATIVE: "operator"}  # provider: what its column is called
+COLUMNS = {KERNEL: "kernel", PUBLIC: "operator"}  # provider: what its column is called
 _READS = (
     report.VERIFIED,
     "Who knows no tokens is given the same rows of zeros and ones. Times are best calls, in milliseconds; beside them how many "
@@ -150,7 +150,7 @@ def results_table(result):
             table.append(line)
         lines += ["", f"**{direction}**: how many times as fast as the best peer", "", *_markdown_table(table)]
     lines += ["", "**The kernel's part of the processor's peak** (of sgemm's rate), **and the most memory of a call, MB** "
-                  "(forward+backward, dense input, beside its arguments)", "", *_markdown_table(_parts(rows))]
+                  "(forward+backward, dense input; results included, arguments not)", "", *_markdown_table(_parts(rows))]
     lines += ["", *(f"- {line}" for line in untimed)] if (untimed := untimed_lines(rows)) else []
     return "\n".join(lines) + "\n"
 

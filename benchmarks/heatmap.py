@@ -2,7 +2,7 @@
 from timemachine import files
 
 from . import grid, report
-from .providers import KERNEL, NATIVE
+from .providers import KERNEL, PUBLIC
 
 _AHEAD, _LEVEL, _BEHIND, _TEXT = "#2f7f79", "#f4f1ea", "#c8553d", "#333f48"
 _FARTHEST = 4  # from this ratio on the colour is full
@@ -38,7 +38,7 @@ def draw(result, path):
 def _draw_panel(axes, direction, its, colour):
     from matplotlib.patches import Rectangle
 
-    columns = [(provider, kind) for provider in (KERNEL, NATIVE) for kind in grid.INPUTS]
+    columns = [(provider, kind) for provider in (KERNEL, PUBLIC) for kind in grid.INPUTS]
     for at, cell in enumerate(its):
         for provider, row in cell.ours.items():
             x, y = columns.index((provider, cell.input)), at // len(grid.INPUTS)

@@ -79,19 +79,24 @@ def measure(stage, workers, rounds, seconds, progress):
             processes[provider.process] = worker = workers[provider.process]
             worker.send("forget")
             worker.receive()
+    of_memory = {provider.process: workers.for_memory(provider.process) for provider, problem in members if problem.shape}
     for provider, problem in members:
         processes[provider.process].send("prepare", provider, problem)
+        if problem.shape:
+            of_memory[provider.process].send("memory", provider, problem)
     turns = []
     for provider, problem in members:
         worker = processes[provider.process]
         status, value = worker.receive()
+        told, peaks = of_memory[provider.process].receive() if problem.shape else (None, None)
         for mode in problem.modes:
             row = {"stage": stage.name, **_shape(problem), "direction": mode, "provider": provider.name, "status": status,
                    "flops": problem.flops(mode)}
             if status != OK:
                 row["reason"] = value
-            elif mode in value["modes"]:
-                row.update(about=value["about"], versions=value["versions"], **value["modes"][mode])
+            elif mode in value["errors"]:
+                row.update(about=value["about"], versions=value["versions"], error=value["errors"][mode],
+                           peak_memory=peaks.get(mode) if told == OK else None)
             else:
                 row.update(status=NOT_OFFERED, reason=provider.lacks[mode])
             turns.append((worker, row, problem, []))

@@ -1,8 +1,8 @@
 """How much memory calls need beside what was there before them: the peak of this process's resident set.
 
 Linux keeps that peak, and lets a process set it back to what is resident now. Memory that was freed and is still resident would
-hide what the next call needs, so it is given back to the system first. The peak is exact to some hundred kilobytes: Linux counts
-a thread's pages in batches.
+hide what the next call needs, so it is given back to the system first; all of it, if the C library has one arena
+(MALLOC_ARENA_MAX=1). The peak is exact to some hundred kilobytes: Linux counts a thread's pages in batches.
 """
 import ctypes
 import gc

@@ -23,7 +23,7 @@ _READS = (
     f"Floor = operations / peak, the processor's rate of multiply-adds in registers on all threads; {floor.FORMULA}. tanh is not "
     "in it.",
     f"'peak', 'GEMM': operations / best call, as a part of that rate and of sgemm's. '× {NATIVE}': how many times as long as "
-    "that one takes, medians. MB: the most memory that a call needed beside its arguments.")
+    "that one takes, medians. MB: the most memory that a call needed, results included and arguments not.")
 NOT_CREDIBLE = ("not credible: faster than its floor. The peak was measured too low, other programs were in the way, "
                 "or the figure is wrong.")
 
@@ -108,7 +108,8 @@ def peak_table(result):
         level, dtype, threads, _ = row["yardstick"].replace(",", "").split()
         table.setdefault(level, {})[f"{dtype} ×{threads}"] = f"{_rate_of(row):.1f}"
     columns = list(dict.fromkeys(kind for found in table.values() for kind in found))
-    return [["GFLOP/s, dtype × threads", *columns]] + [[level, *(found.get(kind, "") for kind in columns)] for level, found in table.items()]
+    return [["GFLOP/s, dtype × threads", *columns],
+            *([level, *(found.get(kind, "") for kind in columns)] for level, found in table.items())]
 
 
 def tanh_line(result):
@@ -226,8 +227,8 @@ def results_table(result):
     lines = [f"float32, {environment_line(result)}. Milliseconds: the best call, and the median (p20–p80) over "
              f"{result['method']['rounds']} interleaved rounds. *floor*: the operations at the processor's peak; *of peak*, *of "
              "GEMM*: operations / best call, as a part of the peak and of sgemm's rate; *× ours*: how many times as long as our "
-             "native operator takes, or a training step with it, in medians; *MB*: the most memory that a call needed beside its "
-             f"arguments. {tanh_line(result)}" + (f" {busy}" if (busy := busy_line(result)) else "")]
+             "native operator takes, or a training step with it, in medians; *MB*: the most memory that a call needed, results "
+             f"included and arguments not. {tanh_line(result)}" + (f" {busy}" if (busy := busy_line(result)) else "")]
     lines += ["", *table] if (table := markdown_peak(result)) else []
     for stage, directions, yardsticks in groups(result["rows"]):
         header, right = ["provider"], [":--"]

@@ -26,7 +26,8 @@ _PATIENCE = 100  # such looks at most
 class Workers:
     """A process for each name, started when it is asked for and not there; all end with the ``with`` block.
 
-    Processes named in ``others`` look for packages in the folder ``packages`` first, if there is one.
+    Processes named in ``others`` look for packages in the folder ``packages`` first, if there is one. `for_memory` gives a second
+    one of that name, whose memory is looked at and whose time is not.
     """
 
     def __init__(self, packages=None, others=()):
@@ -40,20 +41,28 @@ class Workers:
             worker.close()
 
     def __getitem__(self, name):
-        if name not in self._workers or not self._workers[name].alive():
-            self._workers[name] = Worker(self._packages if name in self._others else None)
-        return self._workers[name]
+        return self._get(name, {})
+
+    def for_memory(self, name):
+        # Of the C library's several arenas only the first can be made to give back all that is free.
+        return self._get(name, {"MALLOC_ARENA_MAX": "1"})
+
+    def _get(self, name, environment):
+        key = name, *environment
+        if key not in self._workers or not self._workers[key].alive():
+            self._workers[key] = Worker(self._packages if name in self._others else None, environment)
+        return self._workers[key]
 
 
 class Worker:
     """The parent's side: ``send`` a request, then ``receive`` its answer, (status, value or reason)."""
 
-    def __init__(self, packages=None):
+    def __init__(self, packages, environment):
         # Started afresh: a forked copy of a process that has threads need not work.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _first_in_path(packages):
+        with _starting_with(packages, environment):
             self._process.start()
         theirs.close()
 
@@ -80,15 +89,21 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _first_in_path(folder):
-    """A process that is started meanwhile looks for packages there first: it is given the parent's path."""
-    if folder:
-        sys.path.insert(0, os.path.abspath(folder))
+def _starting_with(packages, environment):
+    """A process that is started meanwhile is given the parent's path, and so looks for packages in that folder first, and the
+    parent's environment, with these variables in it."""
+    path, variables = list(sys.path), {name: os.environ.get(name) for name in environment}
+    sys.path[:0] = [os.path.abspath(packages)] if packages else []
+    os.environ.update(environment)
     try:
         yield
     finally:
-        if folder:
-            del sys.path[0]
+        sys.path[:] = path
+        for name, value in variables.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _serve(connection):
@@ -104,13 +119,13 @@ def _serve(connection):
                 value = providers.clear(), truths.clear()
             elif request == "prepare":
                 provider_class, problem = arguments
-                if provider_class.name not in warm:  # libraries are loaded, threads there: what is measured is the problem's
-                    provider = provider_class(problem.small())
-                    for call in provider.calls.values():
-                        call()
-                    warm.add(provider_class.name)
-                    del provider
                 providers[provider_class.name, problem.name], value = prepare(provider_class, problem, truths)
+            elif request == "memory":
+                provider_class, problem = arguments
+                if provider_class.name not in warm:  # libraries are loaded, threads there: what is measured is the problem's
+                    warm.add(provider_class.name)
+                    peak_memory(provider_class, problem.small())
+                value = peak_memory(provider_class, problem)
             else:
                 name, problem_name, mode, seconds = arguments
                 value = time_calls(providers[name, problem_name].calls[mode], seconds)
@@ -129,23 +144,33 @@ def _serve(connection):
 def prepare(provider_class, problem, truths=None):
     """Make the provider and hold every result of it against the truth, which ``truths`` keeps for the next one.
 
-    Returns the provider and what is known of it: {"about": …, "versions": {package: …}, "modes": {mode: …}}, of each mode that it
-    has its worst relative "error" and, where the system tells, the "peak_memory" of its first call, in bytes beside what the
-    prepared provider holds.
+    Returns the provider and what is known of it: {"about": …, "versions": {package: …}, "errors": {mode: worst relative error}}
+    with the modes that it has.
     """
     truths = {} if truths is None else truths
     provider = provider_class(problem)
-    for mode in problem.modes:  # before memory is looked at: they stay
-        if mode in provider.calls and (problem.name, mode) not in truths:
-            truths[problem.name, mode] = problem.truth(mode)
-    resident, modes = Resident(), {}
+    errors = {}
     for mode in problem.modes:
-        if mode not in provider.calls:
-            continue
-        peak = resident.peak_of(provider.calls[mode])
-        modes[mode] = {"error": verify(provider.results(mode), truths[problem.name, mode]), "peak_memory": peak}
+        if mode in provider.calls:
+            provider.calls[mode]()
+            if (problem.name, mode) not in truths:
+                truths[problem.name, mode] = problem.truth(mode)
+            errors[mode] = verify(provider.results(mode), truths[problem.name, mode])
     versions = {name: metadata.version(name) for name in provider.packages}
-    return provider, {"about": provider.about, "versions": versions, "modes": modes}
+    return provider, {"about": provider.about, "versions": versions, "errors": errors}
+
+
+def peak_memory(provider_class, problem):
+    """{mode: the most bytes that a call needed, its results and what it left beside them, but not its arguments; None where the
+    system does not tell}"""
+    provider = provider_class(problem)
+    prepared = getattr(provider, "prepared", {})
+    resident, peaks = Resident(), {}
+    for mode in problem.modes:
+        if mode in provider.calls:
+            peak = resident.peak_of(provider.calls[mode])
+            peaks[mode] = None if peak is None else peak + prepared.get(mode, 0)
+    return peaks
 
 
 def verify(results, truth, bound=BOUND):
