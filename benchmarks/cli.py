@@ -110,7 +110,7 @@ def _parser():
                              "The training step is that of the first shape with tokens")
     parser.add_argument("--grid", action="store_true",
                         help=f"measure {len(problems.GRID)} shapes, or those of --shape, with both inputs: our kernel and our "
-                             "operator against the best peer in each. About 10 minutes")
+                             "operator against the best peer in each. About a quarter of an hour")
     parser.add_argument("--packages", type=path, metavar="DIR",
                         help="a folder made by 'pip install --target DIR jax onnxruntime': what is there is taken before what is "
                              "installed, in the processes of JAX, onnxruntime and PyTorch alone. The newest JAX needs a newer "

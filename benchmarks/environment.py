@@ -18,7 +18,7 @@ def describe():
     """
     return {
         "processor": _processor(),
-        "cores": len(_processors()),
+        "cores": len(processors()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version for name, version in ((name, _version(name)) for name in _PACKAGES) if version},
@@ -40,7 +40,7 @@ class Others:
         if busy is None:
             return None
         others = busy - busy_before - (own - own_before)
-        return min(1.0, max(0.0, others / (clock - clock_before) / len(_processors())))
+        return min(1.0, max(0.0, others / (clock - clock_before) / len(processors())))
 
     @staticmethod
     def _now():
@@ -50,7 +50,7 @@ class Others:
 def _busy():
     """Seconds that our processors have been busy since the system started, or waited for a host that was; None where the
     system does not tell."""
-    ours = {f"cpu{number}" for number in _processors()}
+    ours = {f"cpu{number}" for number in processors()}
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         # Of user, nice, system, idle, iowait, irq, softirq and steal all but two; what comes after is in these already.
@@ -59,7 +59,8 @@ def _busy():
         return None
 
 
-def _processors():
+def processors():
+    """Those that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
 
 

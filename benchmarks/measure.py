@@ -48,7 +48,7 @@ def peak_stage():
     """Every SIMD level, on one thread and on all, in both dtypes; and tanh."""
     from rnn_ops.backends import cpu
     kinds = [problems.Peak(level, threads, dtype) for dtype in ("float32", "float64") for level in cpu.simd_levels()
-             for threads in sorted({1, cpu.threads()})]
+             for threads in sorted({1, problems.all_threads()})]
     return Stage(PEAK_STAGE, (*((providers.Peak, kind) for kind in kinds), (providers.Tanh, problems.Tanh())), yardsticks=False)
 
 

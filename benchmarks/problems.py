@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import floor, numpy_loop
+from . import environment, floor, numpy_loop
 
 GRADIENTS = "gradients of Wxh, Whh, bh and the initial state, and of the inputs where they are dense"
 LEARNING_RATE = 0.5  # the tutorial's
@@ -166,7 +166,7 @@ class Gemm(_Problem):
 
 class Peak(_Problem):
     """The processor's own rate: multiply-adds in registers, at one SIMD level (None: the one in use) on so many threads (None:
-    all that the kernels use)."""
+    `all_threads`)."""
 
     modes = ("peak",)
     rounds = 1 << 17  # some hundreds of microseconds
@@ -174,9 +174,9 @@ class Peak(_Problem):
     def __init__(self, level=None, threads=None, dtype="float32"):
         super().__init__(level, threads, dtype)
         from rnn_ops.backends import cpu
-        self.level, self.threads, self.dtype = level or cpu.simd(), threads or cpu.threads(), dtype
+        self.level, self.threads, self.dtype = level or cpu.simd(), threads or all_threads(), dtype
         self.name = f"{self.level} {dtype}, {self.threads} thread{'s' * (self.threads > 1)}"
-        self._count = cpu.multiply_adds(1, self.threads, self.level, dtype) * self.rounds
+        self._count = cpu.multiply_adds(1, 1, self.level, dtype) * self.rounds * self.threads
 
     def flops(self, mode):
         return floor.multiply_adds(self._count)
@@ -186,6 +186,12 @@ class Peak(_Problem):
 
     def small(self):
         return self
+
+
+def all_threads():
+    """As many as the kernels use, but no more than there are processors for."""
+    from rnn_ops.backends import cpu
+    return min(cpu.threads(), len(environment.processors()))
 
 
 class Tanh(_Problem):

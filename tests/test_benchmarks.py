@@ -311,11 +311,16 @@ def test_yardsticks_do_what_they_count():
         worker.prepare(providers.Peak, wrong)
 
 
-def test_every_level_and_dtype_has_its_peak():
+@pytest.mark.parametrize("threads", ["1", "2", "65536"])
+def test_every_level_and_dtype_has_its_peak(threads, monkeypatch):
+    """On one thread and on all, but on no more than there are processors for."""
     from rnn_ops.backends import cpu
+    monkeypatch.setenv("RNN_OPS_NUM_THREADS", threads)
     stage = measure.peak_stage()
     names = [problem.name for provider, problem in stage.members if provider is providers.Peak]
-    assert len(set(names)) == len(names) == 2 * len(cpu.simd_levels()) * len({1, cpu.threads()}) and not stage.yardsticks
+    most = min(int(threads), len(environment.processors()))
+    assert len(set(names)) == len(names) == 2 * len(cpu.simd_levels()) * len({1, most}) and not stage.yardsticks
+    assert names[-1] == f"baseline float64, {most} thread{'s' * (most > 1)}"
 
 
 # --- tables and files -----------------------------------------------------------------------------------------------
@@ -535,7 +540,7 @@ def test_what_counts_as_busy(tmp_path, monkeypatch):
                                    "cpu12 1000 0 0 0 0 0 0 0 0 0\nintr 7 7\n")
     monkeypatch.setattr(environment, "Path", lambda path: tmp_path / "stat")
     for processors, ticks in (({0}, 171), ({0, 1}, 177), ({12}, 1000)):
-        monkeypatch.setattr(environment, "_processors", lambda: processors)
+        monkeypatch.setattr(environment, "processors", lambda: processors)
         assert environment._busy() * os.sysconf("SC_CLK_TCK") == pytest.approx(ticks)
     (tmp_path / "stat").unlink()
     assert environment._busy() is None and environment.Others().share() is None
@@ -550,9 +555,9 @@ def test_what_others_take_is_seen_and_what_is_ours_is_not():
         pass
     subprocess.run([sys.executable, "-c", burn], check=True)
     busy_before, clock = ours._began[1], ours._began[0]
-    busy = (environment._busy() - busy_before) / (time.monotonic() - clock) / len(environment._processors())
+    busy = (environment._busy() - busy_before) / (time.monotonic() - clock) / len(environment.processors())
     # Whatever else runs here: 1 s of all that was busy was ours, and do not count.
-    assert ours.share() == pytest.approx(max(0, busy - 1 / (time.monotonic() - clock) / len(environment._processors())), abs=0.1)
+    assert ours.share() == pytest.approx(max(0, busy - 1 / (time.monotonic() - clock) / len(environment.processors())), abs=0.1)
     assert 0 <= ours.share() <= 1
 
     # A process that is not ours: its parent is gone and cannot be asked for its time.
@@ -560,7 +565,7 @@ def test_what_others_take_is_seen_and_what_is_ours_is_not():
     subprocess.run([sys.executable, "-c", "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])", burn],
                    check=True)
     time.sleep(1)
-    assert theirs.share() > 0.1 / len(environment._processors())
+    assert theirs.share() > 0.1 / len(environment.processors())
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
