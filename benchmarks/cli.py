@@ -121,7 +121,7 @@ def _parser():
     parser.add_argument("--profile", action="store_true",
                         help="instead of comparing, show where the time of our training step goes, operator by operator")
     parser.add_argument("--ladder", action="store_true",
-                        help="instead, time the tutorial's own training step, and what each edit on the way from it to ours brings")
+                        help="instead, time the tutorial's own training step, and what each edit from it to ours brings")
     parser.add_argument("--from", type=path, dest="result", metavar="FILE", help="show this JSON file instead of measuring")
     return parser
 
