@@ -78,7 +78,7 @@ def kept_by_calls(call, held):
 @pytest.mark.parametrize("name", MAKERS)
 def test_forward_keeps_its_outputs_alone(name, tokens):
     kept, left = kept_by_calls(MAKERS[name](tokens), [])
-    assert CALLS * OUTPUTS <= kept < CALLS * (OUTPUTS + 4 * B * H) + SPARE
+    assert CALLS * OUTPUTS - SPARE < kept < CALLS * (OUTPUTS + 4 * B * H) + SPARE
     assert abs(left) < SPARE
 
 
