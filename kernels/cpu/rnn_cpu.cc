@@ -347,7 +347,11 @@ int rnn_cpu_multiply_adds(const char* simd, int32_t dtype, int32_t threads, int6
   const rnn::Level* level = simd ? rnn::level_named(simd) : rnn::level_in_use();
   if (!level) return RNN_BAD_SIMD;
   std::atomic<int64_t> sum{0};
+  std::atomic<int> arrived{0};
   rnn::share_out(threads, threads, [&](int, int64_t, int64_t) {
+    // Side by side or not at all: wait until all are awake, for a few milliseconds at most.
+    ++arrived;
+    for (int spins = 0; arrived < threads && spins < 100 * rnn::kSpins; ++spins) rnn::pause();
     sum += static_cast<int64_t>(dtype == RNN_FLOAT32 ? level->float32.multiply_adds(rounds)
                                                      : level->float64.multiply_adds(rounds));
   });
