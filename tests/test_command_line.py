@@ -166,6 +166,7 @@ def test_without_a_prompt_for_a_shell_there_is_no_command(tmp_path, call):
 @pytest.mark.parametrize("out", ["-run", "--resume", "a --out b"])
 def test_the_command_after_a_signal_runs_whatever_the_folder_is(workplace, tmp_path, out):
     code = ("import os, signal, sys; from timemachine import cli, progress\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a script's background job ignores
             "progress._line = lambda *_: os.kill(os.getpid(), signal.SIGINT) or 'an epoch'\n"
             f"sys.exit(cli.main(['train', '--text', {str(workplace / 'text.txt')!r}, *{SMALL}, '--epochs', '9', '--out={out}']))")
     status, _, stderr = rnn_ops_("-c", code, cwd=tmp_path, program=(sys.executable,))
@@ -473,9 +474,9 @@ def test_a_shape_that_no_machine_can_hold_is_one_line(call, shape):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_workers_of_a_bench_that_is_ended_say_nothing(tmp_path, number):
-    process = subprocess.Popen([SCRIPT, "bench", "--quick", "--rounds", "100000"], cwd=str(tmp_path), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=environment())
+def test_the_workers_of_a_bench_that_is_ended_say_nothing(tmp_path, start, number):
+    process = start([SCRIPT, "bench", "--quick", "--rounds", "100000"], cwd=str(tmp_path), stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, env=environment())
     for line in process.stderr:
         if line.startswith(b"measuring"):
             break
