@@ -184,6 +184,8 @@ class TokenRNN(RNN):
     """
 
     def __init__(self, *args, sparse_grad=False, **kwargs):
+        if sparse_grad not in (False, True):
+            raise ValueError(f"sparse_grad: got {sparse_grad!r}, needs True or False")
         self._sparse_grad = bool(sparse_grad)
         super().__init__(*args, **kwargs)
         if self._input_size < 1:

@@ -30,9 +30,8 @@ def collect(batch_size=32, hidden_size=256):
         "operator": _operator(),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": _cpu_kernels(),
+        f"CPU, B={batch_size}, H={hidden_size}": _split(batch_size, hidden_size),
     }
-    if not _wrong_for_kernels():
-        facts[f"CPU, B={batch_size}, H={hidden_size}"] = _split(batch_size, hidden_size)
     found = ", ".join(map(str, compiler.found())) or "none"
     facts["CUDA compilers"] = f"{found}; machine code is kept in {compiler.folder()}"
     reason = cuda.why_not()
@@ -102,6 +101,8 @@ def _cpu_kernels():
 
 
 def _split(batch_size, hidden_size):
+    if _wrong_for_kernels():
+        return "none"
     rows, columns = cpu.split(batch_size, hidden_size)
     return f"each step in {rows} group{'s' * (rows > 1)} of rows by {columns} group{'s' * (columns > 1)} of columns"
 

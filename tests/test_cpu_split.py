@@ -115,3 +115,30 @@ def test_callers_that_find_the_threads_taken(monkeypatch):
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("arguments, name", [
+    (dict(B=0, H=5), "B"), (dict(B=2.5, H=5), "B"), (dict(B=1, H=-1), "H"), (dict(B=1, H=True), "H"),
+    (dict(B=1, H=2, thread_count=0), "thread_count"), (dict(B=1, H=2, thread_count=2 ** 70), "thread_count"),
+    (dict(B=1, H=2, dtype="int32"), "dtype"), (dict(B=1, H=2, l2=-1), "l2")])
+def test_what_is_no_size_is_an_error(arguments, name):
+    with pytest.raises(ValueError, match=f"^{name}: got .*, needs "):
+        cpu.split(**arguments)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted in Linux's /proc")
+def test_tasks_may_be_more_than_threads(tmp_path):
+    """Far more threads than processors would be in one another's way: so many are not started, and all tasks are done."""
+    code = (
+        "import os, sys; sys.path.insert(0, %r)\n"
+        "import numpy as np; from recurrence_cases import random_case, run; from rnn_ops.backends import cpu\n"
+        "case = random_case((20, 9, 5, 1500), 'float32', True)\n"
+        "alone = run(cpu, *case)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "os.environ['RNN_OPS_NUM_THREADS'] = '60000'\n"
+        "crowd = run(cpu, *case)\n"
+        "assert all(np.array_equal(alone[name], crowd[name]) for name in alone)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)") % HERE
+    ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE, universal_newlines=True, timeout=60,
+                         env=dict(os.environ, RNN_OPS_NUM_THREADS="1"))
+    assert ran.returncode == 0 and int(ran.stdout) <= max(64, 4 * os.cpu_count())

@@ -251,3 +251,16 @@ if not sparse:
     assert np.allclose(weight.grad().asnumpy(), wanted["gradient"], atol=1e-6)
 """ % (N, H) + CLEAN
     run(code, tmp_path, native.library_path())
+
+
+@pytest.mark.parametrize("how", HYBRID)
+@pytest.mark.parametrize("later", [7, 2 * 10 ** 9])
+def test_the_gradient_is_that_of_the_tokens_that_were_looked_up(how, later):
+    """Not of those that a loop has filled the array with since; nor is memory of others written to."""
+    layer = hybridized(of(), how)
+    tokens = mx.nd.array([[1, 2]], dtype="int32")
+    with mx.autograd.record():
+        loss = layer(tokens).sum()
+    tokens[:] = later
+    loss.backward()
+    assert np.flatnonzero(layer.l0_i2h_weight.grad().asnumpy().any(axis=0)).tolist() == [1, 2]

@@ -235,7 +235,9 @@ def test_the_table_may_be_of_floats_too(how, operator):
 
 
 def test_a_graph_copies_no_table(monkeypatch):
+    """That of a Gluon block."""
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
+    monkeypatch.setattr(native, "in_block", lambda: True)
     shapes = {"inputs": (T, B), "state": (B, H), "Whh": (H, H), "bh": (H,)}
     arguments = [mx.sym.var(name, shape=(V, H) if name == "Wxh" else None) for name in ("inputs", "state", "Wxh", "Whh", "bh")]
     internals = rnn_ops.rnn_sequence(*arguments)[0].get_internals()
@@ -310,7 +312,7 @@ def test_the_operator_of_gpus_gives_the_same(symbols, req, layout, step):
     arrived = numbers((tokens.size if own else symbols, H), "float64", 1)
     if layout:
         (inputs, Wxh), gradients = run(layout, tokens, table, req, [np.zeros(tokens.shape), arrived], step)
-        results = [inputs, Wxh]
+        results = [inputs, Wxh, tokens if own else np.zeros(1, "int32")]
     else:
         results = [table.T[tokens.ravel()]]
         wanted = np.zeros((symbols, H))
@@ -324,7 +326,9 @@ def test_the_operator_of_gpus_gives_the_same(symbols, req, layout, step):
     for array, wanted in zip(empty, results):
         assert np.array_equal(array.asnumpy(), wanted)
     gradient = [mx.nd.full(array.shape, 3, dtype=array.dtype) for array in given]
-    cotangents = [mx.nd.zeros(tokens.shape, dtype="int32")][:len(taken) - 1] + [mx.nd.array(arrived, dtype="float64")]
+    cotangents = [mx.nd.array(arrived, dtype="float64")]
+    if layout:
+        cotangents = [mx.nd.zeros(tokens.shape, dtype="int32"), *cotangents, mx.nd.zeros(taken[2].shape, dtype="int32")]
     operator.backward([req] * 2, cotangents, given, taken, gradient, [])
     for array, wanted in zip(gradient, gradients):
         assert np.abs(array.asnumpy() - wanted).max() < 1e-12
@@ -365,3 +369,21 @@ def test_the_operator_in_cplusplus_asks_python_for_it(capfd):
     assert create(b"cpu_shared(0)")[0] == 1
     delete(made.functions[0])(made.states[0])
     delete(of.functions[0])(of.states[0])
+
+
+@pytest.mark.parametrize("V", [2047, 2048])
+def test_a_symbol_finds_out_as_much_whatever_the_size_of_the_table(V, monkeypatch):
+    """The dtype from the state, the batch from the state, a row-sparse gradient: where no block says what a variable is."""
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
+    names = ("inputs", "state", "Wxh", "Whh", "bh")
+    symbols = dict(zip(names, map(mx.sym.var, names)), Wxh=mx.sym.var("Wxh", shape=(V, H)))
+    outputs, _ = rnn_ops.rnn_sequence(*(symbols[name] for name in names))
+    dtypes = dict(zip(outputs.list_arguments(), outputs.infer_type(inputs="int32", state="float64")[0]))
+    assert dtypes["Wxh"] == np.float64
+    assert outputs.infer_shape(inputs=(4, 3), state=(3, H))[1] == [(4, 3, H)]
+    given = {"inputs": mx.nd.array([[1], [2]], dtype="int32"), "state": mx.nd.ones((1, H)), "Wxh": mx.nd.ones((V, H)),
+             "Whh": mx.nd.zeros((H, H)), "bh": mx.nd.zeros(H)}
+    executor = outputs.bind(mx.cpu(), given, args_grad={"Wxh": mx.nd.sparse.zeros("row_sparse", (V, H))})
+    executor.forward(is_train=True)
+    executor.backward(mx.nd.ones((2, 1, H)))
+    assert np.flatnonzero(executor.grad_dict["Wxh"].asnumpy().any(axis=1)).tolist() == [1, 2]

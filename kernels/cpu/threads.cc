@@ -8,11 +8,13 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
-#include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 
 #ifdef __linux__
@@ -22,11 +24,15 @@
 namespace rnn {
 namespace {
 
+// Tasks may be more than threads. Far more threads than processors would be in one another's way.
+const int kMostWorkers = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
+
 class Pool {
  public:
   void run(int n, void (*task)(void*, int, int), void* context) {
     std::unique_lock<std::mutex> turn(callers_, std::try_to_lock);
-    if (!turn.owns_lock() || !has_workers(n - 1)) {
+    const int workers = std::min(n - 1, kMostWorkers);
+    if (!turn.owns_lock() || !has_room_for(n) || !has_workers(workers)) {
       for (int i = 0; i < n; ++i) task(context, i, n);
       return;
     }
@@ -34,13 +40,14 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = {n, task, context};
       for (int i = 0; i < n; ++i) begun_[i].store(false, std::memory_order_relaxed);
+      places_.store(workers, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
-    wake_.notify_all();
+    for (int i = 0; i < workers; ++i) wake_.notify_one();
     work_on(job_, 0);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      job_.n = 0;  // whoever comes now has come too late
+      places_.store(0, std::memory_order_relaxed);  // whoever comes now has come too late
     }
     for (int spins = 0; at_work_.load(std::memory_order_acquire) != 0; ++spins) {
       if (spins < kSpins) pause();
@@ -55,12 +62,21 @@ class Pool {
     void* context;
   };
 
-  // False where no more threads, or no more memory, can be had for this process.
+  // False where no more memory can be had for this process.
+  bool has_room_for(int n) {
+    try {
+      while (static_cast<int>(begun_.size()) < n) begun_.emplace_back(false);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    return true;
+  }
+
+  // False where no more threads can be had.
   bool has_workers(int n) {
     try {
-      while (static_cast<int>(begun_.size()) < n + 1) begun_.emplace_back(false);
       for (; workers_ < n; ++workers_) std::thread(&Pool::work, this, workers_ + 1, generation_.load()).detach();
-    } catch (const std::exception&) {
+    } catch (const std::system_error&) {
       return false;
     }
     return true;
@@ -77,16 +93,22 @@ class Pool {
   void work(int index, unsigned seen) {
     for (;;) {
       for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+      const unsigned now = generation_.load(std::memory_order_acquire);
+      if (now != seen && places_.load(std::memory_order_relaxed) == 0) {  // a job that has enough: no need for the lock
+        seen = now;
+        continue;
+      }
       Job job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
         seen = generation_.load(std::memory_order_relaxed);
-        job = job_;
-        if (index >= job.n) continue;
+        if (places_.load(std::memory_order_relaxed) == 0) continue;
+        places_.fetch_sub(1, std::memory_order_relaxed);
         at_work_.fetch_add(1, std::memory_order_relaxed);
+        job = job_;
       }
-      work_on(job, index);
+      work_on(job, index % job.n);
       at_work_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -94,11 +116,12 @@ class Pool {
   std::mutex callers_;  // held while a job runs
   int workers_ = 0;     // guarded by callers_
 
-  std::mutex mutex_;  // guards job_
+  std::mutex mutex_;  // guards job_ and places_, which may be read without
   std::condition_variable wake_;
   Job job_ = {};
   std::atomic<unsigned> generation_{0};  // of job_; changes under mutex_
-  std::atomic<int> at_work_{0};          // workers that have taken up the job
+  std::atomic<int> places_{0};           // how many more workers the job wants
+  std::atomic<int> at_work_{0};          // workers that have taken it up
   std::deque<std::atomic<bool>> begun_;  // each task of the job; its size is guarded by callers_
 };
 

@@ -160,7 +160,7 @@ def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
     if allowed == 0:
         _raise_for(_BAD_THREADS)
     for name, value, most in (("rounds", rounds, 2 ** 24), ("threads", threads, allowed)):
-        if not isinstance(value, numbers.Integral) or not 1 <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= most:
             raise ValueError(f"{name}: got {value!r}, needs a whole number from 1 to {most:,}")
     if level is not None and level not in simd_levels():
         raise ValueError(f"level: got {level!r}, needs one of {', '.join(simd_levels())}")
@@ -197,8 +197,14 @@ def split(B, H, dtype="float32", thread_count=None, l1=0, l2=0):
     l1, l2 : bytes of a core's own caches, or 0 for those of this machine
     """
     simd()  # an error where RNN_OPS_SIMD names no level
+    thread_count = threads() if thread_count is None else thread_count
+    for name, value, least in ("B", B, 1), ("H", H, 1), ("thread_count", thread_count, 1), ("l1", l1, 0), ("l2", l2, 0):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value < 2 ** 31:
+            raise ValueError(f"{name}: got {value!r}, needs a whole number, {least} or more")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype: got {dtype!r}, needs 'float32' or 'float64'")
     rows, columns = ctypes.c_int(), ctypes.c_int()
-    _library.rnn_cpu_split(B, H, _DTYPES[np.dtype(dtype)], thread_count or threads(), l1, l2, rows, columns)
+    _library.rnn_cpu_split(B, H, _DTYPES[np.dtype(dtype)], thread_count, l1, l2, rows, columns)
     return rows.value, columns.value
 
 

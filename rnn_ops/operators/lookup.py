@@ -30,9 +30,9 @@ def of_batch(tokens, table, layout, step=False):
     them Symbols or all NDArrays."""
     options = dict(op_type=_NAME, layout=layout, step="01"[step])
     if isinstance(table, mx.nd.NDArray):
-        inputs, Wxh = mx.nd.Custom(tokens, table, **options)
+        inputs, Wxh, _ = mx.nd.Custom(tokens, table, **options)
     else:
-        inputs, Wxh = mx.sym.Custom(tokens, table, attr={native.UNSHARED: "1"}, **options)
+        inputs, Wxh, _ = mx.sym.Custom(tokens, table, attr={native.UNSHARED: "1"}, **options)
     return inputs, Wxh
 
 
@@ -46,7 +46,8 @@ def small(step, inputs, state, Wxh, Whh, bh):
     """The five arguments of the native operator, Symbols or checked NDArrays, as five that mean the same: where the table is
     large, with the rows of it that the batch needs. MXNet copies what that operator takes in a graph, and its gradients."""
     if isinstance(Wxh, mx.sym.Symbol):
-        if _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():  # on a GPU a copy costs less than Python
+        # In a Gluon block all that it takes has its type and shape. On a GPU a copy costs less than Python.
+        if native.in_block() and _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():
             inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
     elif (inputs.dtype == arguments.TOKENS and max(MANY_IN_ARRAYS, inputs.size + 1) <= Wxh.shape[0]
           and mx.autograd.is_recording() and inputs.context.device_type != "gpu"):
@@ -84,20 +85,24 @@ class Lookup(mx.operator.CustomOp):
         self._symbols = symbols
         self._tokens_rank = tokens_rank
         self._layout = layout
+        self._Wxh = 1 if layout else 0  # which of the results
 
     def forward(self, is_train, req, in_data, out_data, aux):
         place = self._place
         with place.active():
             inputs, *tables = map(place.view, in_data)
+            kept = 0
             if self._symbols:
                 place.check_tokens(inputs, self._symbols)
             else:
                 Wxh = self._by_symbol(tables[0])
                 if self._by_row(inputs, Wxh):
                     place.check_tokens(inputs, len(Wxh))
-                    Wxh = Wxh[inputs.ravel()]
+                    Wxh, kept = Wxh[inputs.ravel()], inputs
                     inputs = _library(inputs).arange(inputs.size, dtype=inputs.dtype).reshape(inputs.shape)
-                self._deliver(out_data[-1], req[-1], Wxh)
+                self._deliver(out_data[self._Wxh], req[self._Wxh], Wxh)
+                if self._layout:
+                    self._deliver(out_data[2], "write", kept)
             if self._symbols or self._layout:
                 self._deliver(out_data[0], req[0], inputs)
 
@@ -108,9 +113,11 @@ class Lookup(mx.operator.CustomOp):
             self._deliver(in_grad[0], req[0], 0 if inputs.dtype == arguments.TOKENS else place.view(out_grad[0]))
             if self._symbols or req[1] == "null":
                 return
-            gradient, arrived = self._by_symbol(place.view(in_grad[1])), place.view(out_grad[-1])
+            gradient, arrived = self._by_symbol(place.view(in_grad[1])), place.view(out_grad[self._Wxh])
             if self._by_row(inputs, gradient):
-                tokens, sums = sums_by_token(inputs.ravel(), arrived)
+                tokens = place.view(out_data[2]) if self._layout else inputs
+                place.check_tokens(tokens, len(gradient))
+                tokens, sums = sums_by_token(tokens.ravel(), arrived)
                 if req[1] != "add":
                     gradient[:] = 0
                 gradient[tokens] += sums
@@ -162,7 +169,7 @@ class _OnGpu(mx.operator.CustomOpProp):
         return ["inputs"] if self._options[0] else ["inputs", "table"]
 
     def list_outputs(self):
-        return ["inputs", "Wxh"] if self._options[2] else ["inputs"]
+        return ["inputs", "Wxh", "tokens"] if self._options[2] else ["inputs"]
 
     def create_operator(self, ctx, in_shapes, in_dtypes):
         return Lookup(place_for(ctx), *self._options)

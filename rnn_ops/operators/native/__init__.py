@@ -5,6 +5,7 @@ that failed. `library_path` is the library's file, for ``mx.library.load`` and t
 """
 from rnn_ops.backends.cpu import library_path
 from rnn_ops.operators.native.functions import (
-    CONSTANT, UNSHARED, call, has_history, quick_call, rnn_sequence, rnn_step, why_not)
+    CONSTANT, UNSHARED, call, has_history, in_block, quick_call, rnn_sequence, rnn_step, why_not)
 
-__all__ = ["rnn_step", "rnn_sequence", "call", "quick_call", "why_not", "library_path", "has_history", "CONSTANT", "UNSHARED"]
+__all__ = ["rnn_step", "rnn_sequence", "call", "quick_call", "why_not", "library_path", "has_history", "in_block", "CONSTANT",
+           "UNSHARED"]

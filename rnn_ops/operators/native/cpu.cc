@@ -104,9 +104,8 @@ void cpu_backward(const Call& call) {
     gradients[i] = nullptr;
     if (call.chosen.hidden[i]) continue;
     const Fill fill = fill_of_gradient(call.chosen, of, i);
-    if (fill != LEAVE) {
-      memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
-    } else if (goes_over(gradient, call, of.item())) {
+    if (fill != LEAVE) continue;  // below, once nothing is read any more
+    if (goes_over(gradient, call, of.item())) {
       apart[i].reset(new char[gradient.size() * of.item()]);
       gradients[i] = apart[i].get();
     } else {
@@ -120,7 +119,10 @@ void cpu_backward(const Call& call) {
   args.dbh = gradients[BH];
   check_status(rnn_cpu_backward(&args), args, call.chosen.step);
   for (int i = 0; i < ARGUMENTS; ++i) {
-    if (apart[i]) memcpy(call.gradients[i].data, apart[i].get(), call.gradients[i].size() * of.item());
+    const Array& gradient = call.gradients[i];
+    const Fill fill = call.chosen.hidden[i] ? LEAVE : fill_of_gradient(call.chosen, of, i);
+    if (fill != LEAVE) memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
+    if (apart[i]) memcpy(gradient.data, apart[i].get(), gradient.size() * of.item());
   }
 }
 

@@ -1,8 +1,9 @@
 /* `rnn_ops_lookup`: of a table, what a batch needs of it. A custom operator of MXNet (op_type of `Custom`) in C++.
  *
- *     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh
+ *     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh, tokens
  *         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More
  *         tokens, and floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
+ *         The third result is for the backward pass alone: the batch's tokens as they were, if they have become others.
  *     symbols=V: tokens -> tokens, once they have been seen to be in [0, V)
  *     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
  *
@@ -17,6 +18,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -86,7 +88,8 @@ struct Choice {
   int tokens_rank = 2;
   int64_t symbols = 0;
   int arguments() const { return kind == CHECK ? 1 : 2; }
-  int results() const { return kind == TABLE ? 2 : 1; }
+  int results() const { return kind == TABLE ? 3 : 1; }
+  int Wxh() const { return kind == TABLE ? 1 : 0; }  // which of the results
 };
 
 Choice parse(int count, const char** names, const char** values) {
@@ -103,8 +106,9 @@ Choice parse(int count, const char** names, const char** values) {
     } else if (name == "symbols") {
       char* end;
       found.kind = Choice::CHECK;
+      errno = 0;
       found.symbols = strtoll(value.c_str(), &end, 10);
-      if (found.symbols < 1 || *end) fail(name, "'" + value + "'", "a number of symbols, 1 or more");
+      if (found.symbols < 1 || *end || errno) fail(name, "'" + value + "'", "a number of symbols, 1 or more");
     } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
       fail("attributes", "'" + name + "'", "layout, step and symbols only");
     }
@@ -132,9 +136,10 @@ int guarded(Body body, std::string* sentence) {
 // An array that MXNet has lent for a call.
 class Lent {
  public:
-  explicit Lent(void* handle) : handle_(handle) {
+  explicit Lent(void* handle) : handle_(handle) {}
+  void look() {
     const int* shape;
-    if (mxnet().get_data(handle, &data) || mxnet().get_shape(handle, &rank, &shape) || mxnet().get_dtype(handle, &dtype))
+    if (mxnet().get_data(handle_, &data) || mxnet().get_shape(handle_, &rank, &shape) || mxnet().get_dtype(handle_, &dtype))
       throw Error{"MXNet has no memory for an array of this call"};
     sizes.assign(shape, shape + std::max(rank, 0));
     for (int64_t each : sizes) size *= each;
@@ -156,7 +161,8 @@ class Lent {
 
 std::vector<std::unique_ptr<Lent>> lent(int count, void** handles) {
   std::vector<std::unique_ptr<Lent>> found;
-  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));
+  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));  // all of them, for those are freed
+  for (const auto& each : found) each->look();
   return found;
 }
 
@@ -240,17 +246,21 @@ void forward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arr
   const rnn::Lookup of = problem(chosen, inputs, table);
   const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
   if (rows) check_tokens(inputs, of.V);
-  const int last = chosen.results() - 1;
-  check_room("result Wxh", *arrays[2 + last], (rows ? of.N : of.V) * of.H, table.dtype);
+  const Lent& Wxh = *arrays[2 + chosen.Wxh()];
+  check_room("result Wxh", Wxh, (rows ? of.N : of.V) * of.H, table.dtype);
   if (chosen.kind == Choice::TABLE) {
     check_room("result inputs", *arrays[2], inputs.size, inputs.dtype);
     std::vector<int32_t> own(rows ? of.N : 0);
     for (int64_t n = 0; n < static_cast<int64_t>(own.size()); ++n) own[n] = static_cast<int32_t>(n);
     if (rows) deliver(own.data(), of.N, arrays[2]->as<int32_t>(), req[0]);
     else deliver(inputs, *arrays[2], req[0]);
+    const Lent& kept = *arrays[4];
+    check_room("result tokens", kept, rows ? of.N : 1, INT32);
+    if (rows) memcpy(kept.data, inputs.data, of.N * sizeof(int32_t));
+    else memset(kept.data, 0, sizeof(int32_t));
   }
   const auto pass = table.dtype == FLOAT64 ? forward_table<double> : forward_table<float>;
-  pass(chosen, of, rows, table, *arrays[2 + last], req[last]);
+  pass(chosen, of, rows, table, Wxh, req[chosen.Wxh()]);
 }
 
 // arrays: the gradients of the results, the arguments, the results, the gradients of the arguments.
@@ -264,12 +274,19 @@ void backward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& ar
   else if (req[0] == WRITE || req[0] == WRITE_IN_PLACE) memset(gradients[0]->data, 0, gradients[0]->size * sizeof(int32_t));
   if (chosen.kind == Choice::CHECK) return;
   const Lent& table = *arrays[results + 1];
-  const rnn::Lookup of = problem(chosen, inputs, table);
+  rnn::Lookup of = problem(chosen, inputs, table);
   const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
+  if (rows) {
+    const Lent& tokens = chosen.kind == Choice::TABLE ? *arrays[results + arguments + 2] : inputs;
+    check_room("result tokens", tokens, of.N, INT32);
+    check_tokens(tokens, of.V);  // nobody has kept those of an old graph from being written to
+    of.tokens = tokens.as<int32_t>();
+  }
+  const Lent& arrived = *arrays[chosen.Wxh()];
   check_room("gradient of Wxh", *gradients[1], table.size, table.dtype);
-  check_room("gradient of result Wxh", *arrays[results - 1], (rows ? of.N : of.V) * of.H, table.dtype);
+  check_room("gradient of result Wxh", arrived, (rows ? of.N : of.V) * of.H, table.dtype);
   const auto pass = table.dtype == FLOAT64 ? backward_table<double> : backward_table<float>;
-  pass(chosen, of, rows, *arrays[results - 1], *gradients[1], req[1]);
+  pass(chosen, of, rows, arrived, *gradients[1], req[1]);
 }
 
 // MXNet's callbacks --------------------------------------------------------------------------------------------------
@@ -315,7 +332,7 @@ int list_arguments(const char*** names, void* state) {
 }
 
 int list_outputs(const char*** names, void* state) {
-  static const char* all[] = {"inputs", "Wxh", nullptr};
+  static const char* all[] = {"inputs", "Wxh", "tokens", nullptr};
   static const char* rows[] = {"rows", nullptr};
   static const char* tokens[] = {"inputs", nullptr};
   const auto kind = choice(state).kind;
@@ -332,18 +349,19 @@ int list_auxiliary(const char*** names, void*) {
 // A shape that MXNet does not know has -1 dimensions on the way in and none on the way out.
 int infer_shape(int, int* ranks, int** shapes, void* state) {
   const Choice& chosen = choice(state);
-  static thread_local int found[2];
+  static thread_local int found[2], one = 1;
   const int arguments = chosen.arguments();
   for (int i = 0; i < arguments; ++i) ranks[i] = std::max(ranks[i], 0);
-  if (chosen.results() == 2 || chosen.kind == Choice::CHECK) {
+  if (chosen.kind != Choice::ROWS) {
     ranks[arguments] = ranks[0];
     shapes[arguments] = shapes[0];
     if (chosen.kind == Choice::CHECK) return 1;
+    ranks[arguments + 2] = 0;
   }
-  const int result = arguments + chosen.results() - 1;
+  const int Wxh = arguments + chosen.Wxh();
   found[0] = found[1] = -1;
-  ranks[result] = 2;
-  shapes[result] = found;
+  ranks[Wxh] = 2;
+  shapes[Wxh] = found;
   if (ranks[1] != 2) return 1;
   const int symbols = shapes[1][chosen.by_unit];
   found[1] = shapes[1][!chosen.by_unit];
@@ -353,7 +371,12 @@ int infer_shape(int, int* ranks, int** shapes, void* state) {
     if (shapes[0][d] < 1) return 1;
     tokens *= shapes[0][d];
   }
-  found[0] = by_row(chosen, ranks[0], tokens, symbols) ? static_cast<int>(tokens) : symbols;
+  const bool rows = by_row(chosen, ranks[0], tokens, symbols);
+  found[0] = rows ? static_cast<int>(tokens) : symbols;
+  if (chosen.kind == Choice::TABLE) {
+    ranks[arguments + 2] = rows ? ranks[0] : 1;
+    shapes[arguments + 2] = rows ? shapes[0] : &one;
+  }
   return 1;
 }
 
@@ -365,14 +388,17 @@ int infer_type(int, int* types, void* state) {
     return 1;
   }
   if (types[1] == UNKNOWN) types[1] = types[0] == INT32 ? FLOAT32 : types[0];
-  if (chosen.kind == Choice::TABLE) types[2] = types[0];
-  types[1 + chosen.results()] = types[1];
+  if (chosen.kind == Choice::TABLE) {
+    types[2] = types[0];
+    types[4] = INT32;
+  }
+  types[2 + chosen.Wxh()] = types[1];
   return 1;
 }
 
 // All of them: MXNet hands over arrays without memory for those that are left out.
 int backward_dependency(const int*, const int*, const int*, int* count, int** dependencies, void* state) {
-  static int all[] = {0, 1, 2, 3, 4, 5};
+  static int all[] = {0, 1, 2, 3, 4, 5, 6, 7};
   *count = 2 * choice(state).results() + choice(state).arguments();
   *dependencies = all;
   return 1;

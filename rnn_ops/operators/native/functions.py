@@ -113,14 +113,14 @@ def _guarded_symbol(name, rank, symbol):
         copied = mx.sym.SwapAxis(symbol, dim1=0, dim2=0)
         return internal._identity_with_attr_like_rhs(copied, symbol, name=node)  # shapes are inferred both ways
     zeros = _zeros(**({"shape": (-1,) * rank} if rank else {}))
-    if _in_block():
+    if in_block():
         return internal._identity_with_attr_like_rhs(symbol, zeros, name=node)
     # Here somebody may look on with a Monitor, and the zeros above, of which only the shape counts, are never written. Adding them
     # writes them; the identity refuses an array that has no memory for the shape which MXNet has inferred for it.
     return mx.sym.add_n(internal._identity_with_attr_like_rhs(symbol, symbol), zeros, name=node)
 
 
-def _in_block():
+def in_block():
     """Whether a Gluon block is making its graph, which is made for speed."""
     return getattr(mx.gluon.block._BlockScope._current, "value", None) is not None
 
