@@ -103,7 +103,8 @@ def test_no_gradient_means_zeros(left_out):
 @pytest.mark.parametrize("activation", arguments.ACTIVATIONS)
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(5, 33, 77, 256), (3, 64, 10, 100), (64, 32, 77, 256)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", [(5, 33, 77, 256), (3, 64, 10, 100), (64, 32, 77, 256)],
+                         ids=lambda shape: "x".join(map(str, shape)))
 def test_bits_do_not_depend_on_threads(monkeypatch, shape, dtype, tokens, activation):
     case = random_case(shape, dtype, tokens)
     results = []

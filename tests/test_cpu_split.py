@@ -93,7 +93,8 @@ def test_one_processor_for_eight_threads(tmp_path):
         "    crowd = run(cpu, *case)\n"
         "    assert all(np.array_equal(alone[name], crowd[name]) for name in alone)\n"
         "print('same bits')") % HERE
-    ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE, universal_newlines=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE,
+                         universal_newlines=True, timeout=60)
     assert ran.returncode == 0 and ran.stdout == "same bits\n"
 
 
@@ -139,6 +140,6 @@ def test_tasks_may_be_more_than_threads(tmp_path):
         "crowd = run(cpu, *case)\n"
         "assert all(np.array_equal(alone[name], crowd[name]) for name in alone)\n"
         "print(len(os.listdir('/proc/self/task')) - before)") % HERE
-    ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE, universal_newlines=True, timeout=60,
-                         env=dict(os.environ, RNN_OPS_NUM_THREADS="1"))
+    ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE,
+                         universal_newlines=True, timeout=60, env=dict(os.environ, RNN_OPS_NUM_THREADS="1"))
     assert ran.returncode == 0 and int(ran.stdout) <= max(64, 4 * os.cpu_count())

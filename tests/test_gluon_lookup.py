@@ -1,4 +1,4 @@
-"""TokenRNN with a word-sized vocabulary looks its tokens up: same values, same gradients, nothing in proportion to V but zeros."""
+"""TokenRNN with a word-sized vocabulary looks its tokens up: same values and gradients, nothing in proportion to V but zeros."""
 import numpy as np
 import pytest
 from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, hybridized

@@ -79,7 +79,7 @@ RNN_INLINE Vec<Real> exchange(Vec<Real> a, Vec<Real> b) {
 #endif
 }
 
-// Transposes a square of as many vectors as a vector has lanes: square after square of STEP × STEP, and then those twice as large.
+// Transposes as many vectors as a vector has lanes: squares of STEP × STEP first, and then those twice as large.
 template <class Real, int STEP = 1>
 RNN_INLINE void transpose(Vec<Real>* rows) {
   constexpr int LANES = lanes<Real>();

@@ -24,7 +24,7 @@ template <>
 struct TanhConstants<float> {
   static constexpr float saturation = 9.02f;              // tanh rounds to 1 from 9.01 on
   static constexpr int mantissa_bits = 23;
-  static constexpr float to_integer = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer in the low bits; and the bias
+  static constexpr float to_integer = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer; and the bias
   static constexpr float n_per_unit = 2.88539008f;        // 2/ln2
   static constexpr float half_ln2 = 0.346573590f;
   static constexpr float q[] = {0.0444240645f, 0.133864328f, 0.333337605f, 0.666661739f, 0.99999994f};  // highest power first
