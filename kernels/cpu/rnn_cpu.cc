@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "kernels.h"
+#include "lookup.h"
 #include "split.h"
 #include "team.h"
 #include "threads.h"
@@ -21,8 +22,6 @@ constexpr int64_t kWorkPerThread = 1 << 18;
 // compute; where they do not; and where even one pass over the matrix itself misses the translation of most of its pages.
 constexpr int64_t kTilesOfFewRows = 8, kTiles = 32, kTilesOfManyPages = 4;
 constexpr int64_t kFewRows = 3, kManyPages = 8 << 20;  // rows of a tile, bytes of a matrix
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const Level* supported_levels[3];
 int supported_count = 0;
@@ -294,16 +293,6 @@ class Call {
   Workspace workspace_;
 };
 
-bool token_in_range(const int32_t* tokens, int64_t n, int64_t I, int64_t* bad) {
-  for (int64_t i = 0; i < n; ++i) {
-    if (tokens[i] < 0 || tokens[i] >= I) {
-      *bad = i;
-      return false;
-    }
-  }
-  return true;
-}
-
 // What both directions check before they write.
 template <class Args>
 int check(Args* args, int* threads, const Level** level) {
@@ -311,9 +300,10 @@ int check(Args* args, int* threads, const Level** level) {
   if (*threads == 0) return RNN_BAD_THREADS;
   *level = level_in_use();
   if (!*level) return RNN_BAD_SIMD;
-  if (args->tokens && !token_in_range(args->tokens, args->T * args->B, args->I, &args->bad_token))
-    return RNN_BAD_TOKEN;
-  return RNN_OK;
+  const int64_t bad = args->tokens ? bad_token(args->tokens, args->T * args->B, args->I) : -1;
+  if (bad < 0) return RNN_OK;
+  args->bad_token = bad;
+  return RNN_BAD_TOKEN;
 }
 
 }  // namespace

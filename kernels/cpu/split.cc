@@ -17,8 +17,6 @@ namespace {
 
 constexpr double kElementwise = 60, kMeeting = 1000, kMember = 100;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 double cycles(int64_t rows, int64_t H, int64_t panels, int64_t panel, int64_t item, int members, int64_t l1, int64_t l2) {
   const double bytes = double(H) * panels * panel * item;
   const double work = double(rows) * H * panels;

@@ -6,6 +6,8 @@
 
 namespace rnn {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // The rows are cut into `row_groups`, which never meet, and the columns of each into `column_groups`, which meet at every step.
 struct Split {
   int row_groups, column_groups;

@@ -60,9 +60,10 @@ std::vector<Array> arrays(int count, void** data, const int64_t** shapes, int* r
 
 // Shapes as MXNet takes them. It copies them before it asks again, so each thread has one place for them, which is never freed.
 struct HandedOver {
-  unsigned dimensions[ARGUMENTS][3];
-  unsigned* rows[ARGUMENTS];
-  int ranks[ARGUMENTS];
+  static constexpr int MOST = ARGUMENTS + 1;  // with the zero of rank=1
+  unsigned dimensions[MOST][3];
+  unsigned* rows[MOST];
+  int ranks[MOST];
 };
 thread_local HandedOver arguments_handed_over, results_handed_over;
 
