@@ -3,7 +3,7 @@
 problems.py   what is computed: shapes, random inputs, the float64 truth
 floor.py      how many floating-point operations that takes at least
 providers.py  who computes the recurrence: our kernel and operators, MXNet, PyTorch, JAX, onnxruntime, NumPy; and the yardsticks
-jax_scan.py, onnx_rnn.py, numpy_loop.py       how three of them are written
+jax_scan.py, onnx_rnn.py, numpy_reference.py       how three of them are written
 trainers.py   who computes the whole training step
 rungs.py      the training step from the tutorial's loop to ours, edit by edit; ladder.py times them
 worker.py     one provider in a process of its own; memory.py: what its calls need

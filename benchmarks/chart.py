@@ -3,7 +3,7 @@ drawn by heatmap.py.
 """
 from typing import NamedTuple, Optional
 
-from timemachine import files
+from rnn_ops_timemachine import files
 
 from . import report
 from .measure import FLOOR
@@ -19,7 +19,7 @@ def draw(result, path):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from timemachine import plot
+    from rnn_ops_timemachine import plot
 
     lines = _panels(result["rows"])
     heights = [len(line[0].rows) + 1 for line in lines]

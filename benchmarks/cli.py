@@ -7,8 +7,8 @@ import importlib.util
 import os
 import sys
 
-from timemachine import files, hints, streams
-from timemachine.cli import FAILURE, USAGE, CommandError, Parser, check_settings, importing, path, positive
+from rnn_ops_timemachine import files, hints, streams
+from rnn_ops_timemachine.options import FAILURE, USAGE, CommandError, Parser, check_settings, importing, path, positive
 
 from . import chart, grid, heatmap, ladder, measure, problems, providers, report
 from .environment import Others, describe

@@ -1,5 +1,5 @@
 """The picture of a grid: in each cell how many times as fast as the best peer we are, and who that is."""
-from timemachine import files
+from rnn_ops_timemachine import files
 
 from . import grid, report
 from .providers import KERNEL, PUBLIC
@@ -15,7 +15,7 @@ def draw(result, path):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import colors, pyplot
-    from timemachine import plot
+    from rnn_ops_timemachine import plot
 
     by_direction = grid.cells(result["rows"])
     sizes = list(dict.fromkeys(cell.sizes for its in by_direction.values() for cell in its))

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import environment, floor, numpy_loop
+from rnn_ops import numpy_reference
+
+from . import environment, floor
 
 GRADIENTS = "gradients of Wxh, Whh, bh and the initial state, and of the inputs where they are dense"
 LEARNING_RATE = 0.5  # the tutorial's
@@ -91,7 +93,7 @@ class Recurrence(_Problem):
 
     def dense_inputs(self):
         """Floats (T, B, I): what providers that know no tokens are given, made before the clock starts."""
-        return numpy_loop.one_hot(self.inputs, self.shape.I) if self.shape.tokens else self.inputs
+        return numpy_reference.one_hot(self.inputs, self.shape.I) if self.shape.tokens else self.inputs
 
     def flops(self, mode):
         return floor.forward(self.shape) if mode == "forward" else floor.forward_backward(self.shape)
@@ -100,10 +102,10 @@ class Recurrence(_Problem):
         inputs = self.inputs if self.shape.tokens else self.inputs.astype(np.float64)
         state, Wxh, Whh, bh, doutputs = (
             array.astype(np.float64) for array in (self.state, self.Wxh, self.Whh, self.bh, self.doutputs))
-        outputs = numpy_loop.forward(inputs, state, Wxh, Whh, bh)
+        outputs = numpy_reference.forward(inputs, state, Wxh, Whh, bh)
         if mode == "forward":
             return {"outputs": outputs}
-        return dict(numpy_loop.backward(inputs, state, Wxh, Whh, outputs, doutputs), outputs=outputs)
+        return dict(numpy_reference.backward(inputs, state, Wxh, Whh, outputs, doutputs), outputs=outputs)
 
 
 class TrainingStep(_Problem):
@@ -136,8 +138,8 @@ class TrainingStep(_Problem):
         parameters = {name: array.astype(np.float64) for name, array in self.parameters.items()}
         state = self.state.astype(np.float64)
         for tokens, labels in zip(self.tokens, self.labels):
-            loss, gradients = numpy_loop.language_model_gradients(tokens, labels, state, **parameters)
-            state = numpy_loop.forward(tokens, state, *(parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
+            loss, gradients = numpy_reference.language_model_gradients(tokens, labels, state, **parameters)
+            state = numpy_reference.forward(tokens, state, *(parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
             parameters = {name: parameters[name] - LEARNING_RATE * gradient for name, gradient in gradients.items()}
         return dict(parameters, loss=np.array([loss]), **{"d" + name: gradient for name, gradient in gradients.items()})
 

@@ -23,7 +23,7 @@ def profile(shape):
     """
     from rnn_ops import operators
     from rnn_ops._mxnet import mx
-    from timemachine import training
+    from rnn_ops_timemachine import training
     problem = problems.TrainingStep(shape, _BATCHES)
     tokens, labels = (mx.nd.array(array, dtype="int32") for array in (problem.tokens, problem.labels))
     module = getattr(operators, operators.choice())

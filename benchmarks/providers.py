@@ -14,7 +14,7 @@ installed here), and has
 """
 import numpy as np
 
-from . import numpy_loop
+from rnn_ops import numpy_reference
 
 OURS = KERNEL, PUBLIC, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
     "kernel", "rnn_sequence", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon")
@@ -124,12 +124,12 @@ class NumPyLoop:
 
     def _forward(self):
         p = self.problem
-        self.outputs = numpy_loop.forward(p.inputs, p.state, p.Wxh, p.Whh, p.bh)
+        self.outputs = numpy_reference.forward(p.inputs, p.state, p.Wxh, p.Whh, p.bh)
 
     def _forward_backward(self):
         self._forward()
         p = self.problem
-        self.gradients = numpy_loop.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs)
+        self.gradients = numpy_reference.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs)
 
     def results(self, mode):
         return {"outputs": self.outputs} if mode == "forward" else dict(self.gradients, outputs=self.outputs)

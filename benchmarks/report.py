@@ -3,7 +3,7 @@ import datetime
 import json
 import textwrap
 
-from timemachine import files
+from rnn_ops_timemachine import files
 
 from . import floor, problems
 from .measure import FLOOR, PEAK_STAGE

@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple
 from rnn_ops import rnn_sequence, rnn_step
 from rnn_ops._mxnet import mx
 from rnn_ops.reference import softmax
-from timemachine import model
+from rnn_ops_timemachine import model
 
 nd = mx.nd
 

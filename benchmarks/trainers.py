@@ -7,7 +7,9 @@ goes on from the last one's parameters and state; the first one is verified.
 import numpy as np
 
 from .problems import LEARNING_RATE
-from . import numpy_loop, providers
+from rnn_ops import numpy_reference
+
+from . import providers
 
 MODE = "training step"
 
@@ -37,7 +39,7 @@ class Ours:
 
     def _learner(self, parameters):
         from rnn_ops import operators
-        from timemachine import training
+        from rnn_ops_timemachine import training
         return training.Learner(parameters, operators.native.rnn_sequence)
 
     def _steps(self):
@@ -54,7 +56,7 @@ class OursCustom(Ours):
 
     def _learner(self, parameters):
         from rnn_ops import operators
-        from timemachine import training
+        from rnn_ops_timemachine import training
         return training.Learner(parameters, operators.custom.rnn_sequence)
 
 
@@ -63,7 +65,7 @@ class OursGluon(Ours):
     name = providers.GLUON
 
     def _learner(self, parameters):
-        from timemachine import network
+        from rnn_ops_timemachine import network
         return network.Learner(parameters)
 
     def results(self, mode):
@@ -80,7 +82,7 @@ class Tutorial:
     def __init__(self, problem):
         from rnn_ops import reference
         from rnn_ops._mxnet import mx
-        from timemachine import model
+        from rnn_ops_timemachine import model
         self.mx, self.reference = mx, reference
         self.about = f"mxnet {mx.__version__}"
         self.parameters = model.trainable(problem.parameters)
@@ -140,7 +142,7 @@ class Gluon:
         self.cross_entropy = mx.gluon.loss.SoftmaxCrossEntropyLoss()
         self.cross_entropy.hybridize(static_alloc=True, static_shape=True)
         self.trainer = mx.gluon.Trainer(self.model.collect_params(), "sgd", {"learning_rate": LEARNING_RATE})
-        self.batches = [(mx.nd.array(numpy_loop.one_hot(tokens, shape.I)), mx.nd.array(labels))
+        self.batches = [(mx.nd.array(numpy_reference.one_hot(tokens, shape.I)), mx.nd.array(labels))
                         for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = mx.nd.array(problem.state).expand_dims(0)
         self.calls = {MODE: self._steps}
@@ -191,7 +193,7 @@ class Torch:
         self.rnn.bias_hh_l0.requires_grad_(False)  # the model has one bias; two would learn twice as fast
         learning = [p for module in (self.rnn, self.output) for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(learning, lr=LEARNING_RATE)
-        self.batches = [(torch.tensor(numpy_loop.one_hot(tokens, shape.I)),
+        self.batches = [(torch.tensor(numpy_reference.one_hot(tokens, shape.I)),
                          torch.tensor(labels, dtype=torch.int64).flatten())
                         for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = torch.tensor(problem.state[np.newaxis])

@@ -1,7 +1,7 @@
 """``python -m rnn_ops``: what the command ``rnn-ops`` does."""
 import sys
 
-from timemachine.cli import main
+from rnn_ops_cli.main import main
 
 if __name__ == "__main__":  # and not where a process that it starts imports it
     sys.exit(main())

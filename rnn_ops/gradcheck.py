@@ -133,7 +133,7 @@ def main(device="cpu", json_path=None):
     """``rnn-ops check``: run it all, print what was found → exit status: 0 where everything is within its bound, 1 where
     something is not or the file could not be written, 2 where there is no such device or file.
     """
-    from timemachine import files, streams  # the rest of the command line is there too
+    from rnn_ops_timemachine import files, streams  # the rest of the command line is there too
 
     def fail(status, reason):
         streams.complain(f"error: {reason}")

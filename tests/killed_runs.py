@@ -10,8 +10,8 @@ import shutil
 import signal
 import sys
 
-from timemachine import checkpoint, network, opening, plot, progress  # noqa: F401, so that no fork has to import them
-from timemachine.cli import main
+from rnn_ops_timemachine import checkpoint, network, opening, plot, progress  # noqa: F401, so that no fork has to import them
+from rnn_ops_cli.main import main
 from timemachine_cases import SMALL, assert_same_run
 
 TEXT = "The Time Machine is a machine of time.\nSo it ticks, and it tocks, and it stops.\n" * 8

@@ -1,7 +1,7 @@
 """The recurrence on random arguments, and how far a backend is from float64: for the tests of every backend."""
 import numpy as np
 
-from rnn_ops_benchmarks import numpy_loop
+from rnn_ops import numpy_reference
 
 
 def random_case(shape, dtype, tokens, seed=0):
@@ -45,11 +45,11 @@ class _InOrder(np.ndarray):
 def evaluate(arrays, doutputs, dlast_state, dtype, activation="tanh", signs=None):
     """The same in plain NumPy at the given precision. ``signs``: outputs that say where relu is above 0, or None."""
     inputs, *floats = (array if array.dtype == np.int32 else array.astype(dtype) for array in arrays)
-    outputs = numpy_loop.forward(inputs, *floats, activation=activation)
+    outputs = numpy_reference.forward(inputs, *floats, activation=activation)
     states = outputs if signs is None else np.where(signs > 0, np.maximum(outputs, np.finfo(dtype).tiny), 0)
     doutputs = doutputs.astype(dtype)
     doutputs[-1] += dlast_state.astype(dtype)
-    return dict(numpy_loop.backward(inputs, *floats[:3], states, doutputs, activation=activation), outputs=outputs)
+    return dict(numpy_reference.backward(inputs, *floats[:3], states, doutputs, activation=activation), outputs=outputs)
 
 
 def errors(got, truth, shape):

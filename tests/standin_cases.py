@@ -320,7 +320,7 @@ def test_the_benchmarks_training(computed):
 if importlib.util.find_spec("mxnet"):
     import rnn_ops
     from rnn_ops._mxnet import mx
-    from rnn_ops.operators import custom, places
+    from rnn_ops.operators import custom, devices
     from test_native_gpu import STREAM, Native, library
 
     class Operators:
@@ -356,7 +356,7 @@ if importlib.util.find_spec("mxnet"):
     def test_arrays_on_the_gpu_are_computed_in_place(computed, gpu, monkeypatch, tokens):
         """Those are really MXNet's on the CPU, which the stand-in takes for a GPU's. In the legacy default stream."""
         monkeypatch.setenv("RNN_OPS_OPERATOR", "custom")
-        monkeypatch.setattr(custom, "place_for", lambda context: places.Gpu(gpu))
+        monkeypatch.setattr(custom, "device_for", lambda context: devices.Gpu(gpu))
         DRIVER.launches.clear()
         check(Operators(), (3, 5, 7, 33), "float32", tokens)
         assert computed and {launched.stream for launched in DRIVER.launches} == {0}

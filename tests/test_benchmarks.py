@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rnn_ops_benchmarks import (chart, cli, environment, floor, grid, heatmap, measure, memory, numpy_loop, problems, profile,
+from rnn_ops import numpy_reference
+from rnn_ops_benchmarks import (chart, cli, environment, floor, grid, heatmap, measure, memory, problems, profile,
                                 providers, report, worker)
 from rnn_ops_benchmarks.problems import Shape
 from rnn_ops_benchmarks.worker import FAILED, NOT_INSTALLED, NOT_OFFERED, OK, Workers, verify
 
-from timemachine.cli import main as rnn_ops
+from rnn_ops_cli.main import main as rnn_ops
 
 TINY = Shape(3, 2, 5, 4, tokens=True)
 DENSE = Shape(3, 2, 5, 4, tokens=False)
@@ -93,7 +94,7 @@ def test_truth_agrees_with_central_differences(shape):
     truth = problem.truth("forward+backward")
     for name in ("state", "Wxh", "Whh", "bh") + (() if shape.tokens else ("inputs",)):
         expected = central_differences(
-            lambda: (numpy_loop.forward(**arrays) * problem.doutputs).sum(), arrays[name])
+            lambda: (numpy_reference.forward(**arrays) * problem.doutputs).sum(), arrays[name])
         np.testing.assert_allclose(truth["d" + name], expected, atol=1e-8, err_msg=name)
 
 
@@ -103,7 +104,7 @@ def test_truth_of_the_training_step_agrees_with_central_differences():
     state = problem.state.astype(np.float64)
     truth = problem.truth("training step")
     for name, array in parameters.items():
-        expected = central_differences(lambda: numpy_loop.language_model_gradients(
+        expected = central_differences(lambda: numpy_reference.language_model_gradients(
             problem.tokens[0], problem.labels[0], state, **parameters)[0], array)
         np.testing.assert_allclose(truth["d" + name], expected, atol=1e-8, err_msg=name)
         np.testing.assert_array_equal(truth[name], array - problems.LEARNING_RATE * truth["d" + name])
@@ -116,7 +117,7 @@ def test_truth_of_several_training_steps_is_that_of_one_after_the_other():
     for tokens, labels in zip(several.tokens, several.labels):
         one.tokens, one.labels = tokens[None], labels[None]
         truth = one.truth("training step")
-        one.state = numpy_loop.forward(tokens, one.state, *(one.parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
+        one.state = numpy_reference.forward(tokens, one.state, *(one.parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
         one.parameters = {name: truth[name] for name in one.parameters}
     for name, array in several.truth("training step").items():
         np.testing.assert_allclose(array, truth[name], rtol=1e-6, atol=1e-9, err_msg=name)

@@ -16,7 +16,7 @@ from gpu_machines import H100
 from gpu_machines import Defective as NumPyMachine
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
-from rnn_ops_benchmarks import numpy_loop
+from rnn_ops import numpy_reference
 from rnn_ops_benchmarks.gpu import __main__ as command
 from rnn_ops_benchmarks.gpu import cells, checks, launches, picture, sanitizer, tables, timing, training, work
 from rnn_ops_benchmarks.gpu.cells import BACKWARD, BOTH, FORWARD, MODES, STEPS, TUTORIAL, Cell
@@ -36,7 +36,7 @@ def test_truth_agrees_with_central_differences(tokens, left_out):
     found = checks.evaluate(problem)
 
     def objective():
-        outputs = numpy_loop.forward(*problem[:5])
+        outputs = numpy_reference.forward(*problem[:5])
         pairs = [(outputs, problem.doutputs), (outputs[-1], problem.dlast)]
         return sum(np.vdot(values, gradient) for values, gradient in pairs if gradient is not None)
 
@@ -73,7 +73,7 @@ def test_truths_are_computed_by_the_module_that_the_arrays_are_of(monkeypatch):
     checks.evaluate(checks.Problem(*(array.view(Array) for array in problem.arrays[:5]), None, None, "relu"))
     weights = {name: array.view(Array) for name, array in training.initial(5, 6, np.float64).items()}
     tokens = checks.draw(4, 3, 5, 6).inputs.view(Array)
-    numpy_loop.language_model_gradients(tokens, tokens, np.zeros((3, 6)).view(Array), **weights)
+    numpy_reference.language_model_gradients(tokens, tokens, np.zeros((3, 6)).view(Array), **weights)
     assert Other.called == {"tanh", "maximum", "empty_like", "zeros_like", "arange", "exp", "log"}
 
 
@@ -524,7 +524,7 @@ def test_nothing_but_the_machine_needs_cupy_and_nothing_needs_mxnet():
     process = subprocess.run(
         [sys.executable, "-c", "import sys; sys.modules['mxnet'] = sys.modules['pooch'] = None\n"
          "from rnn_ops_benchmarks.gpu import __main__, checks, picture, rehearsal, sanitizer, tables, timing, training\n"
-         "from timemachine import text; text._URL = 'http://127.0.0.1:9/{name}'; assert text.load('timemachine')\n"
+         "from rnn_ops_timemachine import text; text._URL = 'http://127.0.0.1:9/{name}'; assert text.load('timemachine')\n"
          "assert 'cupy' not in sys.modules; sys.modules['cupy'] = None; sys.exit(__main__.main(['--part', 'device']))"],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.returncode == work.LEFT_OUT and "CuPy" in process.stderr, process.stderr

@@ -13,7 +13,7 @@ from cuda_host import platform
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu, cuda
 from rnn_ops.backends.cuda import variants
-from rnn_ops.operators import custom, memory
+from rnn_ops.operators import custom, ndarray
 from rnn_ops_benchmarks import problems
 from rnn_ops_benchmarks.gpu import cells, mxnet_checks, mxnet_gpu
 from rnn_ops_benchmarks.gpu.mxnet_checks import FAILED, PASSED, SKIPPED, Outcome, Place
@@ -21,7 +21,7 @@ from rnn_ops_benchmarks.gpu.mxnet_checks import FAILED, PASSED, SKIPPED, Outcome
 
 def here():
     """The place of the tests."""
-    return Place(mx.cpu(), True, cpu, memory.view, lambda array: array.ctypes.data, lambda: None, lambda: 10 ** 9)
+    return Place(mx.cpu(), True, cpu, ndarray.view, lambda array: array.ctypes.data, lambda: None, lambda: 10 ** 9)
 
 
 def without_kernels():
@@ -122,13 +122,13 @@ def test_a_missing_kernel_of_mxnets_is_no_failure_where_it_has_none(small, monke
 
 def test_copies_are_found(small, monkeypatch):
     """A place that computes on copies."""
-    from rnn_ops.operators import places
+    from rnn_ops.operators import devices
 
-    class Copying(places.Cpu):
+    class Copying(devices.Cpu):
         def view(self, array):
-            return memory.view(array).copy() if array.ndim == 1 else memory.view(array)
+            return ndarray.view(array).copy() if array.ndim == 1 else ndarray.view(array)
 
-    monkeypatch.setattr(custom, "place_for", lambda context: Copying())
+    monkeypatch.setattr(custom, "device_for", lambda context: Copying())
     outcome, = [outcome for outcome in mxnet_checks.check_custom(here()) if "own memory" in outcome.what]
     assert outcome.status == FAILED and "computed at" in outcome.reason
 

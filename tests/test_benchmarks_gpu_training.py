@@ -9,12 +9,12 @@ from cuda_host import Host
 from rnn_ops.backends import cpu
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
-from rnn_ops_benchmarks import numpy_loop
+from rnn_ops import numpy_reference
 from rnn_ops_benchmarks.gpu import checks, folder, tables, training
 from rnn_ops_benchmarks.gpu import work as gpu_work
 from rnn_ops_benchmarks.gpu.rehearsal import made_up
-from timemachine import data, model, text
-from timemachine import training as timemachine_training
+from rnn_ops_timemachine import data, model, text
+from rnn_ops_timemachine import training as timemachine_training
 
 WORDS = "the cat sat on the mat and the dog ran after the cat until the cat ran up a tree. "
 BOOK = text.Text("words", WORDS * 3, "here", "")
@@ -70,8 +70,8 @@ def descend(arrays, inputs, labels, epochs):
     for epoch in range(1, epochs + 1):
         state = np.zeros((inputs.shape[2], len(arrays["bh"])), arrays["bh"].dtype)
         for tokens, targets in zip(inputs, labels):
-            loss, gradients = numpy_loop.language_model_gradients(tokens, targets, state, **arrays)
-            state = numpy_loop.forward(tokens, state, arrays["Wxh"], arrays["Whh"], arrays["bh"])[-1]
+            loss, gradients = numpy_reference.language_model_gradients(tokens, targets, state, **arrays)
+            state = numpy_reference.forward(tokens, state, arrays["Wxh"], arrays["Whh"], arrays["bh"])[-1]
             arrays = {name: array - training.learning_rate_of(epoch) * gradients[name] for name, array in arrays.items()}
             losses.append(loss)
     return np.reshape(losses, (epochs, -1)), arrays
@@ -99,7 +99,7 @@ def test_several_epochs_are_those_of_numpy(architecture, dtype, bound):
 @pytest.mark.slow
 def test_one_step_is_the_gradient_of_the_mean_loss():
     arrays, inputs, labels = problem("float64", batches=1)
-    loss, gradients = numpy_loop.language_model_gradients(inputs[0], labels[0], np.zeros((3, 19)), **arrays)
+    loss, gradients = numpy_reference.language_model_gradients(inputs[0], labels[0], np.zeros((3, 19)), **arrays)
     trainer = training.Trainer(HostMachine(), arrays, inputs, labels)
     trainer.set_learning_rate(0.25)
     trainer.epoch()
@@ -268,9 +268,9 @@ def test_the_part_of_the_command(work):
 
 
 def test_without_the_workload_it_says_how_to_get_it(work, monkeypatch):
-    import timemachine
-    monkeypatch.delattr(timemachine, "text")
-    monkeypatch.setitem(sys.modules, "timemachine.text", None)
+    import rnn_ops_timemachine
+    monkeypatch.delattr(rnn_ops_timemachine, "text")
+    monkeypatch.setitem(sys.modules, "rnn_ops_timemachine.text", None)
     with pytest.raises(gpu_work.LeftOut, match="in a clone, set PYTHONPATH=python"):
         work(HostMachine())
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from timemachine import checkpoint, data, hints, model, plot, progress, sampling, streams
-from timemachine.cli import main
-from timemachine.folder import PLOT
-from timemachine.record import FILE as RECORD
-from timemachine.settings import METRICS, SAMPLES, Settings, State
+from rnn_ops_timemachine import checkpoint, data, hints, model, plot, progress, sampling, streams
+from rnn_ops_cli.main import main
+from rnn_ops_timemachine.folder import PLOT
+from rnn_ops_timemachine.record import FILE as RECORD
+from rnn_ops_timemachine.settings import METRICS, SAMPLES, Settings, State
 
 pytestmark = pytest.mark.slow
 
@@ -165,7 +165,7 @@ def test_without_a_prompt_for_a_shell_there_is_no_command(tmp_path, call):
 
 @pytest.mark.parametrize("out", ["-run", "--resume", "a --out b"])
 def test_the_command_after_a_signal_runs_whatever_the_folder_is(workplace, tmp_path, out):
-    code = ("import os, signal, sys; from timemachine import cli, progress\n"
+    code = ("import os, signal, sys; from rnn_ops_cli import main as cli; from rnn_ops_timemachine import progress\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a script's background job ignores
             "progress._line = lambda *_: os.kill(os.getpid(), signal.SIGINT) or 'an epoch'\n"
             f"sys.exit(cli.main(['train', '--text', {str(workplace / 'text.txt')!r}, *{SMALL}, '--epochs', '9', '--out={out}']))")
@@ -307,7 +307,7 @@ def test_other_encodings_lose_no_character(workplace, tmp_path, settings):
 
 def test_the_streams_are_given_back():
     """What calls `main` goes on with its own."""
-    code = ("import io, sys; from timemachine.cli import main; before = sys.stdout, sys.stderr\n"
+    code = ("import io, sys; from rnn_ops_cli.main import main; before = sys.stdout, sys.stderr\n"
             "statuses = [main(['--version']), main(['fly'])]\n"
             "assert (sys.stdout, sys.stderr) == before; print(statuses); print('after', file=sys.stderr)\n"
             "sys.stdout = io.StringIO(); main(['--version']); sys.__stdout__.write(repr(sys.stdout.getvalue()))")
@@ -519,7 +519,7 @@ CALLS = [(["rnn-ops"], {}, "rnn-ops "), ([SCRIPT], {}, "rnn-ops "), (["./rnn-ops
          (["bin/rnn-ops"], dict(PATH=""), "bin/rnn-ops "),
          (["an environment/bin/rnn-ops"], dict(PATH=""), "'an environment/bin/rnn-ops' "),
          (["an environment/bin/python", "-m", "rnn_ops"], dict(PATH=""), "'an environment/bin/python' -m rnn_ops "),
-         ([sys.executable, "-c", "import sys; from timemachine.cli import main; sys.exit(main())"], dict(PATH=""),
+         ([sys.executable, "-c", "import sys; from rnn_ops_cli.main import main; sys.exit(main())"], dict(PATH=""),
           f"{shlex.quote(sys.executable)} -m rnn_ops ")]
 
 

@@ -16,7 +16,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 from rnn_ops.gradcheck import Case
-from rnn_ops.operators import custom, functions, places
+from rnn_ops.operators import api, custom, devices
 
 H100 = variants.known_device(90, 8)
 PLACES = ["gpu", "offload"]
@@ -38,8 +38,8 @@ def gpus():
 def place(request, gpus, monkeypatch):
     """Arrays on the CPU are computed on in one of the places that use a GPU. Gives the machines that do it."""
     if request.param == "gpu":
-        for module in custom, functions:
-            monkeypatch.setattr(module, "place_for", lambda context: places.Gpu(cuda.gpu(context.device_id)))
+        for module in custom, api:
+            monkeypatch.setattr(module, "device_for", lambda context: devices.Gpu(cuda.gpu(context.device_id)))
         yield gpus
     else:
         rnn_ops.use("cuda")
@@ -107,7 +107,7 @@ def test_every_req_of_a_gradient(place, req):
 def test_every_req_of_a_result(place, reqs):
     given, cotangents = arrays()
     wanted, _ = truth(given, cotangents)
-    operator = custom.Recurrence(custom.place_for(mx.cpu()), step=False)
+    operator = custom.Recurrence(custom.device_for(mx.cpu()), step=False)
     results = [mx.nd.full(result.shape, 3) for result in wanted]
     mx.nd.waitall()
     operator.forward(True, list(reqs), given, results, [])
@@ -206,12 +206,12 @@ def test_several_gpus_in_one_process(place):
 def test_on_the_gpu_mxnets_memory_is_used_and_not_copied(place, monkeypatch):
     given, _ = arrays()
     seen = []
-    forward = places.Gpu.forward
-    monkeypatch.setattr(places.Gpu, "forward", lambda self, *values, **options: (
+    forward = devices.Gpu.forward
+    monkeypatch.setattr(devices.Gpu, "forward", lambda self, *values, **options: (
         seen.extend(values), forward(self, *values, **options)))
     outputs, _ = rnn_ops.rnn_sequence(*given)
     outputs.wait_to_read()
-    assert [array.ctypes.data for array in seen] == [places.memory.address(array) for array in [*given, outputs]]
+    assert [array.ctypes.data for array in seen] == [devices.ndarray.address(array) for array in [*given, outputs]]
 
 
 def test_only_what_it_must_is_copied(gpus, monkeypatch):
@@ -291,15 +291,15 @@ def test_devices_there_are_not(gpus, device):
 def test_a_number_that_no_gpu_has(gpus):
     with pytest.raises(ValueError, match="GPU 2: this process has 2, numbered from 0"):
         rnn_ops.use("cuda:2")
-    assert places.in_use() == "cpu"
+    assert devices.in_use() == "cpu"
     rnn_ops.use("cuda:1")
     try:
-        assert places.in_use() == "cuda:1"
+        assert devices.in_use() == "cuda:1"
         rnn_ops.rnn_sequence(*arrays()[0])[0].wait_to_read()
         assert list(gpus.hosts) == [1] and gpus.hosts[1].launches
     finally:
         rnn_ops.use("cpu")
-    assert places.in_use() == "cpu"
+    assert devices.in_use() == "cpu"
 
 
 def test_without_a_gpu_use_says_why():
@@ -308,7 +308,7 @@ def test_without_a_gpu_use_says_why():
     with pytest.raises(RuntimeError) as raised:
         rnn_ops.use("cuda")
     assert str(raised.value) == cuda.why_not()
-    assert places.in_use() == "cpu"
+    assert devices.in_use() == "cpu"
 
 
 # ---- the commands
@@ -323,7 +323,7 @@ def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens"), Case("step", 1, 3, 2, 5)])
     assert gradcheck.main(device="cuda") == 0
     assert "custom operator, on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in unwrapped(capsys)
-    assert gpus.hosts[0].launches and places.in_use() == "cpu"
+    assert gpus.hosts[0].launches and devices.in_use() == "cpu"
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_check_fails_where_a_kernel_is_wrong(gpus, monkeypatch, capsys):
     cuda.gpu(0)._edit = lambda family, text: text.replace("(1 - term.h) * (1 + term.h)", "(1 - term.h)")
     assert gradcheck.main(device="cuda") == 1
     assert "FAILED sequence T=3 B=2 I=5 H=7 tokens random: float64, reference, dWhh" in unwrapped(capsys)
-    assert places.in_use() == "cpu"
+    assert devices.in_use() == "cpu"
 
 
 def test_info_says_what_a_gpu_would_run_and_why(gpus, capsys):

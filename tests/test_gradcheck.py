@@ -10,12 +10,12 @@ from rnn_ops import gradcheck, operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.gradcheck import Case
-from rnn_ops.operators import custom, places
+from rnn_ops.operators import custom, devices
 
 CASES = [Case("sequence", 3, 2, 2, 3), Case("sequence", 4, 3, 2, 2, "tokens"), Case("step", 1, 2, 2, 3)]
 
 
-class Planted(places.Cpu):
+class Planted(devices.Cpu):
     """Computes in NumPy, written from the equations, with one error; "" is none."""
 
     def __init__(self, fault):

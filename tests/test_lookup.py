@@ -11,7 +11,7 @@ from gluon_cases import HYBRID, assert_same, drawn, evaluate, hybridized
 import rnn_ops
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
-from rnn_ops.operators import lookup, native, places
+from rnn_ops.operators import devices, lookup, native
 
 H = 7
 BATCHES = {  # of so many symbols
@@ -321,7 +321,7 @@ def test_the_operator_of_gpus_gives_the_same(symbols, req, layout, step):
                      "null": [3 + 0 * tokens, np.full_like(wanted.T, 3)]}[req]
     given, taken = ([mx.nd.array(array, dtype=array.dtype) for array in arrays] for arrays in ((tokens, table), results))
     empty = [mx.nd.full(array.shape, 3, dtype=array.dtype) for array in taken]
-    operator = lookup.Lookup(places.Cpu(), 0, 1 if step else 2, layout)
+    operator = lookup.Lookup(devices.Cpu(), 0, 1 if step else 2, layout)
     mx.nd.waitall()  # MXNet calls an operator when its arrays are ready; here nobody else waits for them
     operator.forward(True, ["write"] * len(taken), given, empty, [])
     for array, wanted in zip(empty, results):
@@ -335,7 +335,7 @@ def test_the_operator_of_gpus_gives_the_same(symbols, req, layout, step):
     for array, wanted in zip(gradient, gradients):
         assert np.abs(array.asnumpy() - wanted).max() < 1e-12
     with pytest.raises(ValueError, match="inputs: got token 3 at"):
-        lookup.Lookup(places.Cpu(), 3, 2, None).forward(True, ["write"], given[:1], empty[:1], [])
+        lookup.Lookup(devices.Cpu(), 3, 2, None).forward(True, ["write"], given[:1], empty[:1], [])
 
 
 def test_the_operator_in_cplusplus_asks_python_for_it(capfd):

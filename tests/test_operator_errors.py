@@ -130,12 +130,12 @@ def test_what_is_no_argument(changed, error, sentence):
 
 def test_a_gpu_context_is_refused_in_words():
     from rnn_ops.backends import cuda
-    from rnn_ops.operators.places import place_for
+    from rnn_ops.operators.devices import device_for
 
     if not cuda.why_not():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=r"inputs: got an array on gpu\(0\), needs one on cpu, since .*"):
-        place_for(mx.gpu(0))
+        device_for(mx.gpu(0))
 
 
 @pytest.mark.parametrize("changed, sentence", [

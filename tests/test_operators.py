@@ -15,8 +15,8 @@ from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
 from rnn_ops.gradcheck import Case, draw, relative_error, values_and_gradients
-from rnn_ops.operators import custom, functions as public, places
-from rnn_ops.operators.memory import view
+from rnn_ops.operators import api as public, custom, devices
+from rnn_ops.operators.ndarray import view
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -443,7 +443,7 @@ def test_types_are_inferred(known, types):
 def test_forward_honours_req(kind, reqs):
     arguments, _, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
     results = [mx.nd.full(wanted[name].shape, 5, dtype="float64") for name in ("outputs", "state")]
-    operator = custom.Recurrence(places.Cpu(), step=False)
+    operator = custom.Recurrence(devices.Cpu(), step=False)
     mx.nd.waitall()
     operator.forward(True, list(reqs), ndarrays(arguments), results, [])
     for result, req, name in zip(results, reqs, ("outputs", "state")):
@@ -455,7 +455,7 @@ def test_forward_honours_req(kind, reqs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_asks_for_what_req_wants(kind, reqs):
     """Where it may, the place computes into MXNet's memory itself; what nobody wants it is not asked for."""
-    class Place(places.Cpu):
+    class Place(devices.Cpu):
         def backward(self, *arguments, activation, **gradients):
             self.gradients = gradients
             for gradient in gradients.values():

@@ -12,7 +12,7 @@ import pytest
 
 import rnn_ops
 from rnn_ops_benchmarks import rungs
-from timemachine import cli
+from rnn_ops_cli import main as cli
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
@@ -20,7 +20,7 @@ with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [command.strip() for block in re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
             for line in block.splitlines() for command in line.split("&&")]
-OURS = ("rnn_ops", "timemachine", "__editable__")  # what begins so is in site-packages by our installation
+OURS = ("rnn_ops", "__editable__")  # what begins so is in site-packages by our installation
 
 # A compiler that takes no time: its libraries are those of the installed package. That they can be built is tested elsewhere.
 COMPILER = """#!/bin/sh

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from timemachine import checkpoint, data, files, model
+from rnn_ops_timemachine import checkpoint, data, files, model
 
 VOCABULARY = data.Vocabulary("\0\n abcé时😀")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine import data
+from rnn_ops_timemachine import data
 
 TEXT = "".join(chr(ord("a") + (7 * i * i + i) % 26) for i in range(1000))
 

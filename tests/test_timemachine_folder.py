@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from timemachine import checkpoint, data, files, folder, lock, opening, record, settings
-from timemachine.folder import PLOT
-from timemachine.record import FILE as RECORD
-from timemachine.settings import METRICS, SAMPLES
+from rnn_ops_timemachine import checkpoint, data, files, folder, lock, opening, record, settings
+from rnn_ops_timemachine.folder import PLOT
+from rnn_ops_timemachine.record import FILE as RECORD
+from rnn_ops_timemachine.settings import METRICS, SAMPLES
 from timemachine_cases import SMALL, TIMES, book_file, content_of, metrics_of, one_line, start_train, train
 
 
@@ -264,7 +264,7 @@ def test_a_run_that_could_not_begin_leaves_nothing(book_file, tmp_path):
     (tmp_path / "here" / "notes").write_text("mine")
     code = f"""
 import os, resource, sys
-from timemachine.cli import main
+from rnn_ops_cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 for out in "here", os.path.join("new", "deep"):
     assert main({["train", "--text", book_file, *SMALL, "--epochs", "1"]} + ["--out", out]) == 2

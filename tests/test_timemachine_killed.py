@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import killed_runs
-from timemachine import checkpoint, sampling
-from timemachine.settings import SAMPLES
+from rnn_ops_timemachine import checkpoint, sampling
+from rnn_ops_timemachine.settings import SAMPLES
 from timemachine_cases import assert_same_run, book_file, metrics_of, one_line, start_train, train
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ sys.meta_path.insert(0, Finder())
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/{{name}}.txt"
         environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))
         environment.pop("RNN_OPS_DATA", None)
-        process = start_train("timemachine", path, before=f"from timemachine import text; text._URL = {url!r}", env=environment)
+        process = start_train("timemachine", path, before=f"from rnn_ops_timemachine import text; text._URL = {url!r}", env=environment)
         assert process.stdout.readline().startswith("fetching http://127.0.0.1:")
         process.send_signal(signal.SIGTERM)
         assert process.communicate()[0] == "rnn-ops: interrupted by SIGTERM\n"

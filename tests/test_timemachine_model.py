@@ -5,7 +5,7 @@ import pytest
 import rnn_ops
 from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
-from timemachine import model, network, training
+from rnn_ops_timemachine import model, network, training
 
 nd = mx.nd
 V, H, T, B = 11, 13, 7, 5

@@ -8,10 +8,10 @@ import pytest
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import checkpoint, data, model, text, training
-from timemachine.folder import BEST, PLOT
-from timemachine.record import FILE as RECORD
-from timemachine.settings import STEPS
+from rnn_ops_timemachine import checkpoint, data, model, text, training
+from rnn_ops_timemachine.folder import BEST, PLOT
+from rnn_ops_timemachine.record import FILE as RECORD
+from rnn_ops_timemachine.settings import STEPS
 from timemachine_cases import assert_same_run, book_file, content_of, main, metrics_of, one_line, train
 
 pytestmark = pytest.mark.slow
@@ -189,7 +189,7 @@ def test_another_learning_rate_begins_with_the_next_epoch(train):
 
 def test_another_learning_rate_is_there_after_a_crash(train):
     """It is saved before the first epoch with it."""
-    from timemachine import opening
+    from rnn_ops_timemachine import opening
     _, folder, _, _ = train("--epochs", "1")
     opening.resume(folder, dict(epochs=3, learning_rate=0.25)).close()
     train("--resume")

@@ -20,11 +20,11 @@ import rnn_ops
 from rnn_ops import operators, reference
 from rnn_ops.operators.native import functions as native_functions
 from rnn_ops._mxnet import mx
-from timemachine import checkpoint, data, hints, model, progress, prompts, text, training
-from timemachine.cli import main
-from timemachine.folder import PLOT
-from timemachine.record import FILE as RECORD
-from timemachine.settings import METRICS, SAMPLES, STEPS
+from rnn_ops_timemachine import checkpoint, data, hints, model, progress, prompts, text, training
+from rnn_ops_cli.main import main
+from rnn_ops_timemachine.folder import PLOT
+from rnn_ops_timemachine.record import FILE as RECORD
+from rnn_ops_timemachine.settings import METRICS, SAMPLES, STEPS
 from timemachine_cases import SMALL, assert_same_run, book_file, content_of, metrics_of, one_line, train
 
 
@@ -342,7 +342,7 @@ def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_a_run_to_resume(start, b
     command = ["train", "--text", book_file, *SMALL, "--epochs", "100000", "--out", folder]
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # 100 columns
-    code = f"import sys; from timemachine.cli import main; sys.exit(main({command}))"
+    code = f"import sys; from rnn_ops_cli.main import main; sys.exit(main({command}))"
     process = start([sys.executable, "-c", code], cwd=str(tmp_path), stdin=terminal, stdout=terminal, stderr=terminal,
                     env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
     os.close(terminal)
@@ -377,7 +377,7 @@ def test_samples_fit_the_screen():
 
 
 def test_help_needs_nothing():
-    code = ("import sys; from timemachine.cli import main\n"
+    code = ("import sys; from rnn_ops_cli.main import main\n"
             "try: main(['train', '--help'])\n"
             "except SystemExit as end: assert not end.code\n"
             "assert not {'numpy', 'mxnet', 'rnn_ops'} & set(sys.modules)")

@@ -6,7 +6,7 @@ import pytest
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import data, model, sampling
+from rnn_ops_timemachine import data, model, sampling
 
 VOCABULARY = data.Vocabulary("abcdefg\n")
 

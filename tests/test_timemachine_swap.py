@@ -5,7 +5,7 @@ import pytest
 import rnn_ops
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import data, model, network, training
+from rnn_ops_timemachine import data, model, network, training
 
 
 def losses(book, rnn_sequence, dtype, epochs, batches=None):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from timemachine import download, text
+from rnn_ops_timemachine import download, text
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_without_network_the_text_is_pythons_and_says_so(no_network):
     assert "The Time Machine" not in found.characters and "statement" in found.characters
     assert len(found.notice.splitlines()) == 1 and "timemachine" in found.notice and "ConnectionError" in found.notice
     assert found._replace(notice="") == text.load(text.FALLBACK)
-    code = f"from timemachine import text; text._URL = {text._URL!r}; assert text.load('timemachine').notice"
+    code = f"from rnn_ops_timemachine import text; text._URL = {text._URL!r}; assert text.load('timemachine').notice"
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True).stdout
     assert said == b""  # pooch logs to the stderr of the time when it was imported
@@ -111,8 +111,8 @@ def test_a_large_text_says_so_and_takes_little_memory(tmp_path):
     (tmp_path / "large.txt").write_text("The Time Machine, 1895.\n" * (1 << 20))
     code = """
 import resource, sys
-from timemachine import opening, text
-from timemachine.settings import Settings
+from rnn_ops_timemachine import opening, text
+from rnn_ops_timemachine.settings import Settings
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

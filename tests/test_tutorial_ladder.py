@@ -7,11 +7,12 @@ import pytest
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
 from rnn_ops.gradcheck import relative_error
-from rnn_ops_benchmarks import ladder, measure, numpy_loop, problems, rungs
+from rnn_ops import numpy_reference
+from rnn_ops_benchmarks import ladder, measure, problems, rungs
 from rnn_ops_benchmarks.rungs import RUNGS
 from rnn_ops_benchmarks.worker import FAILED, OK
-from timemachine import model
-from timemachine.cli import main
+from rnn_ops_timemachine import model
+from rnn_ops_cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -36,8 +37,8 @@ def truth(arrays):
     all_tokens, all_labels, state, parameters = arrays
     found = {}
     for batch, (tokens, labels) in enumerate(zip(all_tokens, all_labels)):
-        loss, gradients = numpy_loop.language_model_gradients(tokens, labels, state, **parameters)
-        state = numpy_loop.forward(tokens, state, *(parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
+        loss, gradients = numpy_reference.language_model_gradients(tokens, labels, state, **parameters)
+        state = numpy_reference.forward(tokens, state, *(parameters[name] for name in ("Wxh", "Whh", "bh")))[-1]
         parameters = {name: parameters[name] - LEARNING_RATE * gradient for name, gradient in gradients.items()}
         found.update({f"{name} {batch}": array for name, array in gradients.items()})
         found.update({f"loss {batch}": np.array([loss]), f"state {batch}": state})

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from timemachine import checkpoint
-from timemachine.cli import main
-from timemachine.settings import METRICS, SAMPLES
+from rnn_ops_timemachine import checkpoint
+from rnn_ops_cli.main import main
+from rnn_ops_timemachine.settings import METRICS, SAMPLES
 
 SMALL = ["--hidden", "8", "--batch-size", "3", "--sequence-length", "7"]
 TIMES = ("seconds", "tokens_per_second")
@@ -69,6 +69,6 @@ def one_line(stderr, *parts):
 def start_train(book, folder, *options, before="", **kinds):
     """Start `rnn-ops train` on a text in a process of its own, Python code ``before`` it; its two outputs are one pipe."""
     command = ["train", "--text", book, *SMALL, "--out", folder, *options]
-    code = f"import sys; from timemachine.cli import main\n{before}\nsys.exit(main({command}))"
+    code = f"import sys; from rnn_ops_cli.main import main\n{before}\nsys.exit(main({command}))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             universal_newlines=True, cwd=os.path.dirname(folder), **kinds)

@@ -5,7 +5,7 @@ A machine has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_de
 (numpy_machine.py), or a CPU that runs the kernels' sources. Results are written into NaN between guard cells, so that what
 is left out, and what is written beside, is found.
 
-Truth is numpy_loop.py in float64 on the same arguments; errors and what float32 is allowed are those of
+Truth is numpy_reference.py in float64 on the same arguments; errors and what float32 is allowed are those of
 `rnn_ops.exactness`, float64 may be off by 1e-9.
 """
 import math
@@ -16,7 +16,9 @@ import numpy as np
 from rnn_ops.backends.cuda import variants
 from rnn_ops.exactness import FLOAT32_FACTOR, FLOAT32_FLOOR, relative_error
 
-from .. import numpy_loop, problems
+from rnn_ops import numpy_reference
+
+from .. import problems
 
 FLOAT64_BOUND = 1e-9
 RUNS = 20   # that must give the same bits ...
@@ -122,12 +124,12 @@ def draw(T, B, I, H, dtype=FLOAT32, tokens=True, scale=1, activation="tanh"):
 
 def evaluate(problem):
     """outputs and all gradients by name, in the problem's own precision, on whatever arrays it has."""
-    outputs = numpy_loop.forward(*problem[:5], activation=problem.activation)
-    doutputs = (numpy_loop.namespace(outputs).zeros_like(outputs) if problem.doutputs is None
+    outputs = numpy_reference.forward(*problem[:5], activation=problem.activation)
+    doutputs = (numpy_reference.namespace(outputs).zeros_like(outputs) if problem.doutputs is None
                 else problem.doutputs.copy())
     if problem.dlast is not None:
         doutputs[-1] += problem.dlast
-    return dict(numpy_loop.backward(*problem[:4], outputs, doutputs, activation=problem.activation), outputs=outputs)
+    return dict(numpy_reference.backward(*problem[:4], outputs, doutputs, activation=problem.activation), outputs=outputs)
 
 
 def evaluate_on(machine, problem):

@@ -48,7 +48,7 @@ def faults():
     found += [f"cupy.cuda.Device.attributes: no {name}" for name in _ATTRIBUTES if not hasattr(
         cuda_runtime, "cudaDevAttr" + name)]
     if cupy.ndarray.__module__.partition(".")[0] != "cupy":
-        found.append(f"cupy.ndarray: got module {cupy.ndarray.__module__}, needs cupy, as numpy_loop.namespace takes it")
+        found.append(f"cupy.ndarray: got module {cupy.ndarray.__module__}, needs cupy, as numpy_reference.namespace takes it")
     return found
 
 

@@ -9,7 +9,7 @@ result.json, report.md, chart.png   all of it together, rebuilt whenever a run e
 import json
 import os
 
-from timemachine import files
+from rnn_ops_timemachine import files
 
 from .. import report
 

@@ -65,10 +65,10 @@ def gpu():
     import cupy
     from rnn_ops.backends import cuda
     from rnn_ops.backends.cuda.launcher import Launcher
-    from rnn_ops.operators import memory
+    from rnn_ops.operators import ndarray
     runtime = cuda.gpu(0)
     return Place(mx.gpu(0), runtime.device.compute_capability < 90, Launcher(runtime),
-                 lambda array: runtime.view(memory.address(array), array.shape, array.dtype), runtime.address,
+                 lambda array: runtime.view(ndarray.address(array), array.shape, array.dtype), runtime.address,
                  runtime.synchronize, lambda: cupy.cuda.runtime.memGetInfo()[0])
 
 
@@ -186,7 +186,7 @@ def _values(place, operator, problem, grad_req):
 
 
 class _Watched:
-    """A place of the operators' (operators/places.py) that writes down where the arrays are that it computes on."""
+    """A place of the operators' (operators/devices.py) that writes down where the arrays are that it computes on."""
 
     def __init__(self, place, address, seen):
         self._place, self._address, self._seen = place, address, seen
@@ -200,16 +200,16 @@ class _Watched:
 
 
 def _in_place(place):
-    from rnn_ops.operators import memory
-    seen, place_for = [], custom.place_for
-    custom.place_for = lambda context: _Watched(place_for(context), place.address, seen)
+    from rnn_ops.operators import ndarray
+    seen, device_for = [], custom.device_for
+    custom.device_for = lambda context: _Watched(device_for(context), place.address, seen)
     try:
         call = Call(place, OPERATORS["CustomOp"], checks.draw(*SHAPES[0]))
         outputs, _ = call.forward()
         outputs.wait_to_read()
     finally:
-        custom.place_for = place_for
-    wanted = [memory.address(array) for array in (call.inputs, call.state, call.Wxh, call.Whh, call.bh, outputs)]
+        custom.device_for = device_for
+    wanted = [ndarray.address(array) for array in (call.inputs, call.state, call.Wxh, call.Whh, call.bh, outputs)]
     if seen != [wanted]:
         raise Wrong(f"computed at {seen}, MXNet's arrays are at {wanted}")
 

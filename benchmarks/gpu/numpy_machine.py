@@ -5,7 +5,7 @@ import time
 import numpy as np
 from rnn_ops.backends.cuda import variants
 
-from .. import numpy_loop
+from rnn_ops import numpy_reference
 
 
 class NumPyMachine:
@@ -87,7 +87,7 @@ class NumPyMachine:
         if inputs.ndim == 2:
             wrong = (inputs < 0) | (inputs >= len(Wxh))
             inputs = np.where(wrong, 0, inputs)
-        outputs[:] = numpy_loop.forward(inputs, state, Wxh, Whh, bh, activation=activation)
+        outputs[:] = numpy_reference.forward(inputs, state, Wxh, Whh, bh, activation=activation)
         for t, b in np.argwhere(wrong):
             outputs[t:, b] = np.nan
 
@@ -98,7 +98,7 @@ class NumPyMachine:
             total[-1] += dlast_state
         if inputs.ndim == 2:
             inputs = np.where((inputs < 0) | (inputs >= len(Wxh)), 0, inputs)
-        found = numpy_loop.backward(inputs, state, Wxh, Whh, outputs, total, activation=activation)
+        found = numpy_reference.backward(inputs, state, Wxh, Whh, outputs, total, activation=activation)
         for name, array in gradients.items():
             if array is not None:
                 array[:] = found[name]

@@ -1,5 +1,5 @@
 """The chart: a cell for each H and B, coloured by how many times as long cuDNN takes; µs a step and family in words."""
-from timemachine import files, plot
+from rnn_ops_timemachine import files, plot
 
 from .. import report
 from . import tables

@@ -16,7 +16,7 @@ import tempfile
 import time
 
 from rnn_ops.backends.cuda import compiler
-from timemachine import files
+from rnn_ops_timemachine import files
 
 from . import parts as planning
 from . import checks, sanitizer, tables, work
@@ -227,7 +227,7 @@ def unavailable(gpu):
         found["jax"] = "JAX is not installed"
     if sanitizer.find() is None:
         found["sanitizer"] = "compute-sanitizer is not on the PATH"
-    if importlib.util.find_spec("timemachine") is None:
+    if importlib.util.find_spec("rnn_ops_timemachine") is None:
         found["training"] = "timemachine cannot be imported: in a clone, set PYTHONPATH=python"
     return found
 

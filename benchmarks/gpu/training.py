@@ -12,9 +12,11 @@ import time
 
 import numpy as np
 from rnn_ops.backends.cuda import variants
-from timemachine import data, sampling
+from rnn_ops_timemachine import data, sampling
 
-from .. import numpy_loop, problems
+from rnn_ops import numpy_reference
+
+from .. import problems
 from ..worker import FAILED, OK
 from . import checks
 from .cells import TUTORIAL
@@ -52,7 +54,7 @@ class Trainer:
     arrays : dict
         The first parameters as NumPy arrays by name, as `initial` gives them, all float32 or all float64.
     inputs, labels : int32 (batches, T, B)
-        As `timemachine.data.batches` gives them, tokens and labels in [0, V).
+        As `rnn_ops_timemachine.data.batches` gives them, tokens and labels in [0, V).
     variant : variants.Variant or None
         Of the recurrence; None: the launcher chooses.
 
@@ -179,16 +181,16 @@ def train(trainer, machine, epoch, epochs, show=None):
 
 
 def true_losses(machine, arrays, inputs, labels, epochs):
-    """The loss of every batch in float64, by numpy_loop.py where the machine computes truths, (epochs, batches)."""
+    """The loss of every batch in float64, by numpy_reference.py where the machine computes truths, (epochs, batches)."""
     weights = {name: machine.for_truth(array.astype(np.float64)) for name, array in arrays.items()}
     inputs, labels = machine.for_truth(inputs), machine.for_truth(labels)
     losses = np.empty((epochs, len(inputs)))
     for epoch in range(epochs):
         state = machine.for_truth(np.zeros((inputs.shape[2], len(weights["bh"]))))
         for batch, (tokens, targets) in enumerate(zip(inputs, labels)):
-            loss, gradients = numpy_loop.language_model_gradients(tokens, targets, state, **weights)
+            loss, gradients = numpy_reference.language_model_gradients(tokens, targets, state, **weights)
             losses[epoch, batch] = float(loss)
-            state = numpy_loop.forward(tokens, state, *(weights[name] for name in ("Wxh", "Whh", "bh")))[-1]
+            state = numpy_reference.forward(tokens, state, *(weights[name] for name in ("Wxh", "Whh", "bh")))[-1]
             for name, gradient in gradients.items():
                 weights[name] -= learning_rate_of(epoch + 1) * gradient
     return losses

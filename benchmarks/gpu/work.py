@@ -353,7 +353,7 @@ def _occupancy(work):
 
 def _training(work):
     try:
-        from timemachine import text
+        from rnn_ops_timemachine import text
     except ImportError as error:
         raise LeftOut(f"{error}: install rnn_ops or, in a clone, set PYTHONPATH=python") from error
     from . import training

@@ -13,7 +13,7 @@ import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.operators.places import place_for
+from rnn_ops.operators.devices import device_for
 
 # A script that ends right after backward() leaves a custom operator in the queue. MXNet's own shutdown then waits for it,
 # or takes its threads away, while it needs the interpreter: a hang or an abort. This runs before that.
@@ -140,7 +140,7 @@ class _Recurrence(mx.operator.CustomOpProp):
     def create_operator(self, ctx, in_shapes, in_dtypes):
         dtypes = [mx.nd.ndarray._DTYPE_MX_TO_NP[code] for code in in_dtypes]
         arguments.check(*[arguments.Described(*known) for known in zip(in_shapes, dtypes)], step=self.step)
-        return Recurrence(place_for(ctx), self.step, self._activation)
+        return Recurrence(device_for(ctx), self.step, self._activation)
 
 
 @mx.operator.register("rnn_ops_step")

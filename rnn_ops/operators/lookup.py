@@ -12,7 +12,7 @@ import numpy as np
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators import native
-from rnn_ops.operators.places import place_for
+from rnn_ops.operators.devices import device_for
 
 # With so many symbols tokens are looked up. T×B×H = 35×20×200 and 64×32×256, forward and backward, on two cores: with 1,000
 # symbols that costs as much as a transpose or the guard's copy of the whole table (0.2 ms), with 2,000 it saves 0.3 ms, with
@@ -172,7 +172,7 @@ class _OnGpu(mx.operator.CustomOpProp):
         return ["inputs", "Wxh", "tokens"] if self._options[2] else ["inputs"]
 
     def create_operator(self, ctx, in_shapes, in_dtypes):
-        return Lookup(place_for(ctx), *self._options)
+        return Lookup(device_for(ctx), *self._options)
 
 
 def _register():

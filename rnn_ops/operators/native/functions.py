@@ -160,7 +160,7 @@ def has_history(array):
 
 
 def _why_not(values):
-    from rnn_ops.operators.functions import _why_not  # which may import this
+    from rnn_ops.operators.api import _why_not  # which may import this
     return _why_not(values)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from timemachine import data, files, model, settings
+from rnn_ops_timemachine import data, files, model, settings
 
 FILE = "model.npz"
 _FORMATS = "rnn_ops.timemachine/1", "rnn_ops.timemachine/2"  # the last one is written, the first one is that of 0.1.0

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 
-from timemachine import files
+from rnn_ops_timemachine import files
 
 FILE = "run.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # what file systems that cannot lock answer

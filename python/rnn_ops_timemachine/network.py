@@ -4,7 +4,7 @@ Its parameters are those of model.py under Gluon's names, and its runs save and 
 """
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
-from timemachine import model, training
+from rnn_ops_timemachine import model, training
 
 
 class Network(mx.gluon.HybridBlock):

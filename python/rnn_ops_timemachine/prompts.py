@@ -1,7 +1,7 @@
 """The samples of a run: what its model is given to continue after each epoch, and how they are written down."""
 import math
 
-from timemachine import sampling
+from rnn_ops_timemachine import sampling
 
 PROMPTS = ("The Time Ma", "The Medical Man rose, came to the lamp,")
 

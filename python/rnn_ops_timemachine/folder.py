@@ -7,8 +7,8 @@ import contextlib
 import os
 import time
 
-from timemachine import checkpoint, files, record
-from timemachine.settings import METRICS, SAMPLES, is_integer, is_loss, is_number
+from rnn_ops_timemachine import checkpoint, files, record
+from rnn_ops_timemachine.settings import METRICS, SAMPLES, is_integer, is_loss, is_number
 
 PLOT, BEST = "loss.png", "best.npz"
 FILES = (checkpoint.FILE, BEST, record.FILE, METRICS, SAMPLES, PLOT)

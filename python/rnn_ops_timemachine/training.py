@@ -6,7 +6,7 @@ import numpy as np
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from timemachine import model, settings
+from rnn_ops_timemachine import model, settings
 
 nd = mx.nd
 

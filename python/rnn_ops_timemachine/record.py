@@ -7,8 +7,8 @@ import numpy as np
 
 import rnn_ops
 from rnn_ops._mxnet import mx
-from timemachine import files
-from timemachine.settings import MAY_CHANGE, is_integer
+from rnn_ops_timemachine import files
+from rnn_ops_timemachine.settings import MAY_CHANGE, is_integer
 
 FILE = "run.json"
 _LARGEST = 16 << 20  # bytes; a session has some 300

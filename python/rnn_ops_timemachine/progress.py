@@ -7,7 +7,7 @@ import unicodedata
 
 from tqdm import tqdm
 
-from timemachine import hints, prompts, signals, streams, training
+from rnn_ops_timemachine import hints, prompts, signals, streams, training
 
 
 def follow(run, quiet=False):

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from timemachine import data
+from rnn_ops_timemachine import data
 
 _PIECE = 64  # characters, a few milliseconds' work
 

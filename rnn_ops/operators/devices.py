@@ -11,7 +11,7 @@ import numpy as np
 
 from rnn_ops.backends import arguments, cpu, cuda
 from rnn_ops.backends.cuda.launcher import Launcher
-from rnn_ops.operators import memory
+from rnn_ops.operators import ndarray
 
 _offload = None  # the number of the GPU that computes for arrays on the CPU, or None
 
@@ -49,7 +49,7 @@ def in_use():
     return "cpu" if _offload is None else f"cuda:{_offload}"
 
 
-def place_for(context):
+def device_for(context):
     """The place for arrays in a context, a new one for each operator. A ValueError says why there is none."""
     if context.device_type in ("cpu", "cpu_pinned", "cpu_shared"):  # a DataLoader's workers hand over the last kind
         return Cpu() if _offload is None else Offload(cuda.gpu(_offload))
@@ -67,7 +67,7 @@ def _check_tokens(tokens, symbols):
 
 
 class Cpu:
-    view = staticmethod(memory.view)
+    view = staticmethod(ndarray.view)
     empty = staticmethod(np.empty)
     check_tokens = staticmethod(_check_tokens)
     forward = staticmethod(cpu.forward)
@@ -91,7 +91,7 @@ class Gpu:
         self._launcher = Launcher(gpu)
 
     def view(self, array):
-        return self._gpu.view(memory.address(array), array.shape, array.dtype)
+        return self._gpu.view(ndarray.address(array), array.shape, array.dtype)
 
     def empty(self, shape, dtype):
         return self._gpu.empty(shape, dtype)
@@ -119,7 +119,7 @@ class Offload:
     What a call copies there lives as long as the call, so that no parameter can be older than MXNet's own. Only the states
     between two steps stay: the backward pass finds those that its forward pass has left, and they need not come back.
     """
-    view = staticmethod(memory.view)
+    view = staticmethod(ndarray.view)
     empty = staticmethod(np.empty)
     check_tokens = staticmethod(_check_tokens)
 

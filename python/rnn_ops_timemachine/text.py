@@ -7,7 +7,7 @@ import hashlib
 import os
 from typing import NamedTuple
 
-from timemachine import download, files
+from rnn_ops_timemachine import download, files
 
 _URL = "https://raw.githubusercontent.com/zackchase/mxnet-the-straight-dope/master/data/nlp/{name}.txt"
 _SHA256 = {

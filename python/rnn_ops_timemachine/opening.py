@@ -4,9 +4,9 @@ import os
 
 from rnn_ops import operators
 from rnn_ops.backends import cpu
-from timemachine import checkpoint, data, files, folder as folders, lock, record, text
-from timemachine.run import Run
-from timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
+from rnn_ops_timemachine import checkpoint, data, files, folder as folders, lock, record, text
+from rnn_ops_timemachine.run import Run
+from rnn_ops_timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
 
 
 def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):

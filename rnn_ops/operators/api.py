@@ -11,8 +11,8 @@ import numpy as np
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators import custom, lookup, native
-from rnn_ops.operators.memory import view
-from rnn_ops.operators.places import in_use, place_for
+from rnn_ops.operators.ndarray import view
+from rnn_ops.operators.devices import in_use, device_for
 
 
 def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
@@ -176,7 +176,7 @@ def _check(step, arrays, operator):
     for name, array in zip(arguments.NAMES, arrays):
         if _device(array.context) != _device(context):
             raise ValueError(f"{name}: got an array on {array.context}, needs one on {context}, the context of inputs")
-    place_for(context)
+    device_for(context)
     # On a GPU the native operator waits for nothing, not even to see the tokens: a wrong one makes NaN.
     if signature.tokens and not (operator is native and context.device_type == "gpu"):
         inputs.wait_to_read()

@@ -14,9 +14,9 @@ import numpy as np
 import rnn_ops
 from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
-from timemachine import (
+from rnn_ops_timemachine import (
     checkpoint, data, files, folder as folders, model, network, plot, prompts, record, training)
-from timemachine.settings import METRICS, SAMPLES, State
+from rnn_ops_timemachine.settings import METRICS, SAMPLES, State
 
 _LONGEST_TITLE = 40  # characters of a text's name over the plot, which a long one would leave no room
 _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take as long as half an epoch

@@ -4,30 +4,12 @@ Modules are imported by the command that needs them, so that help is instant and
 needs.
 """
 import argparse
-import contextlib
-import re
 import signal
 import sys
 
-from timemachine import hints, streams
-
-# Exit statuses; a signal's number is added to the last one, as shells do.
-USAGE, FAILURE, SIGNALLED = 2, streams.FAILURE, 128
-
-
-class CommandError(Exception):
-    """A message for the user and the exit status that goes with it."""
-
-    def __init__(self, status, message):
-        super().__init__(message)
-        self.status = status
-
-
-class Parser(argparse.ArgumentParser):
-    """With errors of one line: argparse prints its whole usage before the one that matters."""
-
-    def error(self, message):
-        raise CommandError(USAGE, f"error: {message} ({self.prog} --help says more)")
+from rnn_ops_timemachine import hints, streams
+from rnn_ops_timemachine.options import (
+    FAILURE, SIGNALLED, USAGE, CommandError, Parser, check_settings, importing, one_line, path, positive)
 
 
 class _Version(argparse.Action):
@@ -145,20 +127,6 @@ def _parser():
     return parser
 
 
-def positive(text):
-    """The number that an option is given."""
-    if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
-        raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number, 1 or more, of at most 18 digits")
-    return int(text)
-
-
-def path(text):
-    """The path, or the name of a text, that an option is given."""
-    if not text:
-        raise argparse.ArgumentTypeError(f"got {text!r}, needs a name")
-    return text
-
-
 def _check(arguments):
     check_settings()
     with importing():
@@ -172,18 +140,10 @@ def _info(arguments):
     return info.main(arguments.batch_size, arguments.hidden, arguments.json)
 
 
-def check_settings():
-    """See that the environment variables can be followed, before anything is begun."""
-    with importing():
-        from rnn_ops import info
-    for reason in info.wrong_settings():
-        raise CommandError(USAGE, f"error: {reason}")
-
-
 def _sample(arguments):
     with importing():
-        from timemachine import checkpoint, data, sampling
-    with _one_line(USAGE, OSError, ValueError):
+        from rnn_ops_timemachine import checkpoint, data, sampling
+    with one_line(USAGE, OSError, ValueError):
         model = checkpoint.load(arguments.checkpoint)
         prompt, unknown = arguments.prompt, model.vocabulary.missing(arguments.prompt)
         if unknown and arguments.ignore_unknown:
@@ -206,23 +166,23 @@ def _sample(arguments):
 
 
 def _train(arguments):
-    from timemachine import signals
+    from rnn_ops_timemachine import signals
     with signals.held_back() as raise_interrupt:
         return _train_while_held_back(arguments, raise_interrupt)
 
 
 def _train_while_held_back(arguments, raise_interrupt):
-    from timemachine import signals
+    from rnn_ops_timemachine import signals
     check_settings()
     given = dict(vars(arguments))
     resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
     del given["run"], given["quiet"]
     with importing():
-        from timemachine import opening, progress
-        from timemachine.settings import Settings
+        from rnn_ops_timemachine import opening, progress
+        from rnn_ops_timemachine.settings import Settings
     raise_interrupt()
     on_wait = progress.Waiting(raise_interrupt, arguments.quiet)
-    with _one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
+    with one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
         if resume and not out:
             raise ValueError("out: --resume needs --out, the folder of the run to go on with")
         if resume and init_from:
@@ -232,33 +192,9 @@ def _train_while_held_back(arguments, raise_interrupt):
         for notice in run.notices:
             streams.complain(notice)
         try:
-            with _one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
+            with one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
                 progress.follow(run, arguments.quiet)
         except signals.Interrupted as interrupt:
             raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
                                "to go on: " + hints.command("train", "--resume", *hints.option("--out", run.folder))) from None
     return 0
-
-
-@contextlib.contextmanager
-def importing():
-    """Turn whatever an import raises into a line for the user. It may be for a setting: TQDM_MININTERVAL=abc is a ValueError,
-    and PYTHONWARNINGS=error raises what is a warning else."""
-    try:
-        with _one_line(FAILURE, ImportError):
-            yield
-    except CommandError:
-        raise
-    except Exception as error:
-        raise CommandError(FAILURE, f"error: an import failed: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _one_line(status, *exceptions):
-    """Turn expected exceptions into a line for the user."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu] and rnn_ops[cu112] bring it") from error
-    except exceptions as error:
-        raise CommandError(status, f"error: {str(error) or type(error).__name__}") from error

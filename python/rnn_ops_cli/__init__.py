@@ -1,0 +1,1 @@
+"""The command ``rnn-ops``. It may import every other package; none of them imports it."""

@@ -1,0 +1,70 @@
+"""What the commands share: a parser whose errors are one line, types of options, exit statuses, imports that may fail."""
+import argparse
+import contextlib
+import re
+
+from rnn_ops_timemachine import streams
+
+# Exit statuses; a signal's number is added to the last one, as shells do.
+USAGE, FAILURE, SIGNALLED = 2, streams.FAILURE, 128
+
+
+class CommandError(Exception):
+    """A message for the user and the exit status that goes with it."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """With errors of one line: argparse prints its whole usage before the one that matters."""
+
+    def error(self, message):
+        raise CommandError(USAGE, f"error: {message} ({self.prog} --help says more)")
+
+
+def positive(text):
+    """The number that an option is given."""
+    if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number, 1 or more, of at most 18 digits")
+    return int(text)
+
+
+def path(text):
+    """The path, or the name of a text, that an option is given."""
+    if not text:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a name")
+    return text
+
+
+def check_settings():
+    """See that the environment variables can be followed, before anything is begun."""
+    with importing():
+        from rnn_ops import info
+    for reason in info.wrong_settings():
+        raise CommandError(USAGE, f"error: {reason}")
+
+
+@contextlib.contextmanager
+def importing():
+    """Turn whatever an import raises into a line for the user. It may be for a setting: TQDM_MININTERVAL=abc is a ValueError,
+    and PYTHONWARNINGS=error raises what is a warning else."""
+    try:
+        with one_line(FAILURE, ImportError):
+            yield
+    except CommandError:
+        raise
+    except Exception as error:
+        raise CommandError(FAILURE, f"error: an import failed: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def one_line(status, *exceptions):
+    """Turn expected exceptions into a line for the user."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu] and rnn_ops[cu112] bring it") from error
+    except exceptions as error:
+        raise CommandError(status, f"error: {str(error) or type(error).__name__}") from error
