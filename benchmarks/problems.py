@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnn_ops import numpy_reference
+from rnn_ops import exactness, numpy_reference
 
 from . import environment, floor
 
@@ -81,15 +81,8 @@ class Recurrence(_Problem):
         super().__init__(shape)
         self.shape = shape
         self.name = str(shape)
-        T, B, I, H, tokens = shape
-        random = np.random.RandomState(0)
-        self.inputs = (random.randint(I, size=(T, B)).astype(np.int32) if tokens
-                       else random.randn(T, B, I).astype(np.float32))
-        self.state = random.uniform(-1, 1, size=(B, H)).astype(np.float32)
-        self.Wxh = _weights(random, (I, H), H)
-        self.Whh = _weights(random, (H, H), H)
-        self.bh = _weights(random, (H,), H)
-        self.doutputs = random.randn(T, B, H).astype(np.float32)
+        self.arguments = exactness.draw(*shape[:4], tokens=shape.tokens)._replace(dlast_state=None)
+        self.inputs, self.state, self.Wxh, self.Whh, self.bh, self.doutputs, _ = self.arguments.arrays
 
     def dense_inputs(self):
         """Floats (T, B, I): what providers that know no tokens are given, made before the clock starts."""
@@ -99,13 +92,10 @@ class Recurrence(_Problem):
         return floor.forward(self.shape) if mode == "forward" else floor.forward_backward(self.shape)
 
     def truth(self, mode):
-        inputs = self.inputs if self.shape.tokens else self.inputs.astype(np.float64)
-        state, Wxh, Whh, bh, doutputs = (
-            array.astype(np.float64) for array in (self.state, self.Wxh, self.Whh, self.bh, self.doutputs))
-        outputs = numpy_reference.forward(inputs, state, Wxh, Whh, bh)
+        arguments = self.arguments.astype(np.float64)
         if mode == "forward":
-            return {"outputs": outputs}
-        return dict(numpy_reference.backward(inputs, state, Wxh, Whh, outputs, doutputs), outputs=outputs)
+            return {"outputs": numpy_reference.forward(*arguments[:5])}
+        return exactness.evaluate(arguments)
 
 
 class TrainingStep(_Problem):
@@ -127,9 +117,9 @@ class TrainingStep(_Problem):
         self.tokens = random.randint(V, size=(repeats, T, B)).astype(np.int32)
         self.labels = random.randint(V, size=(repeats, T, B)).astype(np.int32)
         self.state = np.zeros((B, H), np.float32)
-        self.parameters = {"Wxh": _weights(random, (V, H), H), "Whh": _weights(random, (H, H), H),
-                           "bh": _weights(random, (H,), H), "Why": _weights(random, (H, V), H),
-                           "by": _weights(random, (V,), H)}
+        self.parameters = {"Wxh": exactness.weights(random, (V, H), H), "Whh": exactness.weights(random, (H, H), H),
+                           "bh": exactness.weights(random, (H,), H), "Why": exactness.weights(random, (H, V), H),
+                           "by": exactness.weights(random, (V,), H)}
 
     def flops(self, mode):
         return floor.training_step(self.shape)
@@ -215,8 +205,3 @@ class Tanh(_Problem):
 
     def small(self):
         return self
-
-
-def _weights(random, size, H):
-    """Large enough that tanh bends and gradients reach far back, small enough that it does not saturate."""
-    return random.uniform(-1, 1, size=size).astype(np.float32) / np.float32(np.sqrt(H))

@@ -6,13 +6,13 @@ import time
 
 import numpy as np
 from rnn_ops.backends.cuda import variants
-from rnn_ops_benchmarks.gpu.numpy_machine import NumPyMachine
+from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops_benchmarks.gpu.work import LeftOut
 
 H100 = variants.known_device(90, 132)
 
 
-class Defective(NumPyMachine):
+class Defective(NumPyGpu):
     """``defect`` names what is wrong with it; None: nothing."""
 
     def __init__(self, device=H100, defect=None):

@@ -1,4 +1,4 @@
-"""The benchmark's own machine (benchmarks/gpu/machine.py) on the real CuPy and cuda_standin.py, for processes.
+"""The benchmark's GPU (rnn_ops/backends/cuda/cupy_gpu.py) on the real CuPy and cuda_standin.py, for processes.
 
 Our kernels and cuBLAS's products are computed, by the machine of tests/cuda_host and by NumPy. CuPy's own kernels compute
 nothing; so truths are NumPy's, as on a host where CuPy finds no headers of CUDA's.

@@ -10,7 +10,8 @@ import shutil
 import signal
 import sys
 
-from rnn_ops_timemachine import checkpoint, network, opening, plot, progress  # noqa: F401, so that no fork has to import them
+from rnn_ops import operators, reference  # noqa: F401, so that no fork has to import them
+from rnn_ops_timemachine import checkpoint, network, opening, plot, progress, training  # noqa: F401
 from rnn_ops_cli.main import main
 from timemachine_cases import SMALL, assert_same_run
 

@@ -283,8 +283,8 @@ def test_info_says_what_compiles_and_how_many_clusters_run(monkeypatch):
 
 def test_the_benchmarks_machine(computed):
     """Facts, arrays, events, graphs: what is called of CuPy exists and takes what it is given."""
-    from rnn_ops_benchmarks.gpu.machine import Machine
-    machine = Machine()
+    from rnn_ops.backends.cuda.cupy_gpu import Gpu
+    machine = Gpu()
     with machine.current():
         facts = machine.describe()
         assert (facts["name"], facts["compute_capability"], facts["l2_cache"]) == ("Stand-in H100", 9.0, 50 << 20)
@@ -299,20 +299,20 @@ def test_the_benchmarks_machine(computed):
         machine.free()
 
 
-def test_the_benchmarks_training(computed):
+def test_the_training_of_the_workload(computed):
     """An epoch, launch by launch and as a graph. Only our kernels compute; CuPy's own are compiled, loaded and launched."""
-    from rnn_ops_benchmarks.gpu.machine import Machine
-    from rnn_ops_benchmarks.gpu.training import Trainer, initial, train
+    from rnn_ops_timemachine import cuda_training, parameters
     random = np.random.default_rng(0)
     inputs, labels = random.integers(7, size=(2, 2, 3, 4), dtype=np.int32)
-    machine = Machine()
-    with machine.current():
-        trainer = Trainer(machine, initial(7, 32), inputs, labels)
+    graphs = RUNTIME.graphs
+    for record in False, True:
+        learner = cuda_training.Learner(parameters.initialise(7, 32, seed=0), record=record)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(DRIVER, "run", None)
-            train(trainer, machine, trainer.epoch, 1)
-            machine.recorded(trainer.epoch)
-        assert trainer.arrays()["Why"].shape == (32, 7)
+            for _ in range(2):
+                assert len(list(learner.train_epoch(inputs, labels, 0.5))) == 2
+        assert learner.arrays()["Why"].shape == (32, 7)
+    assert RUNTIME.graphs == graphs + 1
 
 
 # MXNet's operators on it, where MXNet is.

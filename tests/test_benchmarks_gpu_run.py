@@ -12,7 +12,8 @@ from rnn_ops.backends.cuda import compiler
 from rnn_ops_benchmarks.gpu import contract, folder, launches, microbench, parts, rehearsal, run, work
 from rnn_ops_benchmarks.gpu.cells import Cell
 from rnn_ops_benchmarks.gpu.folder import CELLS, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS
-from rnn_ops_benchmarks.gpu.numpy_machine import NumPyMachine
+from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
+from rnn_ops.backends.cuda.selftest import sanitizer
 from rnn_ops_benchmarks.gpu.work import planned_items
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -165,7 +166,7 @@ def test_a_report_is_rebuilt_from_the_files(whole):
 
 
 def test_a_report_that_cannot_be_written_is_a_sentence(results):
-    results.write(RESULTS, "device", {"gpu": NumPyMachine().describe()})
+    results.write(RESULTS, "device", {"gpu": NumPyGpu().describe()})
     os.mkdir(results.at("result.json"))
     process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", results.path], text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -300,7 +301,7 @@ def test_where_async_does_not_work_the_older_exchange_stands_in(results):
 def test_what_hangs_at_the_tutorials_shape_costs_no_other_part_its_tries(results):
     begun = {"number": 0, "rows": [{"status": "ok"}], "failed": ["one"], "tried": ["one"], "now": "another"}
     results.write(CELLS, "T5-B3-V7-H12", begun)
-    its = work.Work("quick", results, NumPyMachine(), "small", 60, rehearsal.variants.FAMILIES)
+    its = work.Work("quick", results, NumPyGpu(), "small", 60, rehearsal.variants.FAMILIES)
     assert work._quick(its) == work.FOUND and results.read(RESULTS, "quick")["failed"] == ["one"]
     assert results.read(CELLS, "T5-B3-V7-H12") == begun and results.read(CELLS, "T5-B2-V7-H20")["rows"]
     results.write(CELLS, "T5-B3-V7-H12", dict(begun, rows=[]))  # not even the best: tried again
@@ -316,21 +317,15 @@ def test_training_takes_the_best_family_that_is_left(results):
 
 
 def test_the_sanitizer_leaves_out_what_has_ended_its_process(results, monkeypatch):
-    from rnn_ops_benchmarks.gpu import sanitizer
     asked = []
     monkeypatch.setattr(sanitizer, "find", lambda: "tool")
     monkeypatch.setattr(sanitizer, "_run_tool", lambda command, seconds: asked.append((command, seconds)) or sanitizer.CLEAN)
     without = ["cluster"]
     among = [family for family in rehearsal.variants.FAMILIES if family not in without]
-    its = work.Work("sanitizer", results, NumPyMachine(), "small", 200, among, without)
+    its = work.Work("sanitizer", results, NumPyGpu(), "small", 200, among, without)
     assert work._sanitizer(its) == work.DONE and len(asked) == 4
     assert all(command[-2:] == ["--without", "cluster"] for command, _ in asked)
     assert asked[0][1] <= 50  # its share: the part as a whole has an end
-    launched = []
-    monkeypatch.setattr(NumPyMachine, "forward", lambda self, *_, variant=None, **__: launched.append(variant.family))
-    monkeypatch.setattr(NumPyMachine, "backward", lambda self, *_, **__: None)
-    work._sanitized(its)
-    assert set(launched) == set(among)
 
 
 @pytest.mark.slow
@@ -353,7 +348,7 @@ def test_a_cell_that_has_no_memory_costs_itself(results):
 
 
 def test_a_part_whose_time_is_over_keeps_what_it_has(results):
-    machine = NumPyMachine()
+    machine = NumPyGpu()
     late = work.Work("check", results, machine, "small", -1, rehearsal.variants.FAMILIES)
     assert work._check(late) == work.CUT and results.read(RESULTS, "check")["done"] == []
     assert work._check(work.Work("check", results, machine, "small", 60, rehearsal.variants.FAMILIES)) == work.DONE
@@ -366,7 +361,7 @@ def test_no_time_is_no_failure(results):
     assert its.parts([EVERY["tutorial"]]) == 0
     record = results.read(PARTS, "tutorial")
     assert record["status"] == NO_TIME and record["reason"].startswith("about 40 s, and ")
-    results.write(RESULTS, "device", {"gpu": NumPyMachine().describe()})
+    results.write(RESULTS, "device", {"gpu": NumPyGpu().describe()})
     for name in EVERY:
         results.write(PARTS, name, dict(record, status=DONE))
     assert folder.assemble(results, list(EVERY))["complete"]
@@ -533,5 +528,5 @@ def test_a_rehearsal_that_finds_something_says_so(capsys, monkeypatch):
 def test_a_kernel_that_does_not_compile_is_a_finding(monkeypatch, results):
     broken = launches.kernels(launches.record(H100, (3, 5, 7, 61)))[0]._replace(macros=(("PASS", "nothing"),))
     monkeypatch.setattr(launches, "kernels", lambda items: [broken])
-    assert work._compile(work.Work("compile", results, NumPyMachine(), "small", 60, ())) == work.FOUND
+    assert work._compile(work.Work("compile", results, NumPyGpu(), "small", 60, ())) == work.FOUND
     assert "nothing" in results.read(RESULTS, "compile")["failed"][0]

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from rnn_ops_timemachine import checkpoint, data, hints, model, plot, progress, sampling, streams
+from rnn_ops_timemachine import checkpoint, data, hints, plot, progress, sampling, streams
+from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_cli.main import main
 from rnn_ops_timemachine.folder import PLOT
 from rnn_ops_timemachine.record import FILE as RECORD
@@ -78,7 +79,7 @@ def make_run(folder, symbols="abc \n", hidden=4):
     settings = Settings(text="/a text", step="native", hidden=hidden)._asdict()
     state = State(epoch=0, moving_loss=None, sha256="0" * 64, written={METRICS: 0, SAMPLES: 0}, rnn_ops=rnn_ops.__version__)
     checkpoint.save(os.path.join(str(folder), checkpoint.FILE), checkpoint.Checkpoint(
-        model.initialise(len(vocabulary), hidden, seed=1), vocabulary, dict(settings, **state._asdict())))
+        initialise(len(vocabulary), hidden, seed=1), vocabulary, dict(settings, **state._asdict())))
     return str(folder)
 
 

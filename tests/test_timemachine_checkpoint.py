@@ -10,7 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from rnn_ops_timemachine import checkpoint, data, files, model
+from rnn_ops_timemachine import checkpoint, data, files
+from rnn_ops_timemachine.parameters import initialise
 
 VOCABULARY = data.Vocabulary("\0\n abcé时😀")
 
@@ -23,7 +24,7 @@ SETTINGS = dict(text="/books/é", step="native", epochs=4, hidden=6, seed=2 ** 4
 
 @pytest.fixture
 def saved():
-    return checkpoint.Checkpoint(model.initialise(len(VOCABULARY), 6, seed=2), VOCABULARY, SETTINGS)
+    return checkpoint.Checkpoint(initialise(len(VOCABULARY), 6, seed=2), VOCABULARY, SETTINGS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -8,11 +8,12 @@ import pytest
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from rnn_ops_timemachine import checkpoint, data, model, text, training
+from rnn_ops_timemachine import checkpoint, data, descent, model, text
+from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_timemachine.folder import BEST, PLOT
 from rnn_ops_timemachine.record import FILE as RECORD
 from rnn_ops_timemachine.settings import STEPS
-from timemachine_cases import assert_same_run, book_file, content_of, main, metrics_of, one_line, train
+from timemachine_cases import assert_same_run, book_file, content_of, main, metrics_of, one_line, train, train_by_hand
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +33,10 @@ def test_a_validation_part_is_held_out(train, book_file, step):
     trained, held_out = data.batches(tokens[:480], 7, 3), data.batches(tokens[480:], 7, 3)
     inputs, labels, held_out_inputs, held_out_labels = (mx.nd.array(part, dtype="int32") for part in trained + held_out)
     assert len(inputs) == 22 and len(held_out_inputs) == 7
-    parameters = model.trainable(model.initialise(len(vocabulary), 8, seed=0))
+    parameters = model.trainable(initialise(len(vocabulary), 8, seed=0))
     true = []
     for _ in range(3):
-        list(training.train_epoch(parameters, inputs, labels, 0.5, reference.rnn_sequence))
+        train_by_hand(parameters, inputs, labels, 0.5, reference.rnn_sequence)
         state, losses = mx.nd.zeros((3, 8)), []
         for batch in zip(held_out_inputs, held_out_labels):
             loss, state = model.loss(*batch, state, parameters, reference.rnn_sequence)
@@ -197,9 +198,9 @@ def test_another_learning_rate_is_there_after_a_crash(train):
 
 
 def test_another_learning_rate_is_halved_from_its_epoch_on():
-    rates = {epoch: training.learning_rate_of(epoch, 0.3, since=150) for epoch in (150, 199, 200, 299, 300)}
+    rates = {epoch: descent.learning_rate_of(epoch, 0.3, since=150) for epoch in (150, 199, 200, 299, 300)}
     assert rates == {150: 0.3, 199: 0.3, 200: 0.15, 299: 0.15, 300: 0.075}
-    assert training.learning_rate_of(100, 0.3, since=100) == 0.3
+    assert descent.learning_rate_of(100, 0.3, since=100) == 0.3
 
 
 @pytest.mark.parametrize("source", ["folder", "file"])
@@ -218,7 +219,7 @@ def test_a_run_begins_with_the_model_of_another(train, tmp_path, source):
     inputs, labels = (mx.nd.array(tokens, dtype="int32") for tokens in data.batches(
         vocabulary.encode(text.load(str(tmp_path / "other.txt")).characters), 5, 4))
     parameters = model.trainable(before.parameters)
-    list(training.train_epoch(parameters, inputs, labels, 0.5, reference.rnn_sequence))
+    train_by_hand(parameters, inputs, labels, 0.5, reference.rnn_sequence)
     for name, parameter in parameters._asdict().items():
         np.testing.assert_allclose(after.parameters[name], parameter.asnumpy(), rtol=1e-4, atol=1e-6)
     assert record_of(str(tmp_path / "second"))["init_from"] == dict(path=given, text=before.settings["text"], epoch=2)

@@ -6,13 +6,14 @@ import pytest
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from rnn_ops_timemachine import data, model, sampling
+from rnn_ops_timemachine import data, sampling
+from rnn_ops_timemachine.parameters import initialise
 
 VOCABULARY = data.Vocabulary("abcdefg\n")
 
 
 def parameters(scale, seed=1):
-    return {name: scale * array for name, array in model.initialise(len(VOCABULARY), 12, seed).items()}
+    return {name: scale * array for name, array in initialise(len(VOCABULARY), 12, seed).items()}
 
 
 def true_probabilities(arrays, text, temperature):

@@ -5,7 +5,7 @@ import pytest
 import rnn_ops
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
-from rnn_ops_timemachine import data, model, network, training
+from rnn_ops_timemachine import data, network, parameters, training
 
 
 def losses(book, rnn_sequence, dtype, epochs, batches=None):
@@ -13,9 +13,9 @@ def losses(book, rnn_sequence, dtype, epochs, batches=None):
     vocabulary = data.Vocabulary(book.characters)
     inputs, labels = (mx.nd.array(tokens[:batches], dtype="int32")
                       for tokens in data.batches(vocabulary.encode(book.characters), 64, 32))
-    parameters = model.trainable(model.initialise(len(vocabulary), 256, seed=0, dtype=dtype))
+    learner = training.Learner(parameters.initialise(len(vocabulary), 256, seed=0, dtype=dtype), rnn_sequence)
     return np.array([loss for _ in range(epochs)
-                     for loss in training.train_epoch(parameters, inputs, labels, 0.5, rnn_sequence)])
+                     for loss in learner.train_epoch(inputs, labels, 0.5)])
 
 
 @pytest.mark.parametrize("dtype, epochs, batches, bound", [
@@ -36,7 +36,7 @@ def test_the_gluon_network_learns_the_same(book):
     vocabulary = data.Vocabulary(book.characters)
     inputs, labels = (mx.nd.array(tokens[:40], dtype="int32")
                       for tokens in data.batches(vocabulary.encode(book.characters), 64, 32))
-    learner = network.Learner(model.initialise(len(vocabulary), 256, seed=0))
+    learner = network.Learner(parameters.initialise(len(vocabulary), 256, seed=0))
     ours = np.array([loss for _ in range(3) for loss in learner.train_epoch(inputs, labels, 0.5)])
     true = losses(book, reference.rnn_sequence, "float32", 3, 40)
     assert len(ours) == len(true) == 120 and true[-1] < 0.9 * true[0]

@@ -12,6 +12,7 @@ from rnn_ops_benchmarks import ladder, measure, problems, rungs
 from rnn_ops_benchmarks.rungs import RUNGS
 from rnn_ops_benchmarks.worker import FAILED, OK
 from rnn_ops_timemachine import model
+from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def arrays():
     """(tokens, labels) of some batches, the state before the first and the parameters, which are large enough to bend tanh."""
     random = np.random.RandomState(3)
     tokens, labels = random.randint(0, V, (2, BATCHES, T, B)).astype(np.int32)
-    parameters = {name: 30 * array for name, array in model.initialise(V, H, 5, "float64").items()}
+    parameters = {name: 30 * array for name, array in initialise(V, H, 5, "float64").items()}
     return tokens, labels, random.uniform(-1, 1, (B, H)), parameters
 
 

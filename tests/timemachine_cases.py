@@ -1,13 +1,15 @@
-"""A small run of `rnn-ops train`, and what it is held to, for the tests of runs."""
+"""A small run of `rnn-ops train` and comparisons of runs, for the tests of runs."""
 import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from rnn_ops_timemachine import checkpoint
+from emulated_gpu import EmulatedGpu
+from rnn_ops_timemachine import checkpoint, cuda_training, learners
 from rnn_ops_cli.main import main
 from rnn_ops_timemachine.settings import METRICS, SAMPLES
 
@@ -25,8 +27,13 @@ def book_file(tmp_path):
 
 @pytest.fixture
 def train(book_file, tmp_path, capfd, monkeypatch):
-    """Run `rnn-ops train` on the little book, on a very wide screen → (exit status, folder, stdout, stderr)."""
+    """Run `rnn-ops train` on the little book, on a very wide screen → (exit status, folder, stdout, stderr).
+
+    The emulator stands in for a GPU (--step cuda).
+    """
     monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(learners, "cuda", types.SimpleNamespace(why_not=lambda: None))
+    monkeypatch.setattr(cuda_training, "first_gpu", EmulatedGpu)
 
     def call(*options, out="out"):
         folder = str(tmp_path / out)
@@ -72,3 +79,19 @@ def start_train(book, folder, *options, before="", **kinds):
     code = f"import sys; from rnn_ops_cli.main import main\n{before}\nsys.exit(main({command}))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             universal_newlines=True, cwd=os.path.dirname(folder), **kinds)
+
+
+def train_by_hand(parameters, inputs, labels, learning_rate, rnn_sequence):
+    """The losses of an epoch, from which `model.Parameters` learn: one operation after the other, no block, no trainer."""
+    from rnn_ops._mxnet import mx
+    from rnn_ops_timemachine import model
+    losses, state = [], mx.nd.zeros((inputs.shape[2], len(parameters.bh)), dtype=parameters.bh.dtype)
+    for tokens, targets in zip(inputs, labels):
+        with mx.autograd.record():
+            loss, state = model.loss(tokens, targets, state, parameters, rnn_sequence)
+        loss.backward()
+        for parameter in parameters:
+            mx.nd.sgd_update(parameter, parameter.grad, lr=learning_rate, out=parameter)
+        state = state.detach()
+        losses.append(float(loss.asscalar()))
+    return losses

@@ -33,7 +33,7 @@ def faults():
     import cupy
     from cupy_backends.cuda.api import runtime as cuda_runtime
     found = []
-    for module in ("rnn_ops.backends.cuda.runtime", f"{__package__}.machine"):
+    for module in ("rnn_ops.backends.cuda.runtime", "rnn_ops.backends.cuda.cupy_gpu"):
         for name in names(inspect.getsource(importlib.import_module(module))):
             if not _there(name):
                 found.append(f"{name}: used by {module}, not in CuPy {cupy.__version__}")

@@ -83,7 +83,7 @@ def assemble(folder, order):
         "parts": {name: part for name, part in parts.items() if part},
         "checks": {name: found for name, found in results.items() if found and "families" in found},
         "rows": rows,
-        **{name: results.get(name) for name in ("jax", "microbench", "occupancy", "variants", "training", "sanitizer")}}
+        **{name: results.get(name) for name in ("jax", "mxnet", "microbench", "occupancy", "variants", "training", "sanitizer")}}
 
 
 def _has_rows(cell):

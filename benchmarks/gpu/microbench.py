@@ -6,8 +6,7 @@ import os
 from typing import NamedTuple
 
 from rnn_ops.backends.cuda import compiler
-
-from . import checks
+from rnn_ops.backends.cuda.selftest import checks
 
 ROUNDS = 1024  # as in microbench.cu
 TIMES = 5      # each is run; the fewest cycles count, the most are told
@@ -70,7 +69,7 @@ def compiled(architecture, driver=None):
 def measure(machine, cubin, show, rows=()):
     """Run all of them, from behind the ``rows`` that there are → a row for each; ``show`` gets the rows so far.
 
-    What fails says why; Lost where the machine answers no more. A row is shown before it is tried, too: if that ends the
+    What fails says why; GpuLost where the machine answers no more. A row is shown before it is tried, too: if that ends the
     process, the next one goes on behind it.
     """
     run, rows = machine.program(cubin), list(rows)

@@ -5,8 +5,9 @@ Pure functions of names and numbers; work.py does the parts, run.py starts them.
 from typing import NamedTuple, Optional
 
 from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.selftest import checks
 
-from . import cells, checks
+from . import cells
 from .cells import TUTORIAL, Cell
 
 
@@ -25,7 +26,6 @@ class Sizes(NamedTuple):
     first: dict      # what checks.plan is given
     check: dict
     repeats: dict
-    sanitized: dict
     tutorial: Cell
     quick: list      # of Cells
     grid: list
@@ -36,14 +36,14 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    "full": Sizes(checks.FIRST, checks.ALL_BUT_REPEATS, checks.REPEATS, checks.TINY, TUTORIAL, cells.cells(quick=True),
+    "full": Sizes(checks.FIRST, checks.ALL_BUT_REPEATS, checks.REPEATS, TUTORIAL, cells.cells(quick=True),
                   cells.cells(), 25, 2000, {}, None),
     # For the rehearsal and the tests: the same work on next to nothing.
     "small": Sizes(
         dict(checks.FIRST, shapes=((5, 3, 7, 12), (2, 3, 5, 300))),
         dict(shapes=((1, 1, 1, 1), (3, 4, 5, 7)), variant_shapes=((2, 3, 5, 33),), option_shapes=((4, 3, 5, 6),),
              bits_shapes=((3, 2, 5, 4),), most_runs=3, sweep=2 ** 8),
-        dict(checks.REPEATS, bits_shapes=((3, 2, 5, 4),), most_runs=20), dict(checks.TINY, shapes=((3, 3, 5, 37),)),
+        dict(checks.REPEATS, bits_shapes=((3, 2, 5, 4),), most_runs=20),
         Cell(5, 3, 7, 12), [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20)], [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20), Cell(3, 2, 7, 40)],
         2, 3, dict(T=5, B=3, H=19), 1000)}
 
@@ -75,6 +75,7 @@ def parts(architecture):
         Part("check", "every shape, variant and option against float64", 90, 400, True),
         Part("grid", "all shapes, timed beside cuDNN", 120, 600, True),
         Part("repeats", "the same bits in 1,000 runs", 30, 120, True),
+        Part("mxnet", "the operators on MXNet's GPU arrays and mx.nd.RNN (cuDNN), timed", 40, 200, resumes=True),
         Part("jax", "jax.lax.scan under jit at the tutorial's shape", 40, 120),
         Part("sanitizer", "a few kernels under compute-sanitizer", 120, 200),
         Part("variants", "every variant at the quick shapes", 150, 600, True)]

@@ -13,16 +13,18 @@ import tempfile
 import time
 
 import numpy as np
+from rnn_ops import exactness
 from rnn_ops.backends.cuda import compiler, variants
+from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
+from rnn_ops.backends.cuda.selftest import checks
 
-from . import checks, launches, machine_code, microbench, parts, paths, sass, tables, work
+from . import launches, machine_code, microbench, parts, paths, sass, tables, work
 from .cells import BOTH, FORWARD, MODES, STEPS, TUTORIAL, cells, floor_cycles
 from .folder import FORMAT
-from .numpy_machine import NumPyMachine
 from .providers import OURS, TORCH
 
 MULTIPROCESSORS = {70: 80, 75: 40, 80: 108, 86: 84, 89: 142, 90: 132}  # of V100, T4, A100, A40, L40 and H100
-_OWN_PROCESS = ("mxnet_checks", "mxnet_gpu", "jax_peer", "__main__")  # modules that a run does not import, or not here
+_OWN_PROCESS = ("mxnet_timing", "jax_peer", "__main__")  # modules that a run does not import, or not here
 
 
 class LeftOut(Exception):
@@ -56,11 +58,12 @@ def main(architecture):
 def _imports():
     names = [module.name for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__)
              if module.name not in _OWN_PROCESS]
-    if importlib.util.find_spec("cupy") is None:
-        names.remove("machine")
     for name in names:
         importlib.import_module(f"{__package__}.{name}")
-    return f"{len(names)} modules" + ("" if "machine" in names else "; not machine, which needs CuPy")
+    if importlib.util.find_spec("cupy") is None:
+        return f"{len(names)} modules; not cupy_gpu, which needs CuPy"
+    importlib.import_module("rnn_ops.backends.cuda.cupy_gpu")
+    return f"{len(names) + 1} modules"
 
 
 def _contract():
@@ -85,13 +88,13 @@ def _plan(device):
 
 
 def _truths():
-    machine = NumPyMachine()
+    machine = NumPyGpu()
     for tokens in (True, False):
-        problem = checks.draw(*TUTORIAL, tokens=tokens)
+        problem = exactness.draw(*TUTORIAL, tokens=tokens)
         truth = checks.evaluate_on(machine, problem.astype(np.float64))
         if not all(np.isfinite(array).all() for array in truth.values()):
             raise ValueError("a truth is not finite")
-        bounds = checks.bounds(problem, truth)
+        bounds = exactness.bounds(problem, truth)
     return f"float32 may be off by {min(bounds.values()):.0e} to {max(bounds.values()):.0e}"
 
 
@@ -161,7 +164,7 @@ def _small_run():
         out = os.path.join(folder, "out")
         process = subprocess.run(
             [sys.executable, "-m", __package__, "--out", out, "--sizes", "small", "--machine",
-             f"{__package__}.numpy_machine:NumPyMachine"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+             "rnn_ops.backends.cuda.numpy_gpu:NumPyGpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=600)
         if process.returncode:
             raise ValueError(process.stdout[-1000:])
@@ -203,7 +206,7 @@ def made_up(torch=True):
            "cuda_driver": "12.4", "cuda_runtime": "11.8", "cupy": "13.6.0", "truths": "CuPy", "devices": 1}
     environment = {"commit": None, "versions": {}, "settings": {}}
     return {"format": FORMAT, "date": "2026-01-02T03:04:05", "complete": True, "gpu": gpu, "environment": environment,
-            "rnn_ops": "0.1.0", "parts": {}, "checks": {}, "rows": rows, "jax": None, "microbench": None, "occupancy": None,
+            "rnn_ops": "0.1.0", "parts": {}, "checks": {}, "rows": rows, "jax": None, "mxnet": None, "microbench": None, "occupancy": None,
             "variants": None, "training": None, "sanitizer": None}
 
 

@@ -16,10 +16,11 @@ import tempfile
 import time
 
 from rnn_ops.backends.cuda import compiler
+from rnn_ops.backends.cuda.selftest import checks, sanitizer
 from rnn_ops_timemachine import files
 
 from . import parts as planning
-from . import checks, sanitizer, tables, work
+from . import tables, work
 from .cells import TUTORIAL
 from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
 from .parts import COMPILE, DEVICE
@@ -118,7 +119,7 @@ class Run:
         with open(self.folder.log(part.name), "a", encoding="utf-8") as log:
             begins = log.tell()
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                       start_new_session=True, env=_environment())
+                                       start_new_session=True, env=_environment(part.name))
             try:
                 status = process.wait(killed)
             except BaseException as error:
@@ -223,8 +224,9 @@ def choose(folder, every, only):
 def unavailable(gpu):
     """Why parts cannot be done here, by name, as far as it is known without trying."""
     found = {}
-    if importlib.util.find_spec("jax") is None:
-        found["jax"] = "JAX is not installed"
+    for part, module, name in (("jax", "jax", "JAX"), ("mxnet", "mxnet", "MXNet")):
+        if importlib.util.find_spec(module) is None:
+            found[part] = f"{name} is not installed"
     if sanitizer.find() is None:
         found["sanitizer"] = "compute-sanitizer is not on the PATH"
     if importlib.util.find_spec("rnn_ops_timemachine") is None:
@@ -279,9 +281,11 @@ def _other(before, now):
     return None
 
 
-def _environment():
-    """For a part: CuPy's products in full precision, whatever the user has set, and a log in UTF-8, whatever the locale is."""
-    return dict(os.environ, CUPY_TF32="0", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+def _environment(part):
+    """For a part: CuPy's products in full precision, whatever the user has set, and a log in UTF-8, whatever the locale is.
+    MXNet's cuDNN computes in full precision too."""
+    return dict(os.environ, CUPY_TF32="0", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8",
+                **({"NVIDIA_TF32_OVERRIDE": "0"} if part == "mxnet" else {}))
 
 
 def _record(status, reason, began=None):

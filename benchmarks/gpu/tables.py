@@ -83,6 +83,8 @@ def markdown(result):
         lines += microbench.markdown(result["microbench"]["rows"])
     if result["occupancy"]:
         lines += _occupancy(result["occupancy"]["rows"])
+    if result["mxnet"]:
+        lines += ["**Operators on MXNet's GPU arrays**", "", *(f"- {_escaped(line)}" for line in result["mxnet"]["lines"]), ""]
     if result["sanitizer"]:
         lines += ["**compute-sanitizer**", "", *(f"- {tool}: {what}" for tool, what in result["sanitizer"].items()), ""]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 First come the chosen variant, the best of each other family and the peers, in rounds together; then every other variant
 that is asked for, alone: one that hangs costs itself. In a round every provider takes its turn in every mode, in
 another order each round. A turn is a few calls one after the other, each on the next set of arguments, between two CUDA
-events. The launches are in the GPU's queue before it starts on them (`Machine.time`): what counts is the GPU's time,
+events. The launches are in the GPU's queue before it starts on them (`Gpu.time`): what counts is the GPU's time,
 not Python's. A call with more launches than the queue holds is recorded as a CUDA graph, which counts as one. Only
 providers whose results are right are timed.
 """
@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.selftest import checks
 
 from .. import problems
 from ..worker import BOUND, FAILED, NOT_INSTALLED, OK, verify
-from . import checks
 from .cells import MODES, TUTORIAL, floor_cycles
 from .providers import FLASHRNN, OURS, FlashRNN, Ours, Torch, about_flashrnn, about_torch, make_sets
 
@@ -88,7 +88,7 @@ def stages(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, am
 
     Parameters
     ----------
-    machine : machine.Machine
+    machine : cupy_gpu.Gpu
     cell : Cell
     rounds : int
     seconds : float
@@ -109,8 +109,7 @@ def stages(machine, cell, rounds=ROUNDS, seconds=SECONDS, all_variants=False, am
         for each provider and mode.
     """
     problem = problems.Recurrence(problems.Shape(cell.T, cell.B, cell.V, cell.H, tokens=True))
-    truth = checks.evaluate_on(machine, checks.Problem(
-        problem.inputs, problem.state, problem.Wxh, problem.Whh, problem.bh, problem.doutputs, None).astype(np.float64))
+    truth = checks.evaluate_on(machine, problem.arguments.astype(np.float64))
     sets, size = make_sets(machine, problem)
     clock = machine.measure_clock()
     together, others = ([member for member in some if _name(member[0]) not in without]
@@ -164,7 +163,7 @@ def _rounds(machine, cell, turns, rounds, seconds, clock):
 
 
 def _fail(machine, row, error):
-    """Note an error in a row; Lost where the machine is gone."""
+    """Note an error in a row; GpuLost where the machine is gone."""
     text = " ".join(str(error).split())[:500]
     if isinstance(error, ImportError):
         row.update(status=NOT_INSTALLED, reason=text)

@@ -13,15 +13,16 @@ import time
 import numpy as np
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import launcher, sources, variants
+from rnn_ops.backends.cuda.selftest import checks, sanitizer
 
-from . import checks, launches
+from . import launches
 from .folder import CELLS, RESULTS
 from .parts import SIZES
 
 DONE, FOUND, LEFT_OUT, LOST, CUT = 0, 11, 12, 13, 14  # exit statuses; 1 is an exception that nobody expected
 DEFAULT_MACHINE = f"{__package__}.work:gpu"
 _TIMED = ("tutorial", "quick", "grid", "variants")
-_OF_FAMILIES = _TIMED + ("check", "repeats", "training", "sanitizer", "sanitized")
+_OF_FAMILIES = _TIMED + ("check", "repeats", "training", "sanitizer")
 _ARGUMENTS = "its arguments and truth"  # what a cell begins with
 _DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
@@ -31,12 +32,12 @@ class LeftOut(Exception):
 
 
 def gpu():
-    """The `machine.Machine` of the first GPU."""
+    """The `cupy_gpu.Gpu` of the first GPU."""
     reason = cuda.why_not()
     if reason:
         raise LeftOut(reason)
-    from .machine import Machine
-    return Machine()
+    from rnn_ops.backends.cuda.cupy_gpu import Gpu
+    return Gpu()
 
 
 class Work:
@@ -60,6 +61,9 @@ def main(part, folder, machine, sizes, seconds, without):
     with contextlib.suppress(OSError, AttributeError):  # if the parent is killed nothing else would end this
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     module, name = machine.split(":")
+    if part == "mxnet":  # before CuPy, as in a user's program
+        with contextlib.suppress(ImportError):  # the part says so
+            importlib.import_module("rnn_ops._mxnet")
     if part in _TIMED:
         # Before CuPy loads its CUDA libraries: PyTorch brings others, of the same names.
         with contextlib.suppress(ImportError, OSError):  # told again where it is to be timed
@@ -75,8 +79,8 @@ def main(part, folder, machine, sizes, seconds, without):
     except LeftOut as sentence:
         print(sentence, file=sys.stderr)
         return LEFT_OUT
-    except checks.Lost as lost:
-        print(f"The GPU answers no more: {lost}", file=sys.stderr)
+    except checks.GpuLost as lost:
+        print(f"The GPU no longer answers: {lost}", file=sys.stderr)
         return LOST
 
 
@@ -110,7 +114,7 @@ def planned(device, sizes):
     """All calls that a run makes, as (shape, dtype, tokens, variant), each once."""
     from . import timing
     found = []
-    for plan in (sizes.first, dict(sizes.first, among=(checks.BARRIER,)), sizes.check, sizes.repeats, sizes.sanitized):
+    for plan in (sizes.first, dict(sizes.first, among=(checks.BARRIER,)), sizes.check, sizes.repeats, checks.TINY):
         for task in checks.plan(device, **plan):
             found += [(task.shape, task.dtype, task.tokens, variant) for variant in task.variants]
     for cell in [sizes.tutorial, *sizes.quick, *sizes.grid]:
@@ -178,7 +182,7 @@ def _checked(work, plan):
         print(f"[{len(found['done']) + 1}/{len(tasks)}] {task.name}", flush=True)
         try:
             results = checks.run(work.machine, [task])
-        except checks.Lost as lost:
+        except checks.GpuLost as lost:
             _count(found, lost.results)
             found["done"].append(found["now"])
             found["now"] = None
@@ -283,7 +287,7 @@ def _cell(work, cell, found):
                 keep(None)
                 if work.left() < 0:
                     return False
-        except checks.Lost as lost:
+        except checks.GpuLost as lost:
             fail(str(lost))
             found["tried"].append(found["now"])
             keep(None)
@@ -366,7 +370,7 @@ def _training(work):
         book = text.load("timemachine")
         book = book._replace(characters=book.characters[:work.sizes.characters])
         found = training.measure(work.machine, book, work.sizes.epochs, show, **work.sizes.model, among=work.among)
-    except checks.Lost as lost:
+    except checks.GpuLost as lost:
         work.keep({"failed": [str(lost)]})
         raise
     except Exception as error:
@@ -378,7 +382,6 @@ def _training(work):
 
 
 def _sanitizer(work):
-    from . import sanitizer
     if sanitizer.find() is None:
         raise LeftOut("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
     without = [word for family in work.without for word in ("--without", family)]
@@ -386,15 +389,31 @@ def _sanitizer(work):
     return FOUND if any(what != sanitizer.CLEAN for what in found.values()) else DONE
 
 
-def _sanitized(work):
-    """What compute-sanitizer is to see: a few kernels, every array an allocation of its own, no guard cells."""
-    work.machine.no_pool()
-    work.machine.patience = 100
-    results = checks.run(work.machine, checks.plan(work.device, **work.sizes.sanitized, guard=0, among=work.among))
-    for result in results:
-        if not result.passed:
-            print(f"FAILED  {result}", flush=True)
-    return DONE if all(result.passed for result in results) else FOUND
+def _mxnet(work):
+    """Each piece once, whatever it does to the process: the next process goes on behind it."""
+    try:
+        from rnn_ops.operators import selftest
+    except ImportError as error:
+        raise LeftOut(f"{error}") from error
+    reason = selftest.why_not()
+    if reason:
+        raise LeftOut(reason)
+    from . import mxnet_timing
+    found = work.folder.read(RESULTS, work.part) or {"tried": [], "lines": [], "outcomes": [], "failed": []}
+    target = selftest.gpu()
+    for piece in mxnet_timing.PARTS:
+        if piece.__name__ in found["tried"]:
+            continue
+        found["tried"].append(piece.__name__)
+        found["failed"].append(f"{piece.__name__}: its process has ended, or hung until it was")
+        work.keep(found)
+        outcomes = piece(target)
+        del found["failed"][-1]
+        found["outcomes"] += [outcome._asdict() for outcome in outcomes]
+        found["lines"] += map(str, outcomes)
+        found["failed"] += [str(outcome) for outcome in outcomes if outcome.status == selftest.FAILED]
+        work.keep(found)
+    return FOUND if found["failed"] else DONE
 
 
 def _jax(work):
@@ -410,5 +429,5 @@ def _jax(work):
 
 _PARTS = {"alive": _alive, "device": _device, "compile": _compile, "first": _first, "tutorial": _tutorial,
           "microbench": _microbench, "occupancy": _occupancy, "quick": _quick, "training": _training, "check": _check,
-          "grid": _grid, "repeats": _repeats, "jax": _jax, "sanitizer": _sanitizer, "sanitized": _sanitized,
+          "grid": _grid, "repeats": _repeats, "mxnet": _mxnet, "jax": _jax, "sanitizer": _sanitizer,
           "variants": _variants}

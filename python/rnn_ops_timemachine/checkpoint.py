@@ -13,16 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnn_ops_timemachine import data, files, model, settings
+from rnn_ops_timemachine import data, files, parameters, settings
 
 FILE = "model.npz"
 _FORMATS = "rnn_ops.timemachine/1", "rnn_ops.timemachine/2"  # the last one is written, the first one is that of 0.1.0
 _MOST_BYTES = {"settings": 1 << 20, "symbols": 8 << 20}  # of the parts that are read before it is known how long they are
-_PARAMETERS = model.Parameters._fields
 
 
 class Checkpoint(NamedTuple):
-    """``parameters``: NumPy arrays by name (`model.shapes`); ``settings``: `settings.Settings` and `settings.State`, by
+    """``parameters``: NumPy arrays by name (`parameters.shapes`); ``settings``: `settings.Settings` and `settings.State`, by
     name in one dict."""
     parameters: dict
     vocabulary: data.Vocabulary
@@ -99,19 +98,19 @@ def _read(file):
         symbols = _array(archive, headers, "symbols", lambda shape, dtype: len(shape) == 1 and dtype == np.uint32,
                          "uint32 of one dimension")
         saved, vocabulary = _settings(str(text)), _vocabulary(symbols)
-        _check_parameters({name: headers[name] for name in _PARAMETERS}, len(vocabulary), saved["hidden"])
-        parameters = {name: _array(archive, headers, name) for name in _PARAMETERS}
-    for name, array in parameters.items():
+        _check_parameters({name: headers[name] for name in parameters.NAMES}, len(vocabulary), saved["hidden"])
+        arrays = {name: _array(archive, headers, name) for name in parameters.NAMES}
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise _Misfit(f"{name} holds NaN or infinity, needs finite numbers")
-    return Checkpoint(parameters, vocabulary, saved)
+    return Checkpoint(arrays, vocabulary, saved)
 
 
 def _headers(archive):
     """The (shape, dtype) that every array declares, by name; a `_Misfit` where the parts are not those that `save` writes."""
     members = archive.infolist()
     names = [member.filename[:-len(".npy")] for member in members]
-    needed = ["symbols", "settings", *_PARAMETERS]
+    needed = ["symbols", "settings", *parameters.NAMES]
     if sorted(member.filename for member in members) != sorted(f"{name}.npy" for name in needed):
         got = reprlib.repr([member.filename for member in members])
         raise _Misfit(f"is damaged or not one (got the parts {got}, needs {needed})")
@@ -165,7 +164,7 @@ def _vocabulary(symbols):
 
 
 def _check_parameters(headers, vocabulary_size, hidden_size):
-    needed = model.shapes(vocabulary_size, hidden_size)
+    needed = parameters.shapes(vocabulary_size, hidden_size)
     got = {name: shape for name, (shape, _) in headers.items()}
     if got != needed:
         raise _Misfit(f"holds parameters of shapes {got}, needs {needed}")

@@ -7,9 +7,8 @@ Shapes: T steps, B batch rows, H hidden units, V vocabulary.
 """
 from typing import NamedTuple
 
-import numpy as np
-
 from rnn_ops._mxnet import mx
+from rnn_ops_timemachine.parameters import finite
 
 nd = mx.nd
 
@@ -23,22 +22,6 @@ class Parameters(NamedTuple):
     by: mx.nd.NDArray
 
 
-def shapes(vocabulary_size, hidden_size):
-    """The shapes of the `Parameters`, by name and in their order."""
-    V, H = vocabulary_size, hidden_size
-    return {"Wxh": (V, H), "Whh": (H, H), "bh": (H,), "Why": (H, V), "by": (V,)}
-
-
-def initialise(vocabulary_size, hidden_size, seed, dtype="float32"):
-    """Draw parameters from N(0, 0.01²), as the tutorial does → NumPy arrays by name.
-
-    The numbers depend on the seed alone: float32 gets the rounded float64 ones, and no global generator is touched.
-    """
-    generator = np.random.default_rng(seed)
-    return {name: (0.01 * generator.standard_normal(shape)).astype(dtype)
-            for name, shape in shapes(vocabulary_size, hidden_size).items()}
-
-
 def trainable(arrays):
     """NumPy arrays by name → `Parameters` with gradients attached."""
     parameters = Parameters(**{name: nd.array(array, dtype=array.dtype) for name, array in arrays.items()})
@@ -50,14 +33,6 @@ def trainable(arrays):
 def arrays(parameters):
     """`Parameters` → NumPy arrays by name. FloatingPointError where one holds something that is not a finite number."""
     return finite({name: array.asnumpy() for name, array in parameters._asdict().items()})
-
-
-def finite(arrays):
-    """NumPy arrays by name as they came; a FloatingPointError where one holds something that is not a finite number."""
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise FloatingPointError(f"training has diverged: {name} is no longer finite")
-    return arrays
 
 
 def loss(tokens, labels, state, parameters, rnn_sequence, vocabulary_size=None):

@@ -4,7 +4,7 @@ Its parameters are those of model.py under Gluon's names, and its runs save and 
 """
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
-from rnn_ops_timemachine import model, training
+from rnn_ops_timemachine import parameters, training
 
 
 class Network(mx.gluon.HybridBlock):
@@ -40,12 +40,12 @@ class Loss(mx.gluon.HybridBlock):
 
 
 class Learner:
-    """Trains a `Network`.
+    """A `learners.Learner`: trains a `Network`.
 
     Parameters
     ----------
     arrays : dict
-        The first parameters, NumPy arrays by the names of `model.Parameters`.
+        The first parameters, NumPy arrays by the names of `parameters.NAMES`.
     """
 
     def __init__(self, arrays):
@@ -53,7 +53,7 @@ class Learner:
         self._dtype = arrays["Wxh"].dtype
         self.network = Network(V, H, self._dtype.name)
         self.network.initialize()
-        for parameter, value in zip(self._parameters(), (arrays[name].T for name in ("Wxh", "Whh", "bh", "Why", "by"))):
+        for parameter, value in zip(self._parameters(), (arrays[name].T for name in parameters.NAMES)):
             parameter.set_data(mx.nd.array(value, dtype=self._dtype))
         # The layer adds two biases. The model has one, and two would learn twice as fast.
         self.network.rnn.l0_h2h_bias.set_data(mx.nd.zeros(H, dtype=self._dtype))
@@ -62,19 +62,18 @@ class Learner:
         self._trainer = mx.gluon.Trainer(self.network.collect_params(), "sgd", kvstore=None)
 
     def train_epoch(self, inputs, labels, learning_rate):
-        """As `training.train_epoch`."""
+        """As `learners.Learner.train_epoch`; the tokens may be NDArrays too."""
         self._trainer.set_learning_rate(learning_rate)
         return training.train_batches(inputs, labels, self._no_state(inputs), self._loss, lambda: self._trainer.step(1))
 
     def loss(self, inputs, labels):
-        """As that of `training.Learner`."""
+        """As `learners.Learner.loss`."""
         return training.mean_loss(inputs, labels, self._no_state(inputs), self._loss)
 
     def arrays(self):
-        """NumPy arrays by the names of `model.Parameters`; a FloatingPointError where one is no longer finite."""
-        names = ("Wxh", "Whh", "bh", "Why", "by")
-        return model.finite({name: parameter.data().asnumpy().T.copy()
-                                for name, parameter in zip(names, self._parameters())})
+        """As `learners.Learner.arrays`."""
+        return parameters.finite({name: parameter.data().asnumpy().T.copy()
+                                  for name, parameter in zip(parameters.NAMES, self._parameters())})
 
     def _no_state(self, inputs):
         hidden_size = self.network.rnn.l0_h2h_bias.shape[0]

@@ -2,9 +2,7 @@
 import contextlib
 import os
 
-from rnn_ops import operators
-from rnn_ops.backends import cpu
-from rnn_ops_timemachine import checkpoint, data, files, folder as folders, lock, record, text
+from rnn_ops_timemachine import checkpoint, data, files, folder as folders, learners, lock, record, text
 from rnn_ops_timemachine.run import Run
 from rnn_ops_timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
 
@@ -27,13 +25,15 @@ def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
     ------
     OSError, ValueError
         A setting or a text that cannot be used, or a folder that holds a run or cannot be written to.
+    ImportError
+        A library that the step needs cannot be imported.
     """
     initial = checkpoint.load(init_from) if init_from else None
     hidden = initial.settings["hidden"] if initial else 256
-    settings = settings._replace(step=settings.step or operators.choice(),
+    settings = settings._replace(step=settings.step or learners.default(),
                                  hidden=hidden if settings.hidden is None else settings.hidden)
     settings.check()
-    _check_machine(settings)
+    _check_step(settings)
     if settings.hidden != hidden and initial:
         raise ValueError(f"hidden: got {settings.hidden}, but the model in {init_from} has {hidden}")
     if folder is not None:
@@ -80,6 +80,8 @@ def resume(folder, given, on_wait=lambda doing: None):
     ------
     OSError, ValueError
         No run or a damaged one, a setting that is not the run's, a text that is no longer the same, another owner.
+    ImportError
+        A library that the step needs cannot be imported.
     """
     file = os.path.join(folder, checkpoint.FILE)
     if not os.path.lexists(file):  # no lock is put into what is not the folder of a run
@@ -109,7 +111,7 @@ def _of(saved, folder, given, on_wait):
         state = state._replace(learning_rate_since=state.epoch + 1)
     settings = settings._replace(**{name: given[name] for name in MAY_CHANGE if name in given})
     settings.check()
-    _check_machine(settings)
+    _check_step(settings)
     if settings.epochs < state.epoch:
         raise ValueError(f"epochs: got {settings.epochs}, needs at least the {state.epoch} that the run in {folder} has")
     book = text.load(settings.text, on_wait)
@@ -147,8 +149,8 @@ def _take_up(run):
     record.write(run.path(record.FILE), run, **kept)
 
 
-def _check_machine(settings):
-    """Raise a ValueError where this machine or its environment cannot do what the settings ask for."""
-    if settings.step == "native" and operators.native.why_not():
-        raise ValueError(f"step: got 'native', but there is no native operator: {operators.native.why_not()}")
-    cpu.threads(), cpu.simd()  # which say what is wrong with the environment variables that they read
+def _check_step(settings):
+    """Raise a ValueError where this machine or its environment cannot compute the step."""
+    reason = learners.why_not(settings.step)
+    if reason:
+        raise ValueError(f"step: got {settings.step!r}, but {reason}")

@@ -7,7 +7,7 @@ import unicodedata
 
 from tqdm import tqdm
 
-from rnn_ops_timemachine import hints, prompts, signals, streams, training
+from rnn_ops_timemachine import descent, hints, prompts, signals, streams
 
 
 def follow(run, quiet=False):
@@ -44,7 +44,7 @@ def follow(run, quiet=False):
         def on_batch(moving_loss):
             raise_interrupt()
             bar.set_description_str(f"{run.epoch + 1}/{epochs} ", refresh=False)
-            bar.set_postfix_str(f"loss {moving_loss:.3f}, perplexity {training.perplexity(moving_loss):.2f}",
+            bar.set_postfix_str(f"loss {moving_loss:.3f}, perplexity {descent.perplexity(moving_loss):.2f}",
                                 refresh=False)
             bar.update(B * T)
 

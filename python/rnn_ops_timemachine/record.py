@@ -6,8 +6,7 @@ import time
 import numpy as np
 
 import rnn_ops
-from rnn_ops._mxnet import mx
-from rnn_ops_timemachine import files
+from rnn_ops_timemachine import files, learners
 from rnn_ops_timemachine.settings import MAY_CHANGE, is_integer
 
 FILE = "run.json"
@@ -43,7 +42,7 @@ def write(path, run, asked, init_from, sessions):
         sessions = sessions + [dict(
             first_epoch=run.epoch + 1, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **{name: getattr(run.settings, name) for name in MAY_CHANGE},
-            versions=dict(python=platform.python_version(), numpy=np.__version__, mxnet=mx.__version__,
+            versions=dict(python=platform.python_version(), numpy=np.__version__, **learners.versions(run.settings.step),
                           rnn_ops=rnn_ops.__version__))]
     record = dict(
         text=dict(asked=asked, name=run.text.name, source=run.text.source, sha256=run.text.sha256,

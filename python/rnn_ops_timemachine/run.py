@@ -12,10 +12,8 @@ import time
 import numpy as np
 
 import rnn_ops
-from rnn_ops import operators, reference
-from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import (
-    checkpoint, data, files, folder as folders, model, network, plot, prompts, record, training)
+    checkpoint, data, descent, files, folder as folders, learners, parameters, plot, prompts, record)
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, State
 
 _LONGEST_TITLE = 40  # characters of a text's name over the plot, which a long one would leave no room
@@ -76,7 +74,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"validation: got {settings.validation}, which is too small a part. {error}") from None
         try:
-            self.parameters = initial.parameters if initial else model.initialise(
+            self.parameters = initial.parameters if initial else parameters.initialise(
                 len(self.vocabulary), settings.hidden, settings.seed)
         except (MemoryError, ValueError) as error:  # a ValueError of NumPy's for what no array could hold
             raise ValueError(f"hidden: got {settings.hidden}, which is too many for this machine ({error})") from error
@@ -140,7 +138,7 @@ class Run:
             Something could not be written, or there is not enough memory. The same holds.
         """
         try:
-            learner, drawn = self._learner(), time.monotonic()
+            learner, drawn = learners.make(self.settings.step, self.parameters), time.monotonic()
             while not self.finished:
                 self._train_epoch(learner, on_batch)
                 samples = self.samples()
@@ -151,7 +149,7 @@ class Run:
                 yield self.metrics[-1], samples
         except BaseException as error:
             self._draw()
-            if isinstance(error, (FloatingPointError, OSError, MemoryError, mx.base.MXNetError)):
+            if isinstance(error, (FloatingPointError, OSError, MemoryError, RuntimeError)):  # MXNet's and CuPy's are the last
                 raise self.ended_by(error) from error
             raise
         self._draw()
@@ -166,32 +164,28 @@ class Run:
         elif isinstance(error, MemoryError):
             kind, said = MemoryError, f"not enough memory ({said or type(error).__name__})"
         else:
-            kind, said = MemoryError if "memory" in said.lower() else RuntimeError, f"MXNet: {said.strip().splitlines()[-1]}"
+            library = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy"}.get(kind.__module__.partition(".")[0], kind.__name__)
+            kind = MemoryError if "memory" in said.lower() else RuntimeError
+            said = f"{library}: {(said.strip() or 'no reason given').splitlines()[-1]}"
         return kind(f"epoch {self.saved_epoch + 1}: {said}. {self.path(checkpoint.FILE)} holds epoch {self.saved_epoch}")
-
-    def _learner(self):
-        if self.settings.step == "gluon":
-            return network.Learner(self.parameters)
-        module = {"native": operators.native, "custom": operators.custom, "reference": reference}[self.settings.step]
-        return training.Learner(self.parameters, module.rnn_sequence)
 
     def _train_epoch(self, learner, on_batch):
         state, losses = self.state, []
         epoch, moving_loss = state.epoch + 1, state.moving_loss
-        learning_rate = training.learning_rate_of(epoch, self.settings.learning_rate, state.learning_rate_since)
+        learning_rate = descent.learning_rate_of(epoch, self.settings.learning_rate, state.learning_rate_since)
         began = time.perf_counter()
-        for loss in learner.train_epoch(training.Batches(self.inputs), training.Batches(self.labels), learning_rate):
-            moving_loss = training.moving_average(moving_loss, loss)
+        for loss in learner.train_epoch(self.inputs, self.labels, learning_rate):
+            moving_loss = descent.moving_average(moving_loss, loss)
             losses.append(loss)
             on_batch(moving_loss)
         arrays = learner.arrays()
         seconds = time.perf_counter() - began
         loss = float(np.mean(losses))
-        line = dict(epoch=epoch, loss=loss, moving_loss=moving_loss, perplexity=training.perplexity(loss), lr=learning_rate,
+        line = dict(epoch=epoch, loss=loss, moving_loss=moving_loss, perplexity=descent.perplexity(loss), lr=learning_rate,
                     tokens_per_second=self.inputs.size / seconds, seconds=seconds)
         best = {}
         if self.held_out:
-            line[folders.VALIDATION_KEY] = held_out_loss = learner.loss(*map(training.Batches, self.held_out))
+            line[folders.VALIDATION_KEY] = held_out_loss = learner.loss(*self.held_out)
             if state.best_loss is None or held_out_loss < state.best_loss:
                 best = dict(best_epoch=epoch, best_loss=held_out_loss)
         self.parameters, self.state = arrays, state._replace(epoch=epoch, moving_loss=moving_loss, **best)

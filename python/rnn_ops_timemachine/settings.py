@@ -11,7 +11,7 @@ import numpy as np
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"  # the files of a run whose sizes its checkpoint holds
 MAY_CHANGE = ("epochs", "patience", "learning_rate")  # settings that a resumed run may take anew
-STEPS = ("native", "custom", "gluon", "reference")
+STEPS = ("native", "custom", "gluon", "reference", "cuda")
 LEARNING_RATES = np.finfo(np.float32)  # MXNet's update takes no others
 LARGEST_LOSS = 709  # the exponential of a larger one, the perplexity, is no number
 

@@ -1,4 +1,7 @@
-"""The GPU: its facts, arrays there and back, waiting with an end, and timing by events."""
+"""A GPU as self-tests, the workload and benchmarks use it: facts, arrays, waiting with an end, timing by events, graphs.
+
+numpy_gpu.py has a stand-in with the same methods, which computes in NumPy.
+"""
 import contextlib
 import ctypes
 import functools
@@ -14,9 +17,8 @@ from cupy.cuda import runtime as cuda_runtime
 from cupy_backends.cuda.api import driver
 from rnn_ops.backends.cuda import runtime
 from rnn_ops.backends.cuda.launcher import Launcher
-from rnn_ops.exactness import relative_error
 
-from . import checks
+from rnn_ops import exactness
 
 _NON_PORTABLE_CLUSTER = 14  # CUfunction_attribute
 _SAME = 1e-12  # relative difference of two float64 results
@@ -30,10 +32,10 @@ extern "C" __global__ void spin(long long cycles) {
 """
 
 
-class Machine:
-    """One GPU with our launcher on it: what checks.py, providers.py and training.py need. Used with its device current."""
+class Gpu:
+    """One GPU with our launcher on it. Use it inside ``with gpu.current():``."""
     xp = cupy  # the array namespace
-    patience = 20  # seconds for what should take at most a few: a barrier that not all reach never ends
+    patience = 20  # seconds to wait for work of a few: a barrier that some threads never reach does not end
 
     def __init__(self, index=0):
         self.runtime = runtime.Runtime(index)
@@ -46,7 +48,7 @@ class Machine:
         self._spin = cupy.RawKernel(_SPIN, "spin")
 
     def current(self):
-        """The GPU and its default stream, which is PyTorch's too, so that events see what both do."""
+        """The GPU and its default stream. PyTorch uses the same one, so events see the work of both."""
         return self.runtime.default_stream()
 
     def describe(self):
@@ -89,11 +91,11 @@ class Machine:
     def why_no_truths(self):
         """Why truths are not computed by CuPy, or None: tried once, against NumPy."""
         for tokens in (True, False):
-            problem = checks.draw(3, 2, 5, 6, np.float64, tokens)
-            exact = checks.evaluate(problem)
+            problem = exactness.draw(3, 2, 5, 6, np.float64, tokens)
+            exact = exactness.evaluate(problem)
             try:
-                found = checks.evaluate(checks.Problem(*map(cupy.asarray, problem.arrays)))
-                worst = max(relative_error(self.to_host(found[name]), array) for name, array in exact.items())
+                found = exactness.evaluate(problem.map(cupy.asarray))
+                worst = max(exactness.relative_error(self.to_host(found[name]), array) for name, array in exact.items())
             except Exception as error:  # mostly a compiler's, that CUDA's headers are not installed
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 return f"NumPy: CuPy's own kernels do not work here: {reason}"
@@ -109,19 +111,19 @@ class Machine:
         array.data.memset_async(0xff, array.nbytes)
 
     def free(self):
-        """Give back what nobody uses, so that PyTorch finds room too."""
+        """Give unused memory back to the driver, so that PyTorch finds room too."""
         cupy.get_default_memory_pool().free_all_blocks()
 
     def no_pool(self):
-        """Every array an allocation of its own, so that a tool sees where it ends."""
+        """From now on allocate every array by itself, so that a memory checker sees where it ends."""
         cupy.cuda.set_allocator(None)
 
     # --- time
 
     def wait(self):
-        """Until all is done; a TimeoutError where that takes longer than ``patience``.
+        """Wait until all work is done; a TimeoutError if that takes longer than ``patience``.
 
-        Raises what CUDA says where a kernel has failed; the device then answers nothing else in this process.
+        Raises CUDA's error if a kernel has failed; the GPU then does nothing more in this process.
         """
         event = cupy.cuda.Event(disable_timing=True)
         event.record()
@@ -139,10 +141,10 @@ class Machine:
                 time.sleep(1e-4)
 
     def time(self, call, count, delay, before=None):
-        """Seconds of ``call(0) ... call(count - 1)`` together on the GPU, and whether nothing but the GPU counts.
+        """Seconds of ``call(0) ... call(count - 1)`` together on the GPU, and whether that is the GPU's time alone.
 
         The GPU first spins for ``delay`` seconds, so that all launches are in its queue before the first one starts.
-        Where they are not, the time is partly Python's, and the second result is False.
+        If they are not, the time is partly Python's, and the second result is False.
 
         Parameters
         ----------
@@ -180,10 +182,10 @@ class Machine:
     # --- kernels
 
     def recorded(self, call):
-        """A function that launches all that ``call`` launches, as one CUDA graph in the current stream.
+        """Run ``call`` → a function that launches the same as one CUDA graph in the current stream.
 
-        ``call`` is run once before, to compile and load what a capture cannot, and once while it is captured, when nothing
-        is computed. What memory it takes and gives back belongs to the graph: it comes from a pool of its own.
+        ``call`` is run twice: once for real, which compiles and loads what cannot be while a graph is captured, and once
+        while it is captured, when nothing is computed. Its temporary memory comes from a pool that belongs to the graph.
         """
         pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
         self.wait()  # the stream does not wait for the current one
@@ -194,23 +196,26 @@ class Machine:
             try:
                 call()
             except BaseException:
-                with contextlib.suppress(cuda_runtime.CUDARuntimeError):  # of a capture that has failed
+                with contextlib.suppress(cuda_runtime.CUDARuntimeError):  # the capture has failed already
                     stream.end_capture()
                 raise
             graph = stream.end_capture()
 
-        def launch(_memory=pool):  # which must not go before the graph
+        def launch(_memory=pool):  # keeps the graph's memory for as long as the graph
             graph.launch()
         return launch
 
     def program(self, cubin):
-        """A function that runs a `microbench.Measurement` of a program, machine code as bytes, and returns its cycles."""
+        """A function that runs one micro-benchmark of a program, given as machine code, and returns its cycles.
+
+        A micro-benchmark has ``kernel``, ``blocks``, ``threads``, ``cluster`` and ``cooperative``.
+        """
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "program.cubin")
             with open(path, "wb") as file:
                 file.write(cubin)
             module = cupy.RawModule(path=path)
-            module.get_function("block_barrier")  # which loads it, before the file goes
+            module.get_function("block_barrier")  # loads the program, before the file goes
         found, sink = cupy.zeros(1, np.int64), cupy.zeros(1024, np.int32)
         scratch = cupy.zeros(2 ** 20, np.float32)
 
@@ -235,7 +240,7 @@ class Machine:
 
 
 def _driver():
-    """The driver's release, such as 550.54.15; None where the system does not tell."""
+    """The driver's release, such as 550.54.15; None where it cannot be read."""
     try:
         found = re.search(r"\d{3}\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""A machine that computes in NumPy where the GPU would be: for the rehearsal, and for the tests to build defects on."""
+"""A stand-in for a GPU that computes in NumPy: for rehearsals, and for tests to build defects on."""
 import contextlib
 import time
 
@@ -8,8 +8,8 @@ from rnn_ops.backends.cuda import variants
 from rnn_ops import numpy_reference
 
 
-class NumPyMachine:
-    """What machine.py has, as far as arrays, launches and clocks go. It is its own launcher and stands for any device."""
+class NumPyGpu:
+    """The methods of `cupy_gpu.Gpu`. It is its own launcher and runtime, and stands for any device."""
     xp = np
     patience = 60
     cuda_driver = None

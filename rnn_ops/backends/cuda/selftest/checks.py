@@ -1,26 +1,21 @@
-"""Are the kernels right? Every family and variant against float64, on whatever can run them.
+"""The CUDA kernels against float64: every family and variant, on a GPU or on whatever else can run them.
 
-A machine has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_device(numpy)`` and ``to_host(array)``, and
-``for_truth(numpy)``, which gives the array that truths are computed with: a GPU (machine.py), NumPy in its place
-(numpy_machine.py), or a CPU that runs the kernels' sources. Results are written into NaN between guard cells, so that what
-is left out, and what is written beside, is found.
+A gpu has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_device(numpy)`` and ``to_host(array)``, and
+``for_truth(numpy)``, which gives the array that truths are computed with: a real one (cupy_gpu.py), NumPy's stand-in
+(numpy_gpu.py), or the emulator of the tests. Results are written into NaN between guard cells, so that an element left
+out, or one written beside the result, is found.
 
-Truth is numpy_reference.py in float64 on the same arguments; errors and what float32 is allowed are those of
-`rnn_ops.exactness`, float64 may be off by 1e-9.
+Truth is numpy_reference.py in float64 on the same arguments; errors and bounds are those of `rnn_ops.exactness`.
 """
 import math
 from functools import partial
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Iterable, List, NamedTuple, Optional
 
 import numpy as np
+
 from rnn_ops.backends.cuda import variants
-from rnn_ops.exactness import FLOAT32_FACTOR, FLOAT32_FLOOR, relative_error
+from rnn_ops.exactness import FLOAT32, FLOAT64, Problem, bounds, different_cells, draw, evaluate, relative_error
 
-from rnn_ops import numpy_reference
-
-from .. import problems
-
-FLOAT64_BOUND = 1e-9
 RUNS = 20   # that must give the same bits ...
 MOST_RUNS = 1000  # ... and at the first of BITS_SHAPES, the workload's
 ULPS = 4    # most that tanh may be off
@@ -52,16 +47,15 @@ TINY = dict(shapes=((3, 3, 5, 37), (2, 5, 3, 300)), variant_shapes=(), option_sh
 BARRIER = "cluster-barrier"
 EVERY = (*variants.FAMILIES, BARRIER)
 
-FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 _NAMES = ("dstate", "dWxh", "dWhh", "dbh", "dinputs")
 
 
-class Lost(Exception):
-    """The machine answers no more: a kernel hangs or has broken it. Nothing else can be done in this process."""
+class GpuLost(Exception):
+    """The GPU no longer answers: a kernel hangs or has broken it. Nothing else can be done in this process."""
 
 
 class Result(NamedTuple):
-    """One thing looked at. ``error`` is a relative error, an error in ulp, or a number of cells that must be 0."""
+    """One comparison. ``error`` is a relative error, an error in ulp, or a number of cells that must be 0."""
     case: str
     family: str
     what: str
@@ -69,8 +63,8 @@ class Result(NamedTuple):
     bound: float
 
     @property
-    def passed(self):
-        return self.error <= self.bound  # a NaN has not
+    def passed(self) -> bool:
+        return self.error <= self.bound  # False for NaN
 
     def __str__(self):
         if math.isinf(self.error):
@@ -80,70 +74,18 @@ class Result(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Some checks that share arguments and a truth: ``run(machine)`` gives Results."""
+    """Checks that share arguments and a truth: ``run(gpu)`` gives Results."""
     name: str
     run: Callable
-    variants: tuple  # that it will launch
+    variants: tuple  # it will launch these
     shape: tuple     # of its calls: T, B, I, H
     dtype: Any
     tokens: bool
 
 
-class Problem(NamedTuple):
-    """Arguments of forward and backward as NumPy arrays; the two gradients that arrive may be None."""
-    inputs: Any
-    state: Any
-    Wxh: Any
-    Whh: Any
-    bh: Any
-    doutputs: Optional[Any]
-    dlast: Optional[Any]
-    activation: str = "tanh"
-
-    @property
-    def arrays(self):
-        return self[:-1]
-
-    @property
-    def shape(self):
-        """T, B, H"""
-        return len(self.inputs), *self.state.shape
-
-    def astype(self, dtype):
-        return Problem(*(array if array is None or array.dtype == np.int32 else array.astype(dtype)
-                         for array in self.arrays), self.activation)
-
-
-def draw(T, B, I, H, dtype=FLOAT32, tokens=True, scale=1, activation="tanh"):
-    """A Problem, always the same one for the same shape. A ``scale`` of 10 saturates most states."""
-    found = problems.Recurrence(problems.Shape(T, B, I, H, tokens))
-    dlast = np.random.RandomState(1).standard_normal((B, H))
-    return Problem(found.inputs, found.state, scale * found.Wxh, found.Whh, scale * found.bh, found.doutputs,
-                   dlast, activation).astype(FLOAT32).astype(dtype)
-
-
-def evaluate(problem):
-    """outputs and all gradients by name, in the problem's own precision, on whatever arrays it has."""
-    outputs = numpy_reference.forward(*problem[:5], activation=problem.activation)
-    doutputs = (numpy_reference.namespace(outputs).zeros_like(outputs) if problem.doutputs is None
-                else problem.doutputs.copy())
-    if problem.dlast is not None:
-        doutputs[-1] += problem.dlast
-    return dict(numpy_reference.backward(*problem[:4], outputs, doutputs, activation=problem.activation), outputs=outputs)
-
-
-def evaluate_on(machine, problem):
-    """`evaluate` where the machine computes truths: NumPy arrays there and back."""
-    arrays = [None if array is None else machine.for_truth(array) for array in problem.arrays]
-    return {name: machine.to_host(array) for name, array in evaluate(Problem(*arrays, problem.activation)).items()}
-
-
-def bounds(problem, truth, evaluate=evaluate):
-    """The largest error allowed for each tensor."""
-    if problem.state.dtype == FLOAT64:
-        return dict.fromkeys(truth, FLOAT64_BOUND)
-    return {name: FLOAT32_FACTOR * relative_error(array, truth[name]) + FLOAT32_FLOOR
-            for name, array in evaluate(problem).items()}
+def evaluate_on(gpu, problem: Problem) -> dict:
+    """`evaluate` where the gpu computes truths: NumPy arrays there and back."""
+    return {name: gpu.to_host(array) for name, array in evaluate(problem.map(gpu.for_truth)).items()}
 
 
 def ulp_errors(found, exact):
@@ -153,13 +95,13 @@ def ulp_errors(found, exact):
     return np.where(np.isfinite(found), errors, np.inf)
 
 
-def execute(machine, problem, variant=None, without=(), guard=GUARD):
+def execute(gpu, problem, variant=None, without=(), guard=GUARD):
     """Run both directions → (results by name as NumPy arrays, number of cells changed that should not have been).
 
-    ``without`` names gradients that are not asked for.
+    ``without`` names gradients to leave out.
     """
-    arguments = [None if array is None else machine.to_device(array) for array in problem.arrays]
-    inputs, state, Wxh, Whh, bh, doutputs, dlast = arguments
+    arguments = [None if array is None else gpu.to_device(array) for array in problem.arrays]
+    inputs, state, Wxh, Whh, bh, doutputs, dlast_state = arguments
     T, B, H = problem.shape
     shapes = {"outputs": (T, B, H), "dstate": state.shape, "dWxh": Wxh.shape, "dWhh": Whh.shape, "dbh": bh.shape}
     if problem.inputs.ndim == 3:
@@ -171,35 +113,28 @@ def execute(machine, problem, variant=None, without=(), guard=GUARD):
         size = math.prod(shape)
         cells = np.full(size + 2 * guard, _CANARY, problem.state.dtype)
         cells[guard:guard + size] = np.nan
-        bases[name] = machine.to_device(cells)
+        bases[name] = gpu.to_device(cells)
         views[name] = bases[name][guard:guard + size].reshape(shape)
 
-    machine.launcher.forward(inputs, state, Wxh, Whh, bh, views["outputs"],
-                             activation=problem.activation, variant=variant)
-    machine.launcher.backward(inputs, state, Wxh, Whh, views["outputs"], doutputs, dlast,
-                              activation=problem.activation, variant=variant, **{name: views.get(name) for name in _NAMES})
+    gpu.launcher.forward(inputs, state, Wxh, Whh, bh, views["outputs"], activation=problem.activation, variant=variant)
+    gpu.launcher.backward(inputs, state, Wxh, Whh, views["outputs"], doutputs, dlast_state,
+                          activation=problem.activation, variant=variant, **{name: views.get(name) for name in _NAMES})
     results, changed = {}, 0
     for name, base in bases.items():
-        cells = machine.to_host(base)
+        cells = gpu.to_host(base)
         results[name] = cells[guard:len(cells) - guard].reshape(shapes[name])
         changed += sum(np.count_nonzero(beside != _CANARY) for beside in (cells[:guard], cells[len(cells) - guard:]))
     for array, argument in zip(problem.arrays, arguments):
         if array is not None:
-            changed += different_cells(machine.to_host(argument), array)
+            changed += different_cells(gpu.to_host(argument), array)
     return results, changed
-
-
-def different_cells(a, b):
-    """How many elements differ in any bit."""
-    bits = f"u{a.dtype.itemsize}"
-    return int(np.count_nonzero(np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)))
 
 
 # --- what there is to check
 
 def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPTION_SHAPES, bits_shapes=BITS_SHAPES,
-         most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD, among=variants.FAMILIES):
-    """All Tasks for a device, each with its variants that are `those_of` ``among``; those that have none are left out."""
+         most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD, among=variants.FAMILIES) -> List[Task]:
+    """All Tasks for a device, each with the variants that `those_of` takes ``among``; a task without any is left out."""
     tasks = []
 
     def add(name, check, shape, dtype, kind, chosen, **more):
@@ -243,8 +178,8 @@ def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPT
     return tasks
 
 
-def families(device, dtype, shape):
-    """The best variant of each family that can serve a shape (T, B, I, H), best first: that is the chooser's."""
+def families(device, dtype, shape) -> list:
+    """The best variant of each family that can serve a shape (T, B, I, H). The first is the chooser's."""
     found, _ = variants.candidates(device, dtype, shape[1], shape[3])
     best = {}
     for variant in sorted(found, key=variants.total_cycles):
@@ -252,21 +187,21 @@ def families(device, dtype, shape):
     return list(best.values())
 
 
-def those_of(chosen, among):
-    """Of the variants those whose family is ``among`` some. If of "cluster" only BARRIER is, its variants come last, with
-    the older exchange: how long that takes is not predicted."""
+def those_of(chosen, among) -> list:
+    """The variants whose family is one of ``among``. If BARRIER is one of them and "cluster" is not, the cluster's variants
+    come last, with the older exchange: how long that takes is not predicted."""
     found = [variant for variant in chosen if variant.family in among]
     if BARRIER in among and "cluster" not in among:
         found += [variant._replace(exchange="barrier") for variant in chosen if variant.family == "cluster"]
     return found
 
 
-def run(machine, tasks, report=None):
+def run(gpu, tasks: Iterable[Task], report: Optional[Callable] = None) -> List[Result]:
     """Run all tasks → list of Results. ``report(number, tasks, task, its results or None before it starts)``.
 
     Raises
     ------
-    Lost
+    GpuLost
         With the Results so far in its ``results``.
     """
     tasks = list(tasks)
@@ -276,9 +211,9 @@ def run(machine, tasks, report=None):
             report(number, len(tasks), task, None)
         new = []
         try:
-            for result in task.run(machine):
+            for result in task.run(gpu):
                 new.append(result)
-        except Lost as lost:
+        except GpuLost as lost:
             lost.results = results + new
             raise
         results += new
@@ -287,70 +222,70 @@ def run(machine, tasks, report=None):
     return results
 
 
-def _each(name, chosen, check, make, machine):
-    """``check`` with every variant on the same problem; whatever a variant breaks is its own Result."""
+def _each(name, chosen, check, make, gpu):
+    """``check`` with every variant on the same problem. What a variant breaks becomes its own Result."""
     problem = make()
-    for_all = check(machine, problem)
+    for_all = check(gpu, problem)
     for variant in chosen:
         case = f"{name}, {variant}"
         try:
-            for what, error, bound in for_all(machine, variant):
+            for what, error, bound in for_all(gpu, variant):
                 yield Result(case, variant.family, what, error, bound)
-        except Exception as error:  # a kernel that cannot be compiled or launched is a finding like any other
+        except Exception as error:  # a kernel that cannot be compiled or launched is a failure too
             text = " ".join(str(error).split())[:500]
             yield Result(case, variant.family, f"{type(error).__name__}: {text}", math.inf, 0)
-            see_alive(machine, case, error)
+            see_alive(gpu, case, error)
 
 
-def see_alive(machine, what, error):
-    """Raise Lost where after ``error`` the machine answers no more."""
+def see_alive(gpu, what: str, error: Exception) -> None:
+    """Raise GpuLost if the gpu no longer answers after ``error``."""
     try:
         if isinstance(error, TimeoutError):
             raise error
-        machine.to_host(machine.to_device(np.zeros(1)))
+        gpu.to_host(gpu.to_device(np.zeros(1)))
     except Exception as still:
-        raise Lost(f"{what}: {' '.join(str(still).split())}") from error
+        raise GpuLost(f"{what}: {' '.join(str(still).split())}") from error
 
 
-# Each check takes the machine and the problem, works out what all variants have in common, and gives a function of
-# (machine, variant) that yields (what, error, bound).
+# Each check takes the gpu and the problem, computes once what all variants share, and gives a function of (gpu, variant)
+# that yields (what, error, bound).
 
-def _truth(machine, problem):
-    """What is exact, and how far off it each tensor may be."""
-    truth = evaluate_on(machine, problem.astype(FLOAT64))
-    return truth, bounds(problem, truth, partial(evaluate_on, machine))
+def _truth(gpu, problem):
+    """The truth, and how far off it each tensor may be."""
+    truth = evaluate_on(gpu, problem.astype(FLOAT64))
+    return truth, bounds(problem, truth, partial(evaluate_on, gpu))
 
 
-def _values(machine, problem, guard):
-    truth, bound = _truth(machine, problem)
+def _values(gpu, problem, guard):
+    truth, bound = _truth(gpu, problem)
 
-    def check(machine, variant):
-        results, changed = execute(machine, problem, variant, guard=guard)
-        yield "cells changed that are no result", changed, 0
+    def check(gpu, variant):
+        results, changed = execute(gpu, problem, variant, guard=guard)
+        yield "cells changed beside the results", changed, 0
         for name, array in truth.items():
             yield name, relative_error(results[name], array), bound[name]
     return check
 
 
-def _options(machine, problem, guard):
-    partials = [(left_out, problem._replace(**{left_out: None})) for left_out in ("doutputs", "dlast")]
-    partials = [(left_out, some, *_truth(machine, some)) for left_out, some in partials]
+def _options(gpu, problem, guard):
+    partials = [(left_out, problem._replace(**{left_out: None})) for left_out in ("doutputs", "dlast_state")]
+    partials = [(left_out, some, *_truth(gpu, some)) for left_out, some in partials]
 
-    def check(machine, variant):
+    def check(gpu, variant):
         for left_out, some, truth, limit in partials:
-            results, changed = execute(machine, some, variant, guard=guard)
-            yield f"without {left_out}: cells changed that are no result", changed, 0
+            results, changed = execute(gpu, some, variant, guard=guard)
+            yield f"without {left_out}: cells changed beside the results", changed, 0
             for name, array in truth.items():
                 yield f"without {left_out}: {name}", relative_error(results[name], array), limit[name]
-        everything, _ = execute(machine, problem, variant, guard=guard)
+        everything, _ = execute(gpu, problem, variant, guard=guard)
         for without in (("dstate",), ("dWxh", "dWhh", "dbh"), ("dstate", "dWxh", "dbh")):
-            results, changed = execute(machine, problem, variant, without, guard=guard)
+            results, changed = execute(gpu, problem, variant, without, guard=guard)
             changed += sum(different_cells(array, everything[name]) for name, array in results.items())
             yield f"without {', '.join(without)}: cells of the others that changed", changed, 0
     return check
 
 
-def _wrong_tokens(machine, problem, guard):
+def _wrong_tokens(gpu, problem, guard):
     T, B, _ = problem.shape
     V = len(problem.Wxh)
     wrong = problem.inputs.copy()
@@ -361,10 +296,10 @@ def _wrong_tokens(machine, problem, guard):
         hit[t:, b] = True
     rows = hit.any(axis=0)
 
-    def check(machine, variant):
-        good, _ = execute(machine, problem, variant, guard=guard)
-        bad, changed = execute(machine, problem._replace(inputs=wrong), variant, guard=guard)
-        yield "wrong tokens: cells changed that are no result", changed, 0
+    def check(gpu, variant):
+        good, _ = execute(gpu, problem, variant, guard=guard)
+        bad, changed = execute(gpu, problem._replace(inputs=wrong), variant, guard=guard)
+        yield "wrong tokens: cells changed beside the results", changed, 0
         yield ("wrong tokens: states from there on that are not NaN",
                int(np.count_nonzero(~np.isnan(bad["outputs"][hit]))), 0)
         for name, others in (("outputs", ~hit), ("dstate", ~rows)):
@@ -373,25 +308,25 @@ def _wrong_tokens(machine, problem, guard):
     return check
 
 
-def _same_bits(machine, problem, guard, runs):
-    """The runs are compared on the machine, and waited for once: nothing else runs between them."""
-    def check(machine, variant):
-        first, _ = execute(machine, problem, variant, guard=guard)
-        inputs, state, Wxh, Whh, bh, doutputs, dlast = map(machine.to_device, problem.arrays)
-        again = {name: machine.to_device(array) for name, array in first.items()}
-        first = {name: machine.to_device(array).view("uint32") for name, array in first.items()}
+def _same_bits(gpu, problem, guard, runs):
+    """The runs are compared on the gpu and waited for once, so that nothing else runs between them."""
+    def check(gpu, variant):
+        first, _ = execute(gpu, problem, variant, guard=guard)
+        inputs, state, Wxh, Whh, bh, doutputs, dlast_state = map(gpu.to_device, problem.arrays)
+        again = {name: gpu.to_device(array) for name, array in first.items()}
+        first = {name: gpu.to_device(array).view("uint32") for name, array in first.items()}
         different = 0
         for _ in range(runs - 1):
             for array in again.values():
                 array.fill(np.nan)
-            machine.launcher.forward(inputs, state, Wxh, Whh, bh, again["outputs"], activation=problem.activation,
-                                     variant=variant)
-            machine.launcher.backward(inputs, state, Wxh, Whh, again["outputs"], doutputs, dlast,
-                                      activation=problem.activation, variant=variant,
-                                      **{name: again.get(name) for name in _NAMES})
+            gpu.launcher.forward(inputs, state, Wxh, Whh, bh, again["outputs"], activation=problem.activation,
+                                 variant=variant)
+            gpu.launcher.backward(inputs, state, Wxh, Whh, again["outputs"], doutputs, dlast_state,
+                                  activation=problem.activation, variant=variant,
+                                  **{name: again.get(name) for name in _NAMES})
             for name, array in first.items():
                 different = different + (again[name].view("uint32") != array).sum()
-        yield f"cells that changed in {runs:,} runs", int(machine.to_host(different)), 0
+        yield f"cells that changed in {runs:,} runs", int(gpu.to_host(different)), 0
     return check
 
 
@@ -409,7 +344,7 @@ def sweep_values(dtype, size):
     return values * random.choice(np.array([-1, 1], dtype), size)
 
 
-def _tanh(machine, values):
+def _tanh(gpu, values):
     """Through a step with I = H = 1, Wxh = [[1]], all else 0, which leaves tanh(x) exactly.
 
     The truth of float32 is NumPy's tanh in float64, that of float64 in long double, where that has more bits.
@@ -420,14 +355,14 @@ def _tanh(machine, values):
     what = "ulp in tanh" if exacter else "ulp in tanh (its truth is no more exact on this system)"
     one, zero = np.ones((1, 1), values.dtype), np.zeros((1, 1), values.dtype)
 
-    def check(machine, variant):
+    def check(gpu, variant):
         worst = 0
         for first in range(0, len(values), _SWEPT):
             some = values[first:first + _SWEPT].reshape(1, -1, 1)
-            outputs = machine.to_device(np.full_like(some, np.nan))
+            outputs = gpu.to_device(np.full_like(some, np.nan))
             arrays = (some, np.zeros_like(some[0]), one, zero, zero[0])
-            machine.launcher.forward(*map(machine.to_device, arrays), outputs, variant=variant)
-            found = machine.to_host(outputs).ravel()
+            gpu.launcher.forward(*map(gpu.to_device, arrays), outputs, variant=variant)
+            found = gpu.to_host(outputs).ravel()
             worst = max(worst, ulp_errors(found, exact[first:first + _SWEPT]).max())
         yield what, float(worst), ULPS
     return check

@@ -4,40 +4,39 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Callable, Dict, Optional, Sequence
 
 TOOLS = ("racecheck", "memcheck", "synccheck", "initcheck")
-SECONDS = 120  # for one tool, at most; a tool that hangs leaves the others their shares of what there is
-_LEAST = 10    # seconds that are worth its start
+SECONDS = 120  # for one tool, at most; a tool that hangs leaves the others their shares of the time
+_LEAST = 10    # seconds, below which no tool is started
 CLEAN = "clean"
-FOUND = 97     # exit status that says that the tool has found something
-PART = "sanitized"  # of the command: only what these tools are to see
+FOUND = 97     # exit status by which the tool says that it has found an error
 
 
-def find():
+def find() -> Optional[str]:
     """The tool's path, or None."""
     return shutil.which("compute-sanitizer")
 
 
-def run(show, left, keep, arguments=()):
-    """Run every tool → {tool: CLEAN, or what is wrong}.
+def run(show: Callable, left: Callable, keep: Callable, arguments: Sequence[str] = ()) -> Dict[str, str]:
+    """Run every tool → {tool: CLEAN, or a text that says what is wrong}.
 
     Parameters
     ----------
     show : callable
-        Gets lines.
+        Called with lines for the screen.
     left : callable
-        How many seconds there are.
+        Gives the seconds that are left.
     keep : callable
-        Gets the results so far.
+        Called with the results so far.
     arguments : list of str
-        For the command, besides the part.
+        For __main__.py.
     """
-    # The package by its name here: `benchmarks` in a checkout, `rnn_ops_benchmarks` installed.
-    command = [sys.executable, "-m", __package__, "--part", PART, *arguments]
+    command = [sys.executable, "-m", __package__, *arguments]
     found = {}
     for number, tool in enumerate(TOOLS):
         if left() < _LEAST:
-            found[tool] = "was not begun: the time was over"
+            found[tool] = "was not started: no time was left"
         else:
             found[tool] = _run_tool([find(), "--tool", tool, "--error-exitcode", str(FOUND), *command],
                                     min(SECONDS, left() / (len(TOOLS) - number)))
@@ -47,7 +46,7 @@ def run(show, left, keep, arguments=()):
 
 
 def _run_tool(command, seconds):
-    # A session of its own, so that what the tool has started ends with it.
+    # A session of its own, so that the processes that the tool has started end with it.
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           start_new_session=True) as process:
         try:
@@ -60,7 +59,7 @@ def _run_tool(command, seconds):
     return verdict(process.returncode, output)
 
 
-def verdict(status, output):
+def verdict(status: int, output: str) -> str:
     """CLEAN, or the tool's own words: its first lines and its last."""
     if status == 0:
         return CLEAN

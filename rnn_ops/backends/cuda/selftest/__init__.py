@@ -1,0 +1,8 @@
+"""Are the CUDA kernels right on this GPU? ``rnn-ops check --device cuda`` asks this, and the benchmark before it times.
+
+checks.py     every kernel against float64, on a GPU or on whatever else can run the kernels
+sanitizer.py  a small part of the checks under NVIDIA's compute-sanitizer
+__main__.py   the process that compute-sanitizer watches
+
+Needs CuPy and NumPy; MXNet is not imported.
+"""

@@ -1,0 +1,49 @@
+"""Run a function in a process of its own that ends after a time: what hangs, crashes or breaks the GPU's context costs itself."""
+import multiprocessing
+import time
+from typing import Any, Callable, Optional
+
+_END = "end"
+
+
+def run(function: Callable, *arguments: Any, seconds: float, report: Callable[[Any], None]) -> Optional[str]:
+    """Call ``function(send, *arguments)`` in a new process → why it did not return, or None.
+
+    Parameters
+    ----------
+    function : callable
+        Of a module that the new process can import. What it gives to ``send`` reaches ``report`` at once.
+    seconds : float
+        After these the process is killed.
+    report : callable
+        Called in this process with everything that was sent.
+    """
+    context = multiprocessing.get_context("spawn")  # CUDA and MXNet do not work in a forked process
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(theirs, function, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    end = time.monotonic() + seconds
+    try:
+        while ours.poll(max(0, end - time.monotonic())):
+            kind, value = ours.recv()
+            if kind == _END:
+                return value
+            report(value)
+        return f"did not end within {seconds:.0f} s"
+    except EOFError:
+        process.join()
+        return f"its process ended with exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _call(connection, function, arguments):
+    try:
+        function(lambda value: connection.send(("value", value)), *arguments)
+        why_not = None
+    except Exception as error:
+        why_not = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    connection.send((_END, why_not))

@@ -1,0 +1,130 @@
+"""`rnn-ops train --step cuda` without a GPU: the learner on NumPy arrays and the emulator of the CUDA kernels."""
+import numpy as np
+import pytest
+from emulated_gpu import EmulatedGpu
+from rnn_ops.backends.cuda import variants
+
+from rnn_ops import numpy_reference
+from rnn_ops_timemachine import cuda_training, descent, parameters
+
+WORDS = "the cat sat on the mat and the dog ran after the cat until the cat ran up a tree. "
+
+
+def problem(dtype, batches=3, T=5, B=3, V=7, H=19):
+    random = np.random.default_rng(1)
+    inputs, labels = (random.integers(V, size=(batches, T, B), dtype=np.int32) for _ in range(2))
+    arrays = parameters.initialise(V, H, 0, dtype)
+    return {name: 30 * array for name, array in arrays.items()}, inputs, labels  # 30: so that every parameter matters
+
+
+def descend(arrays, inputs, labels, epochs):
+    """Stochastic gradient descent in NumPy → losses (epochs, batches), parameters."""
+    arrays, losses = dict(arrays), []
+    for epoch in range(1, epochs + 1):
+        state = np.zeros((inputs.shape[2], len(arrays["bh"])), arrays["bh"].dtype)
+        for tokens, targets in zip(inputs, labels):
+            loss, gradients = numpy_reference.language_model_gradients(tokens, targets, state, **arrays)
+            state = numpy_reference.forward(tokens, state, arrays["Wxh"], arrays["Whh"], arrays["bh"])[-1]
+            rate = descent.learning_rate_of(epoch, 0.5)
+            arrays = {name: array - rate * gradients[name] for name, array in arrays.items()}
+            losses.append(loss)
+    return np.reshape(losses, (epochs, -1)), arrays
+
+
+def train(learner, inputs, labels, epochs):
+    return np.array([list(learner.train_epoch(inputs, labels, descent.learning_rate_of(epoch, 0.5)))
+                     for epoch in range(1, epochs + 1)])
+
+
+@pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 2e-5)])
+@pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.slow
+def test_several_epochs_are_those_of_numpy(architecture, dtype, bound):
+    arrays, inputs, labels = problem(dtype)
+    true, true_arrays = descend({name: array.astype("float64") for name, array in arrays.items()}, inputs, labels, 4)
+    assert true[-1].mean() < 0.9 * true[0].mean()
+    learner = cuda_training.Learner(arrays, EmulatedGpu(architecture))
+    assert np.abs(train(learner, inputs, labels, 4) - true).max() < bound
+    found = learner.arrays()
+    assert list(found) == list(arrays)
+    for name, array in found.items():
+        assert array.dtype == dtype and np.abs(array - true_arrays[name]).max() < bound, name
+
+
+@pytest.mark.slow
+def test_one_step_is_the_gradient_of_the_mean_loss():
+    arrays, inputs, labels = problem("float64", batches=1)
+    loss, gradients = numpy_reference.language_model_gradients(inputs[0], labels[0], np.zeros((3, 19)), **arrays)
+    learner = cuda_training.Learner(arrays, EmulatedGpu())
+    assert list(learner.train_epoch(inputs, labels, 0.25)) == [pytest.approx(loss, rel=1e-13)]
+    for name, array in learner.arrays().items():
+        np.testing.assert_allclose((arrays[name] - array) / 0.25, gradients[name], atol=1e-13)
+
+
+@pytest.mark.slow
+def test_a_rate_of_zero_changes_nothing_and_a_start_is_a_new_one():
+    arrays, inputs, labels = problem("float32")
+    learner = cuda_training.Learner(arrays, EmulatedGpu())
+    list(learner.train_epoch(inputs, labels, 0))
+    assert all(np.array_equal(learner.arrays()[name], array) for name, array in arrays.items())
+    first = train(learner, inputs, labels, 2)
+    learner.start(arrays)
+    assert np.array_equal(train(learner, inputs, labels, 2), first)
+
+
+@pytest.mark.slow
+def test_few_launches_a_batch_and_the_recurrence_is_the_choosers():
+    arrays, inputs, labels = problem("float32", batches=1)
+    gpu = EmulatedGpu()
+    list(cuda_training.Learner(arrays, gpu).train_epoch(inputs, labels, 0.1))
+    families = [launch.kernel.family for launch in gpu.runtime.launches]
+    assert families == [variants.choose(gpu.device, np.float32, 3, 19).family] * 2 + ["sums"] * 2
+    assert gpu.products == 5
+
+
+@pytest.mark.slow
+def test_a_long_text_in_parts_gives_the_bits_of_one_part(monkeypatch):
+    """Whole parts are recorded once; the rest of the batches, a smaller part, is launched kernel by kernel."""
+    arrays, inputs, labels = problem("float32", batches=5)
+    whole = cuda_training.Learner(arrays, EmulatedGpu())
+    losses = train(whole, inputs, labels, 2)
+    monkeypatch.setattr(cuda_training, "_MOST_STEPS", 12)  # two batches of five steps
+    gpu = EmulatedGpu()
+    parts = cuda_training.Learner(arrays, gpu)
+    assert np.array_equal(train(parts, inputs, labels, 2), losses) and gpu.recordings == 1
+    assert parts.loss(inputs, labels) == whole.loss(inputs, labels)
+    for name, array in parts.arrays().items():
+        assert np.array_equal(array, whole.arrays()[name])
+
+
+@pytest.mark.slow
+def test_the_validation_loss_learns_nothing_and_disturbs_nothing():
+    arrays, inputs, labels = problem("float64", batches=4)
+    alone, among = (cuda_training.Learner(arrays, EmulatedGpu()) for _ in range(2))
+    true, _ = descend(arrays, inputs[:2], labels[:2], 1)
+    fresh = cuda_training.Learner(arrays, EmulatedGpu())
+    assert fresh.loss(inputs[:1], labels[:1]) == pytest.approx(true[0, 0], rel=1e-12)
+    expected = train(alone, inputs[:3], labels[:3], 2)
+    training, held_out = (inputs[:3], labels[:3]), (inputs[3:], labels[3:])
+    first = list(among.train_epoch(*training, 0.5))
+    before = among.arrays()
+    assert 0 < among.loss(*held_out) < 10
+    assert all(np.array_equal(before[name], array) for name, array in among.arrays().items())
+    assert np.array_equal([first, list(among.train_epoch(*training, 0.5))], expected)
+
+
+def test_a_row_far_below_another_has_a_finite_loss():
+    """Where softmax underflows its logarithm does not."""
+    arrays, inputs, labels = problem("float32", batches=1)
+    arrays["by"][0] = 500
+    loss, = cuda_training.Learner(arrays, EmulatedGpu()).train_epoch(inputs, labels, 0)
+    assert np.isfinite(loss) and loss > 250
+
+
+def test_training_that_diverges_is_an_error():
+    arrays, inputs, labels = problem("float32")
+    learner = cuda_training.Learner(arrays, EmulatedGpu(defect="diverges"))
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="training has diverged: the loss of batch 1 is "):
+        train(learner, inputs, labels, 2)
+    with pytest.raises(FloatingPointError, match="training has diverged: W.. is no longer finite"):
+        learner.arrays()
