@@ -94,6 +94,6 @@ if __name__ == "__main__":
                                sources=[os.path.join(folder, source) for folder in SOURCES for source in SOURCES[folder]],
                                depends=[os.path.join(folder, file) for folder in SOURCES
                                         for file in sorted(os.listdir(os.path.join(HERE, folder)))
-                                        if file.endswith((".cc", ".h"))])],
+                                        if file.endswith((".cc", ".h"))] + [os.path.join("kernels", "codes.h")])],
         cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
     )

@@ -122,7 +122,7 @@ def test_the_text_of_a_family_is_complete(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_header_makes_a_new_text(family):
-    with open(os.path.join(sources.folder(), "primitives.cuh"), encoding="utf-8") as file:
+    with open(os.path.join(sources.folder(), "cuda", "primitives.cuh"), encoding="utf-8") as file:
         header = file.read()
     marked = sources.text(family, {"primitives.cuh": header + "// a new version\n"})
     assert "// a new version" in marked and marked != sources.text(family)

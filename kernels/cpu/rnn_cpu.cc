@@ -354,9 +354,10 @@ int rnn_cpu_threads(void) { return rnn::thread_limit(); }
 void rnn_cpu_split(int64_t B, int64_t H, int32_t dtype, int threads, int64_t l1, int64_t l2, int* rows, int* columns) {
   const rnn::Level* level = rnn::level_in_use();
   if (!level) return;
-  const bool wide = dtype != RNN_FLOAT32;
-  const rnn::Split split = rnn::choose_split(B, H, wide ? level->float64.panel : level->float32.panel, wide ? 8 : 4, threads,
-                                             l1 ? l1 : rnn::l1_bytes(), l2 ? l2 : rnn::l2_bytes());
+  const bool single = dtype == RNN_FLOAT32;
+  const rnn::Split split =
+      rnn::choose_split(B, H, single ? level->float32.panel : level->float64.panel, single ? sizeof(float) : sizeof(double),
+                        threads, l1 ? l1 : rnn::l1_bytes(), l2 ? l2 : rnn::l2_bytes());
   *rows = split.row_groups;
   *columns = split.column_groups;
 }

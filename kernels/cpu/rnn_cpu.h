@@ -14,28 +14,18 @@
 
 #include <stdint.h>
 
+#include "../codes.h"
+
 #define RNN_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { RNN_FLOAT32 = 0, RNN_FLOAT64 = 1 };
-enum { RNN_TANH = 0, RNN_RELU = 1 };
-
-/* What a call returns. The results are whole with RNN_OK, undefined with RNN_NO_MEMORY and untouched otherwise. */
-enum {
-  RNN_OK = 0,
-  RNN_BAD_TOKEN = 1,   /* a token is outside [0, I); see bad_token below */
-  RNN_NO_MEMORY = 2,   /* the workspace (copies of Wxh or Whh, at most one for each thread) cannot be allocated */
-  RNN_BAD_THREADS = 3, /* RNN_OPS_NUM_THREADS is set and not a positive number */
-  RNN_BAD_SIMD = 4,    /* RNN_OPS_SIMD is set and not one of rnn_cpu_simd_levels() */
-};
-
 typedef struct {
   int64_t T, B, I, H;
-  int32_t dtype;
-  int32_t activation;
+  int32_t dtype;      /* rnn_dtype */
+  int32_t activation; /* rnn_activation */
   const int32_t* tokens; /* [T,B], or null */
   const void* x;         /* [T,B,I] where tokens is null */
   const void* h0;        /* [B,H] */
@@ -48,8 +38,8 @@ typedef struct {
 
 typedef struct {
   int64_t T, B, I, H;
-  int32_t dtype;
-  int32_t activation;
+  int32_t dtype;      /* rnn_dtype */
+  int32_t activation; /* rnn_activation */
   const int32_t* tokens; /* [T,B], or null */
   const void* x;         /* [T,B,I] where tokens is null; read for dWxh only */
   const void* h0;        /* [B,H]; read for dWhh only */
@@ -67,6 +57,7 @@ typedef struct {
   int64_t bad_token;     /* as above */
 } rnn_cpu_backward_args;
 
+/* Both return an rnn_status. */
 RNN_API int rnn_cpu_forward(rnn_cpu_forward_args* args);
 RNN_API int rnn_cpu_backward(rnn_cpu_backward_args* args);
 

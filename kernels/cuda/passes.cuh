@@ -8,7 +8,7 @@
 // f is tanh, f' = 1 - h_t², or relu, f' = 1 where h_t > 0, else 0. Which one is an argument and no template: all threads take
 // the same way, and one kernel serves both.
 //
-// All arrays are C-contiguous; T steps, B rows, H hidden units, V symbols. Both directions take T steps, n = 0 ... T-1.
+// All arrays are C-contiguous; T steps, B rows, I input width, H hidden units. Both directions take T steps, n = 0 ... T-1.
 // A step's row b is read from and written to one row of a (T·B, H) array, its line. A pass offers, in the order in which a step
 // needs it, long before the sum is there:
 //   weight(k, j)            the matrix, and COLUMNS_CONTIGUOUS: which of its two indices is contiguous
@@ -23,6 +23,7 @@
 //   store(when, column, line, value)    stores it, where `when`
 #pragma once
 
+#include "../codes.h"
 #include "primitives.cuh"
 
 // Where the element of a line of a (lines, H) array is, in the column that begins at `column`. Nothing need be there.
@@ -32,10 +33,8 @@ __device__ inline Real* element(Real* column, Line line, int H) {
   return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
 }
 
-enum Activation { TANH = 0, RELU = 1 };
-
-// Inputs: tokens (T, B) with table Wxh (V, H), or, where tokens is null, x·Wxh already in h, a table with a row for each line,
-// where each element is read before its state is written over it. A token outside [0, V) makes NaN; nothing outside is read.
+// Inputs: tokens (T, B) with table Wxh (I, H), or, where tokens is null, x·Wxh already in h, a table with a row for each line,
+// where each element is read before its state is written over it. A token outside [0, I) makes NaN; nothing outside is read.
 template <class Real>
 struct Forward {
   const int* tokens;
@@ -44,7 +43,7 @@ struct Forward {
   const Real* bh;    // (H)
   const Real* h0;    // (B, H)
   Real* h;           // (T, B, H)
-  int T, B, V, H;
+  int T, B, I, H;
   int activation;
 
   using Term = Real;
@@ -71,7 +70,7 @@ struct Forward {
   };
   template <class Line>
   __device__ Place place(const Column& column, int token, Line line) const {
-    const bool known = !tokens || static_cast<unsigned>(token) < static_cast<unsigned>(V);
+    const bool known = !tokens || static_cast<unsigned>(token) < static_cast<unsigned>(I);
     return {known, element(column.table, tokens ? token : line, H)};
   }
   __device__ void read(bool when, const Place& place, Term& term) const {
@@ -82,7 +81,7 @@ struct Forward {
   __device__ Real finish(Real sum, Addend addend) const {
     const Real a = sum + addend, positive = a < 0 ? 0 : a;  // NaN stays NaN
     const Real bounded = tanh(a);  // in any case: a branch here would cost every step more
-    return activation == TANH ? bounded : positive;
+    return activation == RNN_TANH ? bounded : positive;
   }
   template <class Line>
   __device__ void store(bool when, const Column& column, Line line, Real value) const {
@@ -90,14 +89,14 @@ struct Forward {
   }
 };
 
-// dh: the gradient that arrives at every state, dlast: the one at the last state besides; either may be null.
+// dh: the gradient that arrives at every state, dh_last: the one at the last state besides; either may be null.
 // dh0 may be null. h and dh are read once, da, the gradient of f's argument, written once.
 template <class Real>
 struct Backward {
   const Real* Whh;    // (H, H)
   const Real* h;      // (T, B, H)
   const Real* dh;     // (T, B, H)
-  const Real* dlast;  // (B, H)
+  const Real* dh_last;  // (B, H)
   Real* da;           // (T, B, H)
   Real* dh0;          // (B, H)
   int T, B, H;
@@ -114,7 +113,7 @@ struct Backward {
 
   __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(j) * H + k; }
   __device__ Real start(int b, int j) const {
-    const Real sum = dlast ? dlast[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
+    const Real sum = dh_last ? dh_last[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
     const Column all = column(j);
     const long long last = line(-static_cast<long long>(B), b);
     Term found = {0, 0};
@@ -145,18 +144,18 @@ struct Backward {
     return {line >= 0, line >= 0 && column.dh, element(column.h, line, H), element(column.dh, line, H)};
   }
   __device__ void read(bool when, const Place& place, Term& term) const {
-    if (!place.inside) term.h = activation == RELU, term.dh = 0;  // f' = 1, for dh0
+    if (!place.inside) term.h = activation == RNN_RELU, term.dh = 0;  // f' = 1, for dh0
     load_when(when && place.inside, place.h, term.h);
     load_when(when && place.given, place.dh, term.dh);
   }
   __device__ Addend addend(const Column&, Term term) const {
-    if (activation == RELU) return {term.dh, static_cast<Real>(term.h > 0)};
+    if (activation == RNN_RELU) return {term.dh, static_cast<Real>(term.h > 0)};
     // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has.
     return {term.dh, (1 - term.h) * (1 + term.h)};
   }
   __device__ Real finish(Real sum, Addend addend) const {
     const Real gradient = (sum + addend.dh) * addend.derivative;
-    return activation == RELU && addend.derivative == 0 ? 0 : gradient;  // also where the gradient is not finite
+    return activation == RNN_RELU && addend.derivative == 0 ? 0 : gradient;  // also where the gradient is not finite
   }
   template <class Line>
   __device__ void store(bool when, const Column& column, Line line, Real value) const {

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-NAMES = ("inputs", "state", "Wxh", "Whh", "bh")
-FLOATS = (np.dtype("float32"), np.dtype("float64"))
+from rnn_ops.backends import codes
+
+NAMES = codes.ARGUMENTS
+FLOATS = tuple(codes.DTYPES)
 TOKENS = np.dtype("int32")
-ACTIVATIONS = ("tanh", "relu")
+ACTIVATIONS = tuple(codes.ACTIVATIONS)
 
 _STATE_AND_WEIGHTS = ("BH", "IH", "HH", "H")
 _DENSE = {False: "TBI", True: "BI"}  # by step: the letters of a float input, of tokens all but the last

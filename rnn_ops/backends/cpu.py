@@ -12,12 +12,9 @@ import os
 
 import numpy as np
 
-from rnn_ops.backends import arguments
+from rnn_ops.backends import arguments, codes
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "librnn_ops.so")
-_ACTIVATIONS = {"tanh": 0, "relu": 1}  # RNN_TANH, RNN_RELU
-_DTYPES = {np.dtype("float32"): 0, np.dtype("float64"): 1}
-_OK, _BAD_TOKEN, _NO_MEMORY, _BAD_THREADS, _BAD_SIMD = range(5)
 
 _SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32), ("activation", ctypes.c_int32)]
 
@@ -78,7 +75,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
     """
     arguments.check_activation(activation)
     T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
-    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation],
+    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=codes.DTYPES[dtype], activation=codes.ACTIVATIONS[activation],
                         h0=_pointer("state", state), Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
                         bh=_pointer("bh", bh),
                         h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
@@ -117,7 +114,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     if tokens and dinputs is not None:
         raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
     da = np.empty((T, B, H), dtype)
-    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=_DTYPES[dtype], activation=_ACTIVATIONS[activation],
+    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=codes.DTYPES[dtype], activation=codes.ACTIVATIONS[activation],
                          h0=_pointer("state", state), Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
                          h=_pointer("outputs", outputs, (T, B, H), dtype),
                          dh=_optional_pointer("doutputs", doutputs, (T, B, H), dtype),
@@ -138,11 +135,11 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
 
 def tanh(x):
     """tanh as the kernels compute it: float32 or float64 array → a new array. For measuring its error."""
-    if not isinstance(x, np.ndarray) or x.dtype not in _DTYPES:
+    if not isinstance(x, np.ndarray) or x.dtype not in codes.DTYPES:
         raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, needs an array of float32 or float64")
     x = np.ascontiguousarray(x)
     y = np.empty_like(x)
-    _raise_for(_library.rnn_cpu_tanh(_DTYPES[x.dtype], x.size, x.ctypes.data, y.ctypes.data))
+    _raise_for(_library.rnn_cpu_tanh(codes.DTYPES[x.dtype], x.size, x.ctypes.data, y.ctypes.data))
     return y
 
 
@@ -158,7 +155,7 @@ def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
     """
     allowed = _library.rnn_cpu_threads()
     if allowed == 0:
-        _raise_for(_BAD_THREADS)
+        _raise_for(codes.BAD_THREADS)
     for name, value, most in (("rounds", rounds, 2 ** 24), ("threads", threads, allowed)):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= most:
             raise ValueError(f"{name}: got {value!r}, needs a whole number from 1 to {most:,}")
@@ -167,7 +164,7 @@ def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype: got {dtype!r}, needs 'float32' or 'float64'")
     count = ctypes.c_double()
-    _raise_for(_library.rnn_cpu_multiply_adds(None if level is None else level.encode(), _DTYPES[np.dtype(dtype)], threads,
+    _raise_for(_library.rnn_cpu_multiply_adds(None if level is None else level.encode(), codes.DTYPES[np.dtype(dtype)], threads,
                                               rounds, count))
     return int(count.value)
 
@@ -182,7 +179,7 @@ def threads():
     """How many threads a call may use: RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors allowed."""
     count = _library.rnn_cpu_threads()
     if count == 0:
-        _raise_for(_BAD_THREADS)
+        _raise_for(codes.BAD_THREADS)
     return count
 
 
@@ -204,7 +201,7 @@ def split(B, H, dtype="float32", thread_count=None, l1=0, l2=0):
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype: got {dtype!r}, needs 'float32' or 'float64'")
     rows, columns = ctypes.c_int(), ctypes.c_int()
-    _library.rnn_cpu_split(B, H, _DTYPES[np.dtype(dtype)], thread_count, l1, l2, rows, columns)
+    _library.rnn_cpu_split(B, H, codes.DTYPES[np.dtype(dtype)], thread_count, l1, l2, rows, columns)
     return rows.value, columns.value
 
 
@@ -217,7 +214,7 @@ def simd():
     """The SIMD level in use: RNN_OPS_SIMD, else the best of `simd_levels`."""
     name = _library.rnn_cpu_simd()
     if name is None:
-        _raise_for(_BAD_SIMD)
+        _raise_for(codes.BAD_SIMD)
     return name.decode()
 
 
@@ -243,13 +240,13 @@ def _optional_pointer(name, array, shape, dtype, written=False):
 
 
 def _raise_for(status, args=None, inputs=None):
-    if status == _BAD_TOKEN:
+    if status == codes.BAD_TOKEN:
         arguments.check_tokens(inputs, args.I)
-    if status == _NO_MEMORY:
+    if status == codes.NO_MEMORY:
         raise MemoryError("no memory for packed copies of Wxh and Whh")
-    if status == _BAD_THREADS:
+    if status == codes.BAD_THREADS:
         raise ValueError(
             f"RNN_OPS_NUM_THREADS: got {os.environ.get('RNN_OPS_NUM_THREADS')!r}, needs a number of threads, 1 or more, "
             "at most 65,536")
-    if status == _BAD_SIMD:
+    if status == codes.BAD_SIMD:
         raise ValueError(f"RNN_OPS_SIMD: got {os.environ.get('RNN_OPS_SIMD')!r}, needs one of {', '.join(simd_levels())}")

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnn_ops.backends import codes
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.sources import Kernel
 
 _TOKENS = np.dtype("int32")
-_ACTIVATIONS = {"tanh": 0, "relu": 1}  # Activation in passes.cuh
 _C = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 
 
@@ -38,11 +38,11 @@ def _fields(pointers, sizes):
 
 
 class _Forward(ctypes.Structure):  # Forward in passes.cuh
-    _fields_ = _fields("tokens Wxh Whh bh h0 h", "T B V H activation")
+    _fields_ = _fields("tokens Wxh Whh bh h0 h", "T B I H activation")
 
 
 class _Backward(ctypes.Structure):  # Backward in passes.cuh
-    _fields_ = _fields("Whh h dh dlast da dh0", "T B H activation")
+    _fields_ = _fields("Whh h dh dh_last da dh0", "T B H activation")
 
 
 class Launcher:
@@ -61,8 +61,8 @@ class Launcher:
         address = self._address
         recur = self._recurrence("Forward", _Forward(
             tokens=address(inputs if tokens else None), Wxh=address(Wxh), Whh=address(Whh), bh=address(bh),
-            h0=address(state), h=address(outputs), T=T, B=B, V=Wxh.shape[0], H=H,
-            activation=_ACTIVATIONS[activation]), outputs.dtype, variant,
+            h0=address(state), h=address(outputs), T=T, B=B, I=Wxh.shape[0], H=H,
+            activation=codes.ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (outputs[n - 1] if n else state, Whh, False))
         if not tokens:  # x·Wxh waits in outputs, where each step finds its own
             self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
@@ -81,8 +81,8 @@ class Launcher:
         address = self._address
         # Everything that takes memory comes before anything that computes.
         steps = [self._recurrence("Backward", _Backward(
-            Whh=address(Whh), h=address(outputs), dh=address(doutputs), dlast=address(dlast_state), da=address(da),
-            dh0=address(dstate), T=T, B=B, H=H, activation=_ACTIVATIONS[activation]), outputs.dtype, variant,
+            Whh=address(Whh), h=address(outputs), dh=address(doutputs), dh_last=address(dlast_state), da=address(da),
+            dh0=address(dstate), T=T, B=B, H=H, activation=codes.ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (da[T - 1 - n], Whh, True))]
         if dbh is not None:
             steps.append(self._row_sums(None, rows, dbh.reshape(1, H)))

@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnn_ops.backends import codes
 from rnn_ops.backends.cuda.launcher import Launch, Launcher
 
-REGIONS = ("inputs", "state", "Wxh", "Whh", "bh", "outputs", "last_state", "doutputs", "dlast_state",
-           "dinputs", "dstate", "dWxh", "dWhh", "dbh", "workspace")
-GRADIENTS = REGIONS[9:14]
 _ALIGNMENT = 256  # bytes, as memory comes from CUDA
 
 
@@ -36,7 +34,7 @@ class MultiplyItem(NamedTuple):
     transpose_a: bool
     transpose_b: bool
     accumulate: bool
-    wide: bool        # float64
+    dtype: int        # of `codes.DTYPES`
 
 
 class FillItem(NamedTuple):
@@ -61,7 +59,7 @@ class Recorder:
 
     def region(self, name, shape, dtype, offset=0):
         """An array with an address in a region and with no memory."""
-        return np.asarray(_Place((REGIONS.index(name) + 1 << 40) + offset, shape, np.dtype(dtype)))
+        return np.asarray(_Place((codes.REGIONS.index(name) + 1 << 40) + offset, shape, np.dtype(dtype)))
 
     def empty(self, shape, dtype):
         array = self.region("workspace", shape, dtype, self.workspace)
@@ -90,7 +88,7 @@ class Recorder:
         inner = a.shape[0] if transpose_a else a.shape[1]
         self.items.append(MultiplyItem(
             self.address(a), self.address(b), self.address(out), rows, columns, inner, a.shape[1], b.shape[1],
-            transpose_a, transpose_b, accumulate, out.dtype == np.float64))
+            transpose_a, transpose_b, accumulate, codes.DTYPES[out.dtype]))
 
     def fill(self, array, value):
         self.items.append(FillItem(self.address(array), value, array.nbytes))
@@ -126,15 +124,15 @@ def record_forward(device, T, B, I, H, dtype, tokens, activation, with_last_stat
 def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_state, fills):
     """The program of a backward pass → Recorder.
 
-    fills : by name of a gradient in `GRADIENTS`, None to compute it or the value that its bytes are filled with.
+    fills : by the name of each gradient: `codes.COMPUTE`, or the value that each of its bytes is set to.
     """
     recorder = Recorder(device)
     inputs, state, Wxh, Whh = _arguments(recorder, T, B, I, H, dtype, tokens)
     shapes = [inputs.shape, (B, H), (I, H), (H, H), (H,)]
     gradients = {}
-    for name, shape in zip(GRADIENTS, shapes):
+    for name, shape in zip(codes.GRADIENTS, shapes):
         gradient = recorder.region(name, shape, inputs.dtype if name == "dinputs" else dtype)
-        if fills[name] is None:
+        if fills[name] == codes.COMPUTE:
             gradients[name] = gradient
         else:
             recorder.fill(gradient, fills[name])

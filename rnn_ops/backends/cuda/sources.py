@@ -12,8 +12,8 @@ OPTIONS = ("--std=c++17",)  # of the compiler, which compiler.py adds to
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 # Installed, the kernels are a folder of the package; in a source folder they lie beside it.
-_FOLDERS = (os.path.join(_HERE, "kernels"), os.path.join(_HERE, *[os.pardir] * 3, "kernels", "cuda"))
-_INCLUDE = re.compile(r'#include "(\w+\.cuh)"\n')
+_FOLDERS = (os.path.join(_HERE, "kernels"), os.path.join(_HERE, *[os.pardir] * 3, "kernels"))
+_INCLUDE = re.compile(r'#include "(?:\.\./)?(\w+\.(?:cuh|h))"\n')
 
 
 class Kernel(NamedTuple):
@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
 
 def folder():
-    """Where the kernels lie."""
+    """The folder `kernels`: codes.h, and in cuda/ the CUDA sources."""
     return next(folder for folder in _FOLDERS if os.path.isdir(folder))
 
 
@@ -50,7 +50,8 @@ def text(family, replace=None):
         if name in replace:
             lines = replace[name]
         else:
-            with open(os.path.join(folder(), name), encoding="utf-8") as file:
+            path = os.path.join(folder(), name) if name == "codes.h" else os.path.join(folder(), "cuda", name)
+            with open(path, encoding="utf-8") as file:
                 lines = file.read()
         lines = lines.replace("#pragma once\n", "\n")
         number = {match.start(): lines.count("\n", 0, match.end()) + 1 for match in _INCLUDE.finditer(lines)}

@@ -16,9 +16,9 @@ void set_problem(Args* args, const Problem& of, const Call& call) {
   args->B = of.B;
   args->I = of.I;
   args->H = of.H;
-  args->dtype = of.wide ? RNN_FLOAT64 : RNN_FLOAT32;
+  args->dtype = of.dtype;
   args->activation = call.chosen.activation;
-  void* inputs = call.arguments[INPUTS].data;
+  void* inputs = call.arguments[RNN_INPUTS].data;
   if (of.tokens) {
     args->tokens = static_cast<const int32_t*>(inputs);
   } else {
@@ -53,10 +53,10 @@ void check_status(int status, const Args& args, bool step) {
 bool goes_over(const Array& gradient, const Call& call, size_t item) {
   const auto over = [&](const Array& array) { return overlap(gradient, array, item); };
   const int results = call.chosen.results();
-  for (int i = 0; i < ARGUMENTS; ++i) {
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     if (&call.gradients[i] < &gradient && over(call.gradients[i])) return true;
   }
-  return std::any_of(call.arguments, call.arguments + ARGUMENTS, over) ||
+  return std::any_of(call.arguments, call.arguments + RNN_ARGUMENTS, over) ||
          std::any_of(call.results, call.results + results, over) || std::any_of(call.cotangents, call.cotangents + results, over);
 }
 
@@ -66,10 +66,10 @@ void cpu_forward(const Call& call) {
   const Problem of = problem(call);
   rnn_cpu_forward_args args = {};
   set_problem(&args, of, call);
-  args.h0 = call.arguments[STATE].data;
-  args.Wxh = call.arguments[WXH].data;
-  args.Whh = call.arguments[WHH].data;
-  args.bh = call.arguments[BH].data;
+  args.h0 = call.arguments[RNN_STATE].data;
+  args.Wxh = call.arguments[RNN_WXH].data;
+  args.Whh = call.arguments[RNN_WHH].data;
+  args.bh = call.arguments[RNN_BH].data;
   args.h = call.results[0].data;
   check_status(rnn_cpu_forward(&args), args, call.chosen.step);
   if (!call.chosen.step) {
@@ -82,9 +82,9 @@ void cpu_backward(const Call& call) {
   const Problem of = problem(call);
   rnn_cpu_backward_args args = {};
   set_problem(&args, of, call);
-  args.h0 = call.arguments[STATE].data;
-  args.Wxh = call.arguments[WXH].data;
-  args.Whh = call.arguments[WHH].data;
+  args.h0 = call.arguments[RNN_STATE].data;
+  args.Wxh = call.arguments[RNN_WXH].data;
+  args.Whh = call.arguments[RNN_WHH].data;
   args.h = call.results[0].data;
   args.dh = call.cotangents[0].data;
   args.dh_last = call.chosen.step ? nullptr : call.cotangents[1].data;
@@ -97,14 +97,14 @@ void cpu_backward(const Call& call) {
     own.reset(new char[bytes]);
     args.da = own.get();
   }
-  void* gradients[ARGUMENTS];
-  std::unique_ptr<char[]> apart[ARGUMENTS];  // from where such a gradient is then brought to its place
-  for (int i = 0; i < ARGUMENTS; ++i) {
+  void* gradients[RNN_ARGUMENTS];
+  std::unique_ptr<char[]> apart[RNN_ARGUMENTS];  // from where such a gradient is then brought to its place
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     const Array& gradient = call.gradients[i];
     gradients[i] = nullptr;
     if (call.chosen.hidden[i]) continue;
-    const Fill fill = fill_of_gradient(call.chosen, of, i);
-    if (fill != LEAVE) continue;  // below, once nothing is read any more
+    const rnn_fill fill = fill_of_gradient(call.chosen, of, i);
+    if (fill != RNN_COMPUTE) continue;  // below, once nothing is read any more
     if (goes_over(gradient, call, of.item())) {
       apart[i].reset(new char[gradient.size() * of.item()]);
       gradients[i] = apart[i].get();
@@ -112,16 +112,16 @@ void cpu_backward(const Call& call) {
       gradients[i] = gradient.data;
     }
   }
-  args.dx = gradients[INPUTS];
-  args.dh0 = gradients[STATE];
-  args.dWxh = gradients[WXH];
-  args.dWhh = gradients[WHH];
-  args.dbh = gradients[BH];
+  args.dx = gradients[RNN_INPUTS];
+  args.dh0 = gradients[RNN_STATE];
+  args.dWxh = gradients[RNN_WXH];
+  args.dWhh = gradients[RNN_WHH];
+  args.dbh = gradients[RNN_BH];
   check_status(rnn_cpu_backward(&args), args, call.chosen.step);
-  for (int i = 0; i < ARGUMENTS; ++i) {
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     const Array& gradient = call.gradients[i];
-    const Fill fill = call.chosen.hidden[i] ? LEAVE : fill_of_gradient(call.chosen, of, i);
-    if (fill != LEAVE) memset(gradient.data, fill, gradient.size() * (i == INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
+    const rnn_fill fill = call.chosen.hidden[i] ? RNN_COMPUTE : fill_of_gradient(call.chosen, of, i);
+    if (fill != RNN_COMPUTE) memset(gradient.data, fill, gradient.size() * (i == RNN_INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
     if (apart[i]) memcpy(gradient.data, apart[i].get(), gradient.size() * of.item());
   }
 }

@@ -23,7 +23,7 @@ namespace {
 
 using Handle = void*;
 
-// MXNet's C functions by their names (_FUNCTIONS in front.py). All return 0, or -1 where MXGetLastError has a sentence.
+// MXNet's C functions, in the order of _FUNCTIONS in front.py, which has their full names. All return 0, or -1 where MXGetLastError has a sentence.
 struct Functions {
   int (*get_shape)(Handle, int* rank, const int** shape);
   int (*get_dtype)(Handle, int*);
@@ -35,13 +35,13 @@ struct Functions {
   int (*reshape)(Handle, int rank, const int64_t* shape, bool reverse, Handle*);
   int (*free)(Handle);
   int (*to_dlpack)(Handle, Handle*);
-  int (*free_dlpack)(Handle);
+  int (*call_dlpack_deleter)(Handle);
   int (*is_recording)(bool*);
   int (*get_grad)(Handle, Handle*);
   int (*get_grad_state)(Handle, int*);
   int (*set_grad_state)(Handle, int);
   int (*get_symbol)(Handle, Handle*);
-  int (*free_symbol)(Handle);
+  int (*symbol_free)(Handle);
   int (*mark)(unsigned count, Handle*, unsigned* requests, Handle* gradients);
   int (*push)(void (*)(void*, void*), void* parameter, void* deleter, void* context, Handle* read, int reads, Handle* written,
               int writes, void* property, int priority, const char* name);
@@ -138,7 +138,7 @@ class Notes {
     if (mxnet.get_symbol(array, &symbol)) return nullptr;
     const char *entries = word(static_cast<char*>(symbol)), *end = word(static_cast<char*>(symbol) + sizeof(void*));
     const char* node = entries && end == entries + 24 ? word(entries) : nullptr;
-    mxnet.free_symbol(symbol);
+    mxnet.symbol_free(symbol);
     return node;
   }
 
@@ -172,14 +172,14 @@ constexpr int64_t kManySymbols = 10000;
 
 // The five arguments.
 struct Given {
-  Handle handles[ARGUMENTS];
-  Array arrays[ARGUMENTS];
-  int64_t shapes[ARGUMENTS][3];
+  Handle handles[RNN_ARGUMENTS];
+  Array arrays[RNN_ARGUMENTS];
+  int64_t shapes[RNN_ARGUMENTS][3];
   int device = 0;
 
   // Dense arrays of three dimensions at most in the memory of one CPU; their data is not known yet.
   bool look() {
-    for (int i = 0; i < ARGUMENTS; ++i) {
+    for (int i = 0; i < RNN_ARGUMENTS; ++i) {
       int rank, dtype, kind, number, storage;
       const int* shape;
       if (!handles[i] || mxnet.get_storage(handles[i], &storage) || storage != DENSE ||
@@ -213,13 +213,13 @@ std::atomic<uintptr_t> tickets{0};
 // Meanwhile nothing can write the arguments or move them. DLPack's way to an address neither waits for an array nor writes it,
 // as MXNDArrayGetData does if its layout is MKL-DNN's.
 bool compute(const Turn& mine) {
-  Handle managed[ARGUMENTS];
+  Handle managed[RNN_ARGUMENTS];
   int count = 0;
-  while (count < ARGUMENTS && !mxnet.to_dlpack(mine.handles[count], &managed[count])) {
+  while (count < RNN_ARGUMENTS && !mxnet.to_dlpack(mine.handles[count], &managed[count])) {
     mine.arguments[count].data = *static_cast<void**>(managed[count]);  // DLManagedTensor begins with it
     ++count;
   }
-  bool done = count == ARGUMENTS;
+  bool done = count == RNN_ARGUMENTS;
   if (done) {
     try {
       cpu_forward(*mine.call);
@@ -229,7 +229,7 @@ bool compute(const Turn& mine) {
       done = false;
     }
   }
-  while (count) mxnet.free_dlpack(managed[--count]);
+  while (count) mxnet.call_dlpack_deleter(managed[--count]);
   return done;
 }
 
@@ -240,12 +240,12 @@ void take_turn(void*, void* of) {
 bool run_at_once(Turn* mine, int device) {
   int32_t context[] = {CPU, device};  // mxnet::Context
   int async = 4;                      // mxnet::FnProperty::kAsync
-  Handle read[ARGUMENTS];
+  Handle read[RNN_ARGUMENTS];
   memcpy(read, mine->handles, sizeof read);
   mine->done = false;
   turn = mine;
   ticket = ++tickets;
-  const int failed = mxnet.push(take_turn, reinterpret_cast<void*>(ticket), nullptr, context, read, ARGUMENTS, nullptr, 0,
+  const int failed = mxnet.push(take_turn, reinterpret_cast<void*>(ticket), nullptr, context, read, RNN_ARGUMENTS, nullptr, 0,
                                 &async, 0, mine->call ? "rnn_ops_native" : "rnn_ops_ready");
   turn = nullptr;
   return !failed && mine->done;
@@ -253,7 +253,7 @@ bool run_at_once(Turn* mine, int device) {
 
 // Less work than the way to another thread and back, in multiply-adds; a step costs some besides.
 bool is_short(const Problem& of) {
-  const double step = of.B * of.H * (of.H + (of.tokens ? 0 : of.I)) * (of.wide ? 2. : 1.) + 2e4;
+  const double step = of.B * of.H * (of.H + (of.tokens ? 0 : of.I)) * (of.dtype == RNN_FLOAT64 ? 2. : 1.) + 2e4;
   return of.T * step < 4e6;
 }
 
@@ -265,7 +265,7 @@ bool compute_here(const Options& chosen, const Problem& of, Given* given, Handle
   for (Handle handle : given->handles) {
     if (mxnet.get_data(handle, &data)) return false;
   }
-  const int dtype = of.wide ? FLOAT64 : FLOAT32;
+  const int dtype = of.type();
   const int64_t sizes[] = {of.T, of.B, of.H};
   Owned made[2];
   Array arrays[2];
@@ -293,14 +293,14 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
     names[count] = name;
     values[count++] = value;
   };
-  char wanted[ARGUMENTS + 1] = "";
-  for (int i = 0; i < ARGUMENTS; ++i) wanted[i] = chosen.wanted[i] ? '1' : '.';
+  char wanted[RNN_ARGUMENTS + 1] = "";
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) wanted[i] = chosen.wanted[i] ? '1' : '.';
   if (chosen.step) attribute("step", "1");
   if (chosen.activation) attribute("activation", "relu");
   if (strchr(wanted, '.')) attribute("wanted", wanted);
   int made = 0;
   Handle* arrays = nullptr;
-  if (mxnet.invoke(operation, ARGUMENTS, inputs, &made, &arrays, count, names, values)) return MXNET_ERROR;
+  if (mxnet.invoke(operation, RNN_ARGUMENTS, inputs, &made, &arrays, count, names, values)) return MXNET_ERROR;
   memcpy(results, arrays, made * sizeof(Handle));
   return DONE;
 }
@@ -308,7 +308,7 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
 // Waits for them. DONE: all are in the vocabulary.
 Answer check_tokens(const Given& given, const Problem& of) {
   void* data;
-  if (mxnet.wait_to_read(given.handles[INPUTS]) || mxnet.get_data(given.handles[INPUTS], &data)) return MXNET_ERROR;
+  if (mxnet.wait_to_read(given.handles[RNN_INPUTS]) || mxnet.get_data(given.handles[RNN_INPUTS], &data)) return MXNET_ERROR;
   const int32_t* tokens = static_cast<int32_t*>(data);
   const int32_t last = static_cast<int32_t>(std::min<int64_t>(of.I - 1, INT32_MAX));
   bool fit = true;
@@ -318,9 +318,9 @@ Answer check_tokens(const Given& given, const Problem& of) {
 
 Answer invoke_guarded(const Options& all_wanted, const Given& given, const Notes::Note* notes, Handle* results) {
   Options chosen = all_wanted;
-  Handle inputs[ARGUMENTS];
-  Owned guards[ARGUMENTS];
-  for (int i = 0; i < ARGUMENTS; ++i) {
+  Handle inputs[RNN_ARGUMENTS];
+  Owned guards[RNN_ARGUMENTS];
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     inputs[i] = given.handles[i];
     chosen.wanted[i] = notes[i] == Notes::WRITE || notes[i] == Notes::GUARD;
     if (notes[i] != Notes::GUARD) continue;
@@ -340,9 +340,9 @@ Answer answer(const Handle* handles, bool step, int32_t activation, bool look_at
   if (!given.look() || !arguments_fit(chosen, given.arrays, &of)) return LOOK_CLOSER;
   bool recording, known = false;
   if (mxnet.is_recording(&recording)) return MXNET_ERROR;
-  Notes::Note noted[ARGUMENTS];
-  for (int i = 0; recording && i < ARGUMENTS; ++i) known |= (noted[i] = notes().on(handles[i])) != Notes::UNKNOWN;
-  if (known && of.tokens && of.I >= kManySymbols && noted[WXH] == Notes::GUARD) return LOOK_CLOSER;
+  Notes::Note noted[RNN_ARGUMENTS];
+  for (int i = 0; recording && i < RNN_ARGUMENTS; ++i) known |= (noted[i] = notes().on(handles[i])) != Notes::UNKNOWN;
+  if (known && of.tokens && of.I >= kManySymbols && noted[RNN_WXH] == Notes::GUARD) return LOOK_CLOSER;
   if (!known && is_short(of) && compute_here(chosen, of, &given, results)) return DONE;
   if (look_at_tokens && of.tokens) {
     if (const Answer trouble = check_tokens(given, of)) return trouble;

@@ -40,10 +40,7 @@ void check(int status, const char* function) {
   if (status) throw Error{std::string(function) + " failed with status " + std::to_string(status)};
 }
 
-// Numbers of regions, as in recorder.py. From 0 on the arguments, from kGradients on their gradients.
-const int kOutputs = 5, kLastState = 6, kDoutputs = 7, kDlastState = 8, kGradients = 9, kWorkspace = 14, kRegions = 15;
-
-// Region n begins at (n + 1)·2^40 in a program. 0 stays 0.
+// An rnn_region n begins at (n + 1)·2^40 in a program. 0 stays 0.
 class Addresses {
  public:
   void set(int region, const void* address) { begins_[region] = reinterpret_cast<uint64_t>(address); }
@@ -53,7 +50,7 @@ class Addresses {
   }
 
  private:
-  uint64_t begins_[kRegions] = {};
+  uint64_t begins_[RNN_REGIONS] = {};
 };
 
 struct Stream {
@@ -100,11 +97,11 @@ struct Launch : Item {
 // out (rows, columns) (+)= op(a)·op(b), row-major. cuBLAS takes column-major matrices: outᵀ = op(b)ᵀ·op(a)ᵀ.
 struct Multiply : Item {
   uint64_t a, b, out;
-  int rows, columns, inner, a_columns, b_columns;
-  bool transpose_a, transpose_b, accumulate, wide;
+  int rows, columns, inner, a_columns, b_columns, dtype;
+  bool transpose_a, transpose_b, accumulate;
 
   void play(const Addresses& at, const Stream& on) const override {
-    if (wide) {
+    if (dtype == RNN_FLOAT64) {
       multiply<double>(on.functions.multiply_double, at, on);
     } else {
       multiply<float>(on.functions.multiply_float, at, on);
@@ -141,8 +138,8 @@ struct Copy : Item {
 // What a program depends on, as Python is asked for it.
 struct Signature {
   int64_t T, B, I, H;
-  int32_t device, backward, wide, tokens, activation, step;
-  int32_t fills[ARGUMENTS];  // backward: Fill of each gradient
+  int32_t device, direction, dtype, tokens, activation, step;
+  int32_t fills[RNN_ARGUMENTS];  // backward: rnn_fill of each gradient
 };
 
 struct Program {
@@ -206,27 +203,27 @@ Signature signature_of(const Call& call) {
   signature.I = of.I;
   signature.H = of.H;
   signature.device = call.device;
-  signature.backward = call.gradients != nullptr;
-  signature.wide = of.wide;
+  signature.direction = call.gradients ? RNN_BACKWARD : RNN_FORWARD;
+  signature.dtype = of.dtype;
   signature.tokens = of.tokens;
   signature.activation = call.chosen.activation;
   signature.step = call.chosen.step;
-  for (int i = 0; signature.backward && i < ARGUMENTS; ++i) signature.fills[i] = fill_of_gradient(call.chosen, of, i);
+  for (int i = 0; call.gradients && i < RNN_ARGUMENTS; ++i) signature.fills[i] = fill_of_gradient(call.chosen, of, i);
   return signature;
 }
 
 void play(const Call& call) {
   const auto program = program_for(signature_of(call));
   Addresses at;
-  for (int i = 0; i < ARGUMENTS; ++i) at.set(i, call.arguments[i].data);
-  at.set(kOutputs, call.results[0].data);
-  if (!call.chosen.step) at.set(kLastState, call.results[1].data);
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) at.set(i, call.arguments[i].data);
+  at.set(RNN_OUTPUTS, call.results[0].data);
+  if (!call.chosen.step) at.set(RNN_LAST_STATE, call.results[1].data);
   if (call.gradients) {
-    at.set(kDoutputs, call.cotangents[0].data);
-    if (!call.chosen.step) at.set(kDlastState, call.cotangents[1].data);
-    for (int i = 0; i < ARGUMENTS; ++i) at.set(kGradients + i, call.gradients[i].data);
+    at.set(RNN_DOUTPUTS, call.cotangents[0].data);
+    if (!call.chosen.step) at.set(RNN_DLAST_STATE, call.cotangents[1].data);
+    for (int i = 0; i < RNN_ARGUMENTS; ++i) at.set(RNN_DINPUTS + i, call.gradients[i].data);
   }
-  if (program->workspace) at.set(kWorkspace, call.allocate(call.allocator, static_cast<int>(program->workspace)));
+  if (program->workspace) at.set(RNN_WORKSPACE, call.allocate(call.allocator, static_cast<int>(program->workspace)));
   const Stream on = {call.stream, program->multiplies ? handle_for(call) : nullptr, functions};
   for (const auto& item : program->items) item->play(at, on);
 }
@@ -279,7 +276,7 @@ RNN_OPS_EXPORT void rnn_ops_program_launch(Program* program, void* function, con
 
 RNN_OPS_EXPORT void rnn_ops_program_multiply(Program* program, uint64_t a, uint64_t b, uint64_t out, int rows, int columns,
                                              int inner, int a_columns, int b_columns, int transpose_a, int transpose_b,
-                                             int accumulate, int wide) {
+                                             int accumulate, int dtype) {
   auto* item = rnn_ops::add<rnn_ops::Multiply>(program);
   item->a = a;
   item->b = b;
@@ -292,7 +289,7 @@ RNN_OPS_EXPORT void rnn_ops_program_multiply(Program* program, uint64_t a, uint6
   item->transpose_a = transpose_a;
   item->transpose_b = transpose_b;
   item->accumulate = accumulate;
-  item->wide = wide;
+  item->dtype = dtype;
   program->multiplies = true;
 }
 

@@ -6,12 +6,11 @@ Which kernel, its sizes and the order of things are decided by what decides them
 import ctypes
 import threading
 
-from rnn_ops.backends import arguments, cuda
+from rnn_ops.backends import arguments, codes, cuda
 from rnn_ops.backends.cuda import recorder
 
 _FUNCTIONS = ("launch", "launch_cooperative", "fill", "copy", "create_handle", "set_stream", "multiply_float",
               "multiply_double")
-_LEAVE = -1  # Fill in operator.h
 
 
 class _Functions(ctypes.Structure):  # Functions in gpu.cc
@@ -19,8 +18,10 @@ class _Functions(ctypes.Structure):  # Functions in gpu.cc
 
 
 class _Signature(ctypes.Structure):  # Signature in gpu.cc
-    _fields_ = ([(name, ctypes.c_int64) for name in "TBIH"] + [(name, ctypes.c_int32) for name in (
-        "device", "backward", "wide", "tokens", "activation", "step")] + [("fills", ctypes.c_int32 * 5)])
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in "TBIH"]
+        + [(name, ctypes.c_int32) for name in ("device", "direction", "dtype", "tokens", "activation", "step")]
+        + [("fills", ctypes.c_int32 * len(codes.GRADIENTS))])
 
 
 _Record = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Signature), ctypes.c_void_p, ctypes.POINTER(ctypes.c_char), ctypes.c_int)
@@ -63,11 +64,10 @@ class Programs:
                 self._library.rnn_ops_native_use_gpu(ctypes.byref(_Functions(*map(gpu.functions().get, _FUNCTIONS))))
                 self._has_functions = True
         how = dict(T=signature.T, B=signature.B, I=signature.I, H=signature.H,
-                   dtype=arguments.FLOATS[signature.wide], tokens=bool(signature.tokens),
+                   dtype=arguments.FLOATS[signature.dtype], tokens=bool(signature.tokens),
                    activation=arguments.ACTIVATIONS[signature.activation], with_last_state=not signature.step)
-        if signature.backward:
-            fills = {name: None if fill == _LEAVE else fill
-                     for name, fill in zip(recorder.GRADIENTS, signature.fills)}
+        if signature.direction == codes.BACKWARD:
+            fills = dict(zip(codes.GRADIENTS, signature.fills))
             recorded = recorder.record_backward(gpu.device, fills=fills, **how)
         else:
             recorded = recorder.record_forward(gpu.device, **how)

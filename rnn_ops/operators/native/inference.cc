@@ -6,11 +6,9 @@
 #include <initializer_list>
 #include <map>
 
-#include "rnn_cpu.h"
-
 namespace rnn_ops {
 
-const char* const kNames[ARGUMENTS] = {"inputs", "state", "Wxh", "Whh", "bh"};
+const char* const kNames[RNN_ARGUMENTS] = {"inputs", "state", "Wxh", "Whh", "bh"};
 
 void fail(const std::string& name, const std::string& got, const std::string& needs) {
   throw Error{name + ": got " + got + ", needs " + needs};
@@ -46,10 +44,10 @@ Options options(const Attributes& attributes) {
     } else if (same(name, "rank")) {
       found.rank = flag(name, value);
     } else if (same(name, "wanted")) {
-      if (strlen(value) != ARGUMENTS || strspn(value, "01.") != ARGUMENTS) {
+      if (strlen(value) != RNN_ARGUMENTS || strspn(value, "01.") != RNN_ARGUMENTS) {
         fail(name, quoted(value), "a 0 or 1 for each of the five arguments");
       }
-      for (int argument = 0; argument < ARGUMENTS; ++argument) {
+      for (int argument = 0; argument < RNN_ARGUMENTS; ++argument) {
         found.wanted[argument] = value[argument] == '1';
         found.hidden[argument] = value[argument] == '.';
       }
@@ -95,7 +93,7 @@ void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector
          (inputs == FLOAT16 ? "" : "; cast tokens with astype('int32')"));
   }
   int type = UNKNOWN, source = 0;
-  for (int i = 1; i < ARGUMENTS; ++i) {
+  for (int i = 1; i < RNN_ARGUMENTS; ++i) {
     const int got = (*arguments)[i];
     if (got == UNKNOWN) continue;
     if (!is_float(got)) fail(kNames[i], "dtype " + type_name(got), "float32 or float64");
@@ -182,7 +180,7 @@ using Sizes = std::map<char, Size>;
 // The size of each letter, from the shapes that are known. An unknown shape is empty, an unknown dimension negative.
 Sizes read_sizes(const std::vector<Shape>& shapes, const std::vector<std::string>& patterns) {
   Sizes sizes;
-  for (int i = 0; i < ARGUMENTS; ++i) {
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     const Shape& shape = shapes[i];
     const std::string& pattern = patterns[i];
     if (shape.empty()) continue;
@@ -207,8 +205,8 @@ Shape sized(const std::string& pattern, const Sizes& sizes) {
 
 // The results' shapes, where all of the arguments' are known and fit; quick, since each call asks. False: look closer.
 bool infer_results(const Options& chosen, const std::vector<Shape>& arguments, std::vector<Shape>* results) {
-  const Shape &inputs = arguments[INPUTS], &state = arguments[STATE], &Wxh = arguments[WXH], &Whh = arguments[WHH];
-  const Shape& bh = arguments[BH];
+  const Shape &inputs = arguments[RNN_INPUTS], &state = arguments[RNN_STATE], &Wxh = arguments[RNN_WXH], &Whh = arguments[RNN_WHH];
+  const Shape& bh = arguments[RNN_BH];
   const size_t steps = chosen.step ? 0 : 1;
   if (state.size() != 2 || Wxh.size() != 2 || Whh.size() != 2 || bh.size() != 1) return false;
   if (inputs.size() != steps + 1 && inputs.size() != steps + 2) return false;
@@ -232,21 +230,21 @@ void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vec
     return;
   }
   if (infer_results(chosen, *arguments, results)) return;
-  Shape& bh = (*arguments)[BH];
+  Shape& bh = (*arguments)[RNN_BH];
   const bool row = chosen.row && bh.size() == 2 && bh[0] == 1;
   if (row) bh.erase(bh.begin());
-  const auto patterns = letters((*arguments)[INPUTS], chosen.step);
+  const auto patterns = letters((*arguments)[RNN_INPUTS], chosen.step);
   const Sizes sizes = read_sizes(*arguments, patterns);
-  for (int i = 0; i < ARGUMENTS; ++i) {
-    bool known = i != INPUTS || !(*arguments)[INPUTS].empty();
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
+    bool known = i != RNN_INPUTS || !(*arguments)[RNN_INPUTS].empty();
     for (char letter : patterns[i]) known = known && sizes.count(letter);
     if (!known) {
-      const std::string wanted = i == INPUTS ? needed_inputs(chosen.step)
+      const std::string wanted = i == RNN_INPUTS ? needed_inputs(chosen.step)
                                              : brackets(patterns[i], [](char letter) { return std::string(1, letter); });
       fail_unknown(kNames[i], wanted);
     }
   }
-  for (int i = 0; i < ARGUMENTS; ++i) (*arguments)[i] = sized(patterns[i], sizes);
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) (*arguments)[i] = sized(patterns[i], sizes);
   if (row) bh.insert(bh.begin(), 1);
   (*results)[0] = sized(chosen.step ? "BH" : "TBH", sizes);
   if (!chosen.step) (*results)[1] = sized("BH", sizes);
@@ -278,17 +276,17 @@ bool bh_is(const Options& chosen, const Array& array, int type, int64_t H) {
 }
 
 bool arguments_are(const Options& chosen, const Problem& of, const Array* arrays) {
-  const int type = of.wide ? FLOAT64 : FLOAT32;
+  const int type = of.type();
   const int64_t T = of.T, B = of.B, I = of.I, H = of.H;
-  const Array& inputs = arrays[INPUTS];
+  const Array& inputs = arrays[RNN_INPUTS];
   const bool inputs_are = chosen.step ? of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I})
                                       : of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
-  return inputs_are && is(arrays[STATE], type, {B, H}) && is(arrays[WXH], type, {I, H}) && is(arrays[WHH], type, {H, H}) &&
-         bh_is(chosen, arrays[BH], type, H);
+  return inputs_are && is(arrays[RNN_STATE], type, {B, H}) && is(arrays[RNN_WXH], type, {I, H}) && is(arrays[RNN_WHH], type, {H, H}) &&
+         bh_is(chosen, arrays[RNN_BH], type, H);
 }
 
 bool results_are(const Options& chosen, const Problem& of, const Array* arrays) {
-  const int type = of.wide ? FLOAT64 : FLOAT32;
+  const int type = of.type();
   if (chosen.step) return is(arrays[0], type, {of.B, of.H});
   return is(arrays[0], type, {of.T, of.B, of.H}) && is(arrays[1], type, {of.B, of.H});
 }
@@ -315,17 +313,17 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
   const Options& chosen = call.chosen;
   std::vector<Shape> shapes, results(chosen.results());
   std::vector<int> types, result_types(chosen.results());
-  for (int i = 0; i < ARGUMENTS; ++i) {
+  for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     shapes.push_back(shape_of(call.arguments[i]));
     types.push_back(call.arguments[i].dtype);
   }
-  const bool tokens = types[INPUTS] == INT32;
-  if (static_cast<int>(shapes[INPUTS].size()) + chosen.step != (tokens ? 2 : 3)) {
-    fail("inputs", type_name(types[INPUTS]) + " of shape " + shape_text(shapes[INPUTS]),
+  const bool tokens = types[RNN_INPUTS] == INT32;
+  if (static_cast<int>(shapes[RNN_INPUTS].size()) + chosen.step != (tokens ? 2 : 3)) {
+    fail("inputs", type_name(types[RNN_INPUTS]) + " of shape " + shape_text(shapes[RNN_INPUTS]),
          needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens with astype('int32')"));
   }
-  for (int i = STATE; i < ARGUMENTS; ++i) {  // which would be taken for unknown
-    if (shapes[i].empty()) misfit(kNames[i], shapes[i], letters(shapes[INPUTS], chosen.step)[i], Sizes());
+  for (int i = RNN_STATE; i < RNN_ARGUMENTS; ++i) {  // which would be taken for unknown
+    if (shapes[i].empty()) misfit(kNames[i], shapes[i], letters(shapes[RNN_INPUTS], chosen.step)[i], Sizes());
   }
   infer_shapes(chosen, &shapes, &results);
   infer_types(chosen, &types, &result_types);
@@ -334,7 +332,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
     check_same("result ", result_names[i], call.results[i], results[i], result_types[i]);
     if (call.cotangents) check_same("gradient of result ", result_names[i], call.cotangents[i], results[i], result_types[i]);
   }
-  for (int i = 0; call.gradients && i < ARGUMENTS; ++i) {
+  for (int i = 0; call.gradients && i < RNN_ARGUMENTS; ++i) {
     check_same("gradient of ", kNames[i], call.gradients[i], shapes[i], types[i]);
   }
   throw Error{"the arrays of this call do not fit one another"};
@@ -345,7 +343,7 @@ void check_results_apart(const Call& call, size_t item) {
   const auto overlap = [&](const Array& a, const Array& b) { return rnn_ops::overlap(a, b, item); };
   const char* names[] = {call.chosen.step ? "state" : "outputs", "state"};
   for (int result = 0; result < call.chosen.results(); ++result) {
-    for (int i = 0; i < ARGUMENTS; ++i) {
+    for (int i = 0; i < RNN_ARGUMENTS; ++i) {
       if (overlap(call.results[result], call.arguments[i])) {
         fail(std::string("result ") + names[result], std::string("memory that overlaps ") + kNames[i], "memory of its own");
       }
@@ -359,10 +357,10 @@ void check_results_apart(const Call& call, size_t item) {
 }  // namespace
 
 bool arguments_fit(const Options& chosen, const Array* arguments, Problem* of) {
-  const Array &inputs = arguments[INPUTS], &state = arguments[STATE], &Wxh = arguments[WXH];
+  const Array &inputs = arguments[RNN_INPUTS], &state = arguments[RNN_STATE], &Wxh = arguments[RNN_WXH];
   if (inputs.rank < 1 || state.rank != 2 || Wxh.rank != 2) return false;
   *of = {chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], inputs.dtype == INT32,
-         state.dtype == FLOAT64};
+         state.dtype == FLOAT64 ? RNN_FLOAT64 : RNN_FLOAT32};
   return of->T > 0 && of->B > 0 && of->I > 0 && of->H > 0 && arguments_are(chosen, *of, arguments);
 }
 
@@ -373,9 +371,9 @@ Problem problem(const Call& call) {
   return of;
 }
 
-Fill fill_of_gradient(const Options& chosen, const Problem& of, int argument) {
-  if (argument == INPUTS && of.tokens) return ZEROS;
-  return chosen.wanted[argument] ? LEAVE : NANS;
+rnn_fill fill_of_gradient(const Options& chosen, const Problem& of, int argument) {
+  if (argument == RNN_INPUTS && of.tokens) return RNN_ZEROS;
+  return chosen.wanted[argument] ? RNN_COMPUTE : RNN_NANS;
 }
 
 }  // namespace rnn_ops

@@ -60,7 +60,7 @@ std::vector<Array> arrays(int count, void** data, const int64_t** shapes, int* r
 
 // Shapes as MXNet takes them. It copies them before it asks again, so each thread has one place for them, which is never freed.
 struct HandedOver {
-  static constexpr int MOST = ARGUMENTS + 1;  // with the zero of rank=1
+  static constexpr int MOST = RNN_ARGUMENTS + 1;  // with the zero of rank=1
   unsigned dimensions[MOST][3];
   unsigned* rows[MOST];
   int ranks[MOST];
@@ -146,7 +146,7 @@ RNN_OPS_EXPORT int _opCallFCompute(
     const bool backward = pass == cpu_backward || pass == gpu_backward, on_gpu = pass == gpu_forward || pass == gpu_backward;
     // What rank=1 gives to the others, and the gradient of it: nobody reads them, but a Monitor shows them.
     if (!on_gpu && chosen.rank) memset(out[0].data, 0, out[0].size() * (backward ? sizeof(int64_t) : sizeof(float)));
-    if (!on_gpu && backward && outputs > ARGUMENTS) memset(out[ARGUMENTS].data, 0, out[ARGUMENTS].size() * sizeof(float));
+    if (!on_gpu && backward && outputs > RNN_ARGUMENTS) memset(out[RNN_ARGUMENTS].data, 0, out[RNN_ARGUMENTS].size() * sizeof(float));
     if (chosen.rank) return;
     const int results = chosen.results();
     const Array* arguments = in.data() + (backward ? results : 0);

@@ -24,12 +24,13 @@
 #include <string>
 #include <vector>
 
+#include "../codes.h"  // in kernels/: the compiler is told to look in kernels/cpu
+
 #define RNN_OPS_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace rnn_ops {
 
-enum { INPUTS, STATE, WXH, WHH, BH, ARGUMENTS };
-extern const char* const kNames[ARGUMENTS];
+extern const char* const kNames[RNN_ARGUMENTS];
 
 // MXNet's numbers of dtypes; -1 where it does not know.
 enum { UNKNOWN = -1, FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, UINT8 = 3, INT32 = 4, INT8 = 5, INT64 = 6, BOOL = 7 };
@@ -50,10 +51,10 @@ struct Options {
   bool step = false;
   bool rank = false;
   bool row = false;        // bh comes as (1, H), in graphs that earlier versions have saved
-  int32_t activation = 0;  // RNN_TANH or RNN_RELU of rnn_cpu.h, which are also those of passes.cuh
-  bool wanted[ARGUMENTS] = {true, true, true, true, true};  // which gradients anybody asks for; others are not computed
-  bool hidden[ARGUMENTS] = {};  // of those, which nobody can see either: nothing is written there
-  int arguments() const { return rank ? 1 : ARGUMENTS; }
+  int32_t activation = RNN_TANH;
+  bool wanted[RNN_ARGUMENTS] = {true, true, true, true, true};  // which gradients anybody asks for; others are not computed
+  bool hidden[RNN_ARGUMENTS] = {};  // of those, which nobody can see either: nothing is written there
+  int arguments() const { return rank ? 1 : RNN_ARGUMENTS; }
   int results() const { return rank || step ? 1 : 2; }
 };
 Options options(const Attributes& attributes);
@@ -76,14 +77,14 @@ bool overlap(const Array& a, const Array& b, size_t item);  // item: of a float'
 struct Problem {
   int64_t T, B, I, H;
   bool tokens;
-  bool wide;  // float64
-  size_t item() const { return wide ? sizeof(double) : sizeof(float); }
+  int32_t dtype;                                                     // rnn_dtype
+  int type() const { return dtype == RNN_FLOAT64 ? FLOAT64 : FLOAT32; }  // MXNet's number of the same dtype
+  size_t item() const { return dtype == RNN_FLOAT64 ? sizeof(double) : sizeof(float); }
 };
 
 // Where the gradients go. What nobody asks for is null here, and full of NaN where it was, lest somebody take it for a
 // gradient after all; tokens get 0, which MXNet takes for the gradient of integers.
-enum Fill { LEAVE = -1, ZEROS = 0, NANS = 0xff };  // of each byte
-Fill fill_of_gradient(const Options& chosen, const Problem& of, int argument);
+rnn_fill fill_of_gradient(const Options& chosen, const Problem& of, int argument);
 
 // A call. arguments: inputs, state, Wxh, Whh, bh. results: outputs and, of a sequence, the last state. gradients: of the
 // arguments; cotangents: of the results. allocate: memory that lasts as long as the call, one piece a call.
