@@ -11,9 +11,9 @@ import pytest
 
 from rnn_ops.backends.cuda import compiler, sources
 
-SMALL = sources.Kernel("sums", "sum_chunks", (("REAL", "float"),))
-OTHER = sources.Kernel("sums", "sum_chunks", (("REAL", "double"),))
-WRONG = sources.Kernel("sums", "sum_chunks", (("REAL", "nothing"),))
+SMALL = sources.Kernel("sums", "rnn_sum_chunks", (("REAL", "float"),))
+OTHER = sources.Kernel("sums", "rnn_sum_chunks", (("REAL", "double"),))
+WRONG = sources.Kernel("sums", "rnn_sum_chunks", (("REAL", "nothing"),))
 KERNEL = "extern \"C\" __global__ void kernel(int* data) { data[0] = 1; }"
 
 
@@ -278,7 +278,7 @@ def test_a_process_that_dies_is_an_error_of_its_kernels(monkeypatch, kept):
         def __reduce__(self):
             return os._exit, (3,)
 
-    kernel = sources.Kernel("sums", "sum_chunks", (("REAL", Deadly("float")),))
+    kernel = sources.Kernel("sums", "rnn_sum_chunks", (("REAL", Deadly("float")),))
     results = compiler.compile_all([kernel], 80)
     assert isinstance(results[kernel], compiler.CompileError)
     assert "the process that compiled it has ended" in str(results[kernel])

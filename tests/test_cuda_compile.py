@@ -23,7 +23,7 @@ def kernels(family, architecture):
     """Threads a block by `sources.Kernel`, for all kernels of a family."""
     if family == "sums":
         return {sources.Kernel(family, name, (("REAL", real),)): threads
-                for name, threads in (("sum_rows", 128), ("sum_chunks", 256)) for real in ("float", "double")}
+                for name, threads in (("rnn_sum_rows", 128), ("rnn_sum_chunks", 256)) for real in ("float", "double")}
     if family == "stepwise":
         return {sources.Kernel(family, f"rnn_stepwise_{direction.lower()}", (("PASS", f"{direction}<{real}>"), ("REAL", real))): 256
                 for direction in ("Forward", "Backward") for real in ("float", "double")}

@@ -168,7 +168,7 @@ def test_no_gradient_means_zeros(family, multiprocessors):
 def test_sums_by_token_in_one_piece_and_in_chunks(shape, expected):
     launcher = on(80, 4)
     check(launcher, shape, "float32", tokens=True)
-    assert any(launch.kernel.name == "sum_chunks" for launch in launcher._runtime.launches) == (expected == "chunks")
+    assert any(launch.kernel.name == "rnn_sum_chunks" for launch in launcher._runtime.launches) == (expected == "chunks")
 
 
 def test_sums_of_tokens_that_never_come_are_zero():

@@ -13,25 +13,6 @@ namespace {
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
-// A thread is worth waking for about this many bytes (some 10 µs).
-constexpr int64_t kBytesPerThread = 1 << 17;
-
-// Calls part(begin, end) for shares of [0, count), side by side, `bytes` in all.
-template <class Part>
-void share_out_bytes(int64_t bytes, int64_t count, const Part& part) {
-  const int64_t parts = std::min({bytes / kBytesPerThread + 1, count, static_cast<int64_t>(std::max(thread_limit(), 1))});
-  share_out(static_cast<int>(parts), count, [&](int, int64_t begin, int64_t end) { part(begin, end); });
-}
-
-// All zeros, by one memset a thread: that of the C library writes past the caches where there is much to write. 80 MB take 1 ms
-// so; in blocks that a cache holds, to add to each while it is there, they take 4 ms.
-template <class Real>
-void clear(Real* values, int64_t count) {
-  share_out_bytes(count * sizeof(Real), count, [&](int64_t begin, int64_t end) {
-    memset(values + begin, 0, (end - begin) * sizeof(Real));
-  });
-}
-
 // The batch, token by token: where each distinct one stands.
 struct Sorted {
   explicit Sorted(const Lookup& of) : order(of.N) {
@@ -166,7 +147,7 @@ void look_up(const Lookup& of, const Real* table, Real* rows) {
 template <class Real>
 void look_up_gradient(const Lookup& of, const Real* rows, Real* gradient, bool add) {
   const Sorted sorted(of);
-  if (!add) clear(gradient, of.V * of.H);
+  if (!add) fill_with_zeros(gradient, of.V * of.H * sizeof(Real));
   if (!of.by_unit) return add_by_symbol(of, sorted, rows, gradient);
   std::vector<Real> sums(sorted.count() * of.H);
   sum_by_unit(of, sorted, rows, sums.data());

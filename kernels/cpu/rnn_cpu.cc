@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "lookup.h"
 #include "split.h"
 #include "team.h"
@@ -106,7 +106,7 @@ struct Grid {
   int rows, columns;
 };
 
-// One call at one SIMD level: the products and passes of kernels.h, shared out to threads.
+// One call at one SIMD level: the products and passes of dispatch.h, shared out to threads.
 template <class Real>
 class Call {
  public:
@@ -129,7 +129,7 @@ class Call {
       kernels_.backward(args, WhhT, T - 1 - step, part);
     });
     if (!done) return RNN_NO_MEMORY;
-    if (args.tokens && args.dWxh) fill_with_zeros(args.dWxh, I * H);
+    if (args.tokens && args.dWxh) zeros(args.dWxh, I * H);
     if (args.dbh || (args.tokens && args.dWxh)) {
       const int64_t line = 64 / sizeof(Real);  // a cache line, which no two threads should write
       const int64_t lines = ceil_div(H, line);
@@ -138,23 +138,20 @@ class Call {
       });
     }
     if (args.dWhh) {
-      Real* out = fill_with_zeros(args.dWhh, H * H);
+      Real* out = zeros(args.dWhh, H * H);
       if (!add_transposed_product(B, H, H, args.h0, da, out)) return RNN_NO_MEMORY;
       if (T > 1 && !add_transposed_product((T - 1) * B, H, H, h, da + B * H, out)) return RNN_NO_MEMORY;
     }
-    if (args.dWxh && !args.tokens && !add_transposed_product(T * B, I, H, args.x, da, fill_with_zeros(args.dWxh, I * H)))
+    if (args.dWxh && !args.tokens && !add_transposed_product(T * B, I, H, args.x, da, zeros(args.dWxh, I * H)))
       return RNN_NO_MEMORY;
     if (args.dx && !multiply(T * B, H, I, da, args.Wxh, true, args.dx)) return RNN_NO_MEMORY;
     return RNN_OK;
   }
 
  private:
-  Real* fill_with_zeros(void* out, int64_t count) const {
-    Real* values = static_cast<Real*>(out);
-    rnn::share_out(parts_of(count, count / 1024 + 1, threads_), count, [&](int, int64_t begin, int64_t end) {
-      memset(values + begin, 0, (end - begin) * sizeof(Real));
-    });
-    return values;
+  static Real* zeros(void* out, int64_t count) {
+    fill_with_zeros(out, count * sizeof(Real));
+    return static_cast<Real*>(out);
   }
 
   // Calls step(t, weights, part) for the parts of `steps` steps of the recurrence, in order. False where there is no memory.

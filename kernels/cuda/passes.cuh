@@ -11,7 +11,7 @@
 // All arrays are C-contiguous; T steps, B rows, I input width, H hidden units. Both directions take T steps, n = 0 ... T-1.
 // A step's row b is read from and written to one row of a (T·B, H) array, its line. A pass offers, in the order in which a step
 // needs it, long before the sum is there:
-//   weight(k, j)            the matrix, and COLUMNS_CONTIGUOUS: which of its two indices is contiguous
+//   weights(k, j, four)     four[c]: the matrix at (k ... k + 3, j + c), 0 beyond H; float32 only
 //   start(b, j)             s_0, which STARTS_STORED says whether to store
 //   column(j)               what is known of a column: where it begins in each array, its bias
 //   line(m, b)              of row b of step n, m = n·B; of step -1 for s_0
@@ -33,6 +33,31 @@ __device__ inline Real* element(Real* column, Line line, int H) {
   return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
 }
 
+// four[c] = W[k ... k + 3][j + c] of W (H, H), or TRANSPOSED W[j + c][k ... k + 3]; 0 beyond H. Reads 16 bytes at a time where all
+// rows of W begin at a multiple of 16.
+template <bool TRANSPOSED>
+__device__ inline void load_square(const float* W, int H, int k, int j, float4* four) {
+  const bool aligned = H % 4 == 0 && reinterpret_cast<unsigned long long>(W) % 16 == 0;
+  const auto at = [&](int row, int column) { return W + static_cast<long long>(row) * H + column; };
+  float square[4][4];  // rows of W
+#pragma unroll
+  for (int a = 0; a < 4; a++) {
+    const int row = (TRANSPOSED ? j : k) + a, column = TRANSPOSED ? k : j;
+    if (aligned) {
+      float4 values = {0, 0, 0, 0};
+      if (row < H && column < H) values = *reinterpret_cast<const float4*>(at(row, column));
+      square[a][0] = values.x, square[a][1] = values.y, square[a][2] = values.z, square[a][3] = values.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; i++) square[a][i] = row < H && column + i < H ? *at(row, column + i) : 0;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < 4; c++)
+    four[c] = TRANSPOSED ? float4{square[c][0], square[c][1], square[c][2], square[c][3]}
+                         : float4{square[0][c], square[1][c], square[2][c], square[3][c]};
+}
+
 // Inputs: tokens (T, B) with table Wxh (I, H), or, where tokens is null, x·Wxh already in h, a table with a row for each line,
 // where each element is read before its state is written over it. A token outside [0, I) makes NaN; nothing outside is read.
 template <class Real>
@@ -48,10 +73,9 @@ struct Forward {
 
   using Term = Real;
   using Addend = Real;
-  static constexpr bool COLUMNS_CONTIGUOUS = true;  // weight(k, j) and weight(k, j + 1) are neighbours
   static constexpr bool STARTS_STORED = false;
 
-  __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(k) * H + j; }
+  __device__ void weights(int k, int j, float4* four) const { load_square<false>(Whh, H, k, j, four); }
   __device__ Real start(int b, int j) const { return h0[static_cast<long long>(b) * H + j]; }
   struct Column {
     const Real* table;
@@ -108,10 +132,9 @@ struct Backward {
   struct Addend {
     Real dh, derivative;
   };
-  static constexpr bool COLUMNS_CONTIGUOUS = false;  // weight(k, j) and weight(k + 1, j) are
   static constexpr bool STARTS_STORED = true;
 
-  __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(j) * H + k; }
+  __device__ void weights(int k, int j, float4* four) const { load_square<true>(Whh, H, k, j, four); }
   __device__ Real start(int b, int j) const {
     const Real sum = dh_last ? dh_last[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
     const Column all = column(j);
@@ -150,7 +173,8 @@ struct Backward {
   }
   __device__ Addend addend(const Column&, Term term) const {
     if (activation == RNN_RELU) return {term.dh, static_cast<Real>(term.h > 0)};
-    // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has.
+    // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has. The CPU has 1 - h² (recurrence.h says
+    // why there are two).
     return {term.dh, (1 - term.h) * (1 + term.h)};
   }
   __device__ Real finish(Real sum, Addend addend) const {

@@ -1,15 +1,15 @@
 // sums: rows of the gradient before tanh added up by token, dWxh[v] = Σ da[i] over the i with tokens[i] = v, or all of them,
 // dbh = Σ da[i]. In a fixed order and without atomics: chunks of rows first, each in order, then the chunks in order.
 //
-// da (N, H) with N = T·B. sum_rows: launch (V, chunks, H / 128 rounded up) × 128; a thread owns a column, a block the rows
-// blockIdx.y·rows ... of one token. partials (chunks, V, H), which sum_chunks adds up over the chunks (or which is the
+// da (N, H) with N = T·B. rnn_sum_rows: launch (V, chunks, H / 128 rounded up) × 128; a thread owns a column, a block the rows
+// blockIdx.y·rows ... of one token. partials (chunks, V, H), which rnn_sum_chunks adds up over the chunks (or which is the
 // result itself where there is one chunk). tokens (N), or null for all rows, with V = 1.
 //
 // A warp looks at 32 tokens at a time and reads only the rows that are its token's, 4 of them on their way at once.
 #include "primitives.cuh"
 
 // Macros: REAL.
-extern "C" __global__ void __launch_bounds__(128) sum_rows(const int* tokens, const REAL* da, REAL* partials, long long N, int H,
+extern "C" __global__ void __launch_bounds__(128) rnn_sum_rows(const int* tokens, const REAL* da, REAL* partials, long long N, int H,
                                                            int rows) {
   const int token = blockIdx.x, lane = threadIdx.x % 32;
   const int j = blockIdx.z * 128 + threadIdx.x;
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(128) sum_rows(const int* tokens, co
 }
 
 // size = V·H; launch (size / 256 rounded up) × 256.
-extern "C" __global__ void __launch_bounds__(256) sum_chunks(const REAL* partials, REAL* sums, long long size, int chunks) {
+extern "C" __global__ void __launch_bounds__(256) rnn_sum_chunks(const REAL* partials, REAL* sums, long long size, int chunks) {
   const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= size) return;
   REAL sum = 0;

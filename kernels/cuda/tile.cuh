@@ -52,11 +52,11 @@ struct Tile {
     lane = kept(static_cast<int>(threadIdx.x % 32));
     const int j = first_column + lane_column();
 #pragma unroll
-    for (int i = 0; i < IN_REGISTERS; i++) load_chunk(pass, k(i), j, in_registers[i]);
+    for (int i = 0; i < IN_REGISTERS; i++) pass.weights(k(i), j, in_registers[i]);
 #pragma unroll 1
     for (int i = 0; i < IN_SHARED; i++) {
       float4 weights[4];
-      load_chunk(pass, k(IN_REGISTERS + i), j, weights);
+      pass.weights(k(IN_REGISTERS + i), j, weights);
 #pragma unroll
       for (int c = 0; c < 4; c++) in_shared[(i * 4 + c) * THREADS] = weights[c];
     }
@@ -163,32 +163,5 @@ struct Tile {
         reduce<1, BIT / 2>(sums);
       }
     }
-  }
-
-  // 4 k's of the lane's columns, from (k, j) on, 16 bytes at a time where the rows of the matrix all begin at a multiple of 16.
-  template <class Pass>
-  __device__ static void load_chunk(const Pass& pass, int k, int j, float4* weights) {
-    const int H = pass.H;
-    const bool aligned = H % 4 == 0 && reinterpret_cast<unsigned long long>(pass.Whh) % 16 == 0;
-    float square[4][4];  // neighbours in memory last
-#pragma unroll
-    for (int a = 0; a < 4; a++) {
-      const int ka = Pass::COLUMNS_CONTIGUOUS ? k + a : k, ja = Pass::COLUMNS_CONTIGUOUS ? j : j + a;
-      if (aligned) {
-        float4 four = {0, 0, 0, 0};
-        if (ka < H && ja < H) four = *reinterpret_cast<const float4*>(pass.weight(ka, ja));
-        square[a][0] = four.x, square[a][1] = four.y, square[a][2] = four.z, square[a][3] = four.w;
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int ki = Pass::COLUMNS_CONTIGUOUS ? ka : ka + i, ji = Pass::COLUMNS_CONTIGUOUS ? ja + i : ja;
-          square[a][i] = ki < H && ji < H ? *pass.weight(ki, ji) : 0;
-        }
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < 4; c++)
-      weights[c] = Pass::COLUMNS_CONTIGUOUS ? float4{square[0][c], square[1][c], square[2][c], square[3][c]}
-                                            : float4{square[c][0], square[c][1], square[c][2], square[c][3]};
   }
 };

@@ -45,6 +45,19 @@ class _Backward(ctypes.Structure):  # Backward in passes.cuh
     _fields_ = _fields("Whh h dh dh_last da dh0", "T B H activation")
 
 
+class _Launches:
+    """Launches that a call makes later. They write to ``memory``, so this keeps it until then."""
+
+    def __init__(self, runtime, launches, memory):
+        self._runtime = runtime
+        self._launches = launches  # (Launch, arguments)
+        self._memory = memory
+
+    def __call__(self):
+        for launch, values in self._launches:
+            self._runtime.launch(launch, values)
+
+
 class Launcher:
     """forward and backward on a Runtime.
 
@@ -59,14 +72,14 @@ class Launcher:
         T, B, H = outputs.shape
         tokens = inputs.dtype == _TOKENS
         address = self._address
-        recur = self._recurrence("Forward", _Forward(
+        steps = self._steps("Forward", _Forward(
             tokens=address(inputs if tokens else None), Wxh=address(Wxh), Whh=address(Whh), bh=address(bh),
             h0=address(state), h=address(outputs), T=T, B=B, I=Wxh.shape[0], H=H,
             activation=codes.ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (outputs[n - 1] if n else state, Whh, False))
         if not tokens:  # x·Wxh waits in outputs, where each step finds its own
             self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
-        recur()
+        steps()
 
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
                  dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None,
@@ -80,16 +93,16 @@ class Launcher:
         rows = da.reshape(T * B, H)
         address = self._address
         # Everything that takes memory comes before anything that computes.
-        steps = [self._recurrence("Backward", _Backward(
+        planned = [self._steps("Backward", _Backward(
             Whh=address(Whh), h=address(outputs), dh=address(doutputs), dh_last=address(dlast_state), da=address(da),
             dh0=address(dstate), T=T, B=B, H=H, activation=codes.ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (da[T - 1 - n], Whh, True))]
         if dbh is not None:
-            steps.append(self._row_sums(None, rows, dbh.reshape(1, H)))
+            planned.append(self._row_sums(None, rows, dbh.reshape(1, H)))
         if dWxh is not None and tokens:
-            steps.append(self._row_sums(inputs, rows, dWxh))
-        for step in steps:
-            step()
+            planned.append(self._row_sums(inputs, rows, dWxh))
+        for each in planned:
+            each()
         multiply = self._runtime.multiply
         if dWhh is not None:
             multiply(state, da[0], dWhh, transpose_a=True)
@@ -100,9 +113,9 @@ class Launcher:
         if dinputs is not None:
             multiply(rows, Wxh, dinputs.reshape(T * B, -1), transpose_b=True)
 
-    # These take the memory they need and return what is to be called to launch.
+    # Each of these takes the memory it needs and returns a function to call: that launches.
 
-    def _recurrence(self, direction, arguments, dtype, variant, factors):
+    def _steps(self, direction, arguments, dtype, variant, factors):
         """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
         if (arguments.T + 3) * arguments.B >= 2 ** 31:
             variant = "stepwise"  # the others count rows of (T·B, H) in 32 bits, and look ahead
@@ -119,10 +132,7 @@ class Launcher:
             variant.kernel(direction), (variant.blocks, variant.groups, 1), variant.tile.threads,
             variant.shared, cluster=variant.blocks if variant.family == "cluster" else 1,
             cooperative=variant.family == "grid")
-
-        def all_steps(_memory=workspace):  # which must not go before its launch
-            self._runtime.launch(launch, values)
-        return all_steps
+        return _Launches(self._runtime, [(launch, values)], workspace)
 
     def _step_by_step(self, direction, arguments, dtype, factors):
         T, B, H = arguments.T, arguments.B, arguments.H
@@ -154,18 +164,14 @@ class Launcher:
         partials = self._runtime.empty((chunks, V, H), rows.dtype) if chunks > 1 else sums
         macros = (("REAL", _C[np.dtype(rows.dtype)]),)
         launches = [(
-            Launch(Kernel("sums", "sum_rows", macros), (V, chunks, -(-H // 128)), 128),
+            Launch(Kernel("sums", "rnn_sum_rows", macros), (V, chunks, -(-H // 128)), 128),
             [self._pointer(tokens), self._pointer(rows), self._pointer(partials), ctypes.c_int64(N), ctypes.c_int32(H),
              ctypes.c_int32(chunk_rows)])]
         if chunks > 1:
             launches.append((
-                Launch(Kernel("sums", "sum_chunks", macros), (-(-V * H // 256), 1, 1), 256),
+                Launch(Kernel("sums", "rnn_sum_chunks", macros), (-(-V * H // 256), 1, 1), 256),
                 [self._pointer(partials), self._pointer(sums), ctypes.c_int64(V * H), ctypes.c_int32(chunks)]))
-
-        def add_up(_memory=partials):  # as above
-            for launch, values in launches:
-                self._runtime.launch(launch, values)
-        return add_up
+        return _Launches(self._runtime, launches, partials)
 
     def _address(self, array):
         return None if array is None else self._runtime.address(array)

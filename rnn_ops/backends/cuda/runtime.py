@@ -10,7 +10,8 @@ import functools
 
 import cupy
 import numpy as np
-from cupy_backends.cuda.api import driver, runtime
+from cupy_backends.cuda.api import driver as cuda_driver
+from cupy_backends.cuda.api import runtime as cuda_runtime
 
 from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.blas import Blas
@@ -38,9 +39,9 @@ _DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}  # that a CUDA version nee
 def count():
     """The number of GPUs. A RuntimeError says why there are none."""
     try:
-        return runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        cuda = driver.get_build_version() // 1000  # of CuPy; the runtime does not tell without a driver
+        return cuda_runtime.getDeviceCount()
+    except cuda_runtime.CUDARuntimeError as error:
+        cuda = cuda_driver.get_build_version() // 1000  # of CuPy; the runtime does not tell without a driver
         newer = f" and that the driver is {_DRIVERS[cuda]} or newer for CUDA {cuda}" if cuda in _DRIVERS else ""
         raise RuntimeError(f"the NVIDIA driver finds no GPU that this CuPy can use ({error}): see that nvidia-smi lists one, that "
                            f"CUDA_VISIBLE_DEVICES does not hide it{newer}") from None
@@ -51,7 +52,7 @@ def versions():
     def number(version):
         return f"{version // 1000}.{version % 1000 // 10}"
 
-    built, driven = number(runtime.runtimeGetVersion()), number(runtime.driverGetVersion())
+    built, driven = number(cuda_runtime.runtimeGetVersion()), number(cuda_runtime.driverGetVersion())
     return f"CuPy {cupy.__version__} for CUDA {built}, driver for CUDA {driven}"
 
 
@@ -76,7 +77,7 @@ def nvrtc(index):
     """The `compiler.Nvrtc` that compiles for a GPU. A RuntimeError, which names the GPU, says what to install."""
     gpu = device(index)
     try:
-        return compiler.find(gpu.compute_capability, runtime.driverGetVersion())
+        return compiler.find(gpu.compute_capability, cuda_runtime.driverGetVersion())
     except RuntimeError as error:
         raise RuntimeError(f"GPU {index} ({gpu.name}): {error}") from None
 
@@ -87,7 +88,7 @@ def device(index):
     gpu = cupy.cuda.Device(index)
     attributes = gpu.attributes
     found = variants.Device(
-        runtime.getDeviceProperties(index)["name"].decode(), int(gpu.compute_capability),
+        cuda_runtime.getDeviceProperties(index)["name"].decode(), int(gpu.compute_capability),
         attributes["MaxSharedMemoryPerBlockOptin"], attributes["MultiProcessorCount"])
     return found._replace(clusters=_clusters(index, found))
 
@@ -97,11 +98,11 @@ def _clusters(index, device):
     if device.compute_capability < 90:
         return ()
     try:
-        path = compiler.cubin_of_text(_PROBE, (), device.compute_capability, runtime.driverGetVersion())
+        path = compiler.cubin_of_text(_PROBE, (), device.compute_capability, cuda_runtime.driverGetVersion())
         with cupy.cuda.Device(index):
             probe = cupy.RawModule(path=path).get_function("probe").kernel
-            driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
-            driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
+            cuda_driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
+            cuda_driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
             return tuple(
                 _active_clusters(probe.ptr, size, 32, device.shared_memory) for size in variants.CLUSTER_SIZES)
     except RuntimeError:  # no compiler, or a driver that refuses
@@ -144,7 +145,7 @@ class Runtime:
     def launch(self, launch, arguments):
         function = self.function(launch)
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        start = driver.launchCooperativeKernel if launch.cooperative else driver.launchKernel
+        start = cuda_driver.launchCooperativeKernel if launch.cooperative else cuda_driver.launchKernel
         tail = () if launch.cooperative else (0,)  # "extra", another way to give arguments
         start(function, *launch.grid, launch.block, 1, 1, launch.shared, cupy.cuda.get_current_stream().ptr,
               ctypes.addressof(addresses), *tail)
@@ -154,22 +155,22 @@ class Runtime:
         function, shared = self._functions.get(launch.kernel) or (self.compile(launch.kernel), 48 * 1024)
         if launch.shared > shared:
             shared = launch.shared
-            driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
+            cuda_driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
         self._functions[launch.kernel] = function, shared
         return function.ptr
 
     def compile(self, kernel):
         """The function of a `sources.Kernel`, compiled or taken from the cache on disk."""
-        path = compiler.cubin(kernel, self.device.compute_capability, runtime.driverGetVersion())
+        path = compiler.cubin(kernel, self.device.compute_capability, cuda_runtime.driverGetVersion())
         function = cupy.RawModule(path=path).get_function(kernel.name).kernel
         if kernel.family == "cluster":  # of 16 blocks, which not every chip would have to offer
-            driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
+            cuda_driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
         return function
 
     def occupancy(self, launch):
         """How many blocks of a launch fit on a multiprocessor, and how many of its clusters run at once, None without."""
         function = self.function(launch)
-        blocks = driver.occupancyMaxActiveBlocksPerMultiprocessor(function, launch.block, launch.shared)
+        blocks = cuda_driver.occupancyMaxActiveBlocksPerMultiprocessor(function, launch.block, launch.shared)
         if launch.cluster == 1:
             return blocks, None
         return blocks, _active_clusters(function, launch.cluster, launch.block, launch.shared)
@@ -219,7 +220,7 @@ class Runtime:
 
     def functions(self):
         """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
-        driver, version = ctypes.CDLL("libcuda.so.1"), runtime.runtimeGetVersion() // 1000
+        driver, version = ctypes.CDLL("libcuda.so.1"), cuda_runtime.runtimeGetVersion() // 1000
         try:
             # CuPy loads cuBLAS, from where it finds it. CuPy 14 looks into pip's wheels when it is asked by `from` ...
             from cupy_backends.cuda.libs import cublas  # noqa: F401
