@@ -26,7 +26,7 @@ def gpus():
 def test_forward_and_backward(gpus, dtype, tokens):
     for activation in "tanh", "relu":
         check(cuda, (3, 5, 7, 33), dtype, tokens, activation=activation)
-    assert gpus.hosts[0].launches
+    assert gpus.emulators[0].launches
 
 
 @pytest.mark.parametrize("family", variants.FAMILIES)
@@ -38,10 +38,10 @@ def test_a_family_can_be_forced(gpus, family):
         with pytest.raises(ValueError, match="family: got 'cluster', which cannot serve B = 3, H = 40 in float32 on sm_80: "
                                              "compute capability 80: clusters need 90 or more"):
             cuda.forward(*arrays, outputs, variant=family)
-        assert not gpus.hosts[0].launches
+        assert not gpus.emulators[0].launches
     else:
         check(cuda, (2, 3, 4, 40), "float32", True, variant=family)
-        assert {launch.kernel.family for launch in gpus.hosts[0].launches} == {family, "sums"}
+        assert {launch.kernel.family for launch in gpus.emulators[0].launches} == {family, "sums"}
 
 
 def test_it_computes_where_the_arrays_are(gpus):
@@ -51,7 +51,7 @@ def test_it_computes_where_the_arrays_are(gpus):
     for array in moved:
         array.gpu = 1
     cuda.forward(*moved)
-    assert list(gpus.hosts) == [1] and len(gpus.hosts[1].launches) == 1
+    assert list(gpus.emulators) == [1] and len(gpus.emulators[1].launches) == 1
     moved[3].gpu = 0
     with pytest.raises(ValueError, match="Whh: got an array on GPU 0, needs one on GPU 1, as inputs is"):
         cuda.forward(*moved)
@@ -92,7 +92,7 @@ def test_what_forward_refuses(gpus, name, spoil, error, sentence):
     given[name] = spoil(given[name])
     with pytest.raises(error, match=sentence):
         cuda.forward(**given)
-    assert not any(host.launches for host in gpus.hosts.values())
+    assert not any(emulator.launches for emulator in gpus.emulators.values())
     if name != "outputs":
         assert (given["outputs"] == 7).all()
 
@@ -119,7 +119,7 @@ def test_what_backward_refuses(gpus, name, shape):
     cuda.forward(**given)
     del given["bh"]
     given.update(doutputs=None, dlast_state=None)
-    before = len(gpus.hosts[0].launches)
+    before = len(gpus.emulators[0].launches)
     for array, error, sentence in (
             (np.zeros(shape[:-1] + (shape[-1] + 1,), "float32"), ValueError, f"{name}: got shape .*, needs "),
             (np.zeros(shape), TypeError, f"{name}: got dtype float64, needs float32"),
@@ -131,7 +131,7 @@ def test_what_backward_refuses(gpus, name, shape):
     given["inputs"][1, 1] = 5
     with pytest.raises(ValueError, match=r"inputs: got token 5 at \[1, 1\]"):
         cuda.backward(**given, dstate=np.zeros((B, H), "float32"))
-    assert len(gpus.hosts[0].launches) == before
+    assert len(gpus.emulators[0].launches) == before
 
 
 def test_without_a_gpu_it_says_so():

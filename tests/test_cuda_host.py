@@ -1,4 +1,4 @@
-"""The machine of tests/cuda_host: it computes what a GPU would, and sees each rule that a kernel breaks.
+"""The emulator of tests/cuda_host: it computes what a GPU would, and sees each rule that a kernel breaks.
 
 The kernels here are a few lines each, put in the place of a real one's text.
 """
@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from cuda_host import Host, KernelError
+from cuda_host import Emulator, KernelError
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launch
 from rnn_ops.backends.cuda.sources import Kernel
@@ -22,12 +22,12 @@ def launch(body, *arrays, grid=(1, 1, 1), block=64, shared=0, cluster=1, coopera
     """Runs a kernel `body` whose parameters are float* a, b, ... for the arrays, after `earlier` launches of nothing."""
     parameters = parameters or ", ".join(f"float* {name}" for name, _ in zip("abc", arrays))
     texts = [f"{PRIMITIVES}__global__ void kernel({parameters}) {{\n{text}\n}}\n" for text in (body, "")]
-    host = Host(H100, seed=seed, edit=lambda family, source: texts[len(host.launches) <= earlier])
+    emulator = Emulator(H100, seed=seed, edit=lambda family, source: texts[len(emulator.launches) <= earlier])
     for _ in range(earlier):
-        host.launch(Launch(Kernel("resident", "kernel", ()), grid, block, shared, cluster, cooperative),
-                    values or [ctypes.c_void_p(host.address(array)) for array in arrays])
-    host.launch(Launch(Kernel("resident", "kernel", ()), grid, block, shared, cluster, cooperative),
-                values or [ctypes.c_void_p(host.address(array)) for array in arrays])
+        emulator.launch(Launch(Kernel("resident", "kernel", ()), grid, block, shared, cluster, cooperative),
+                    values or [ctypes.c_void_p(emulator.address(array)) for array in arrays])
+    emulator.launch(Launch(Kernel("resident", "kernel", ()), grid, block, shared, cluster, cooperative),
+                values or [ctypes.c_void_p(emulator.address(array)) for array in arrays])
 
 
 def refused(message, *args, seeds=3, **options):
@@ -463,7 +463,7 @@ def test_a_launch_that_fails_can_be_repeated():
     for seed in range(10):
         message = refused(TOO_EARLY, body, a, seeds=1, earlier=seed, **OF_ONE_WARP)[0]
         messages.add(message)
-        again = int(re.search(r"again: the first launch of Host\(\.\.\., seed=(\d+)\)", message).group(1))
+        again = int(re.search(r"again: the first launch of Emulator\(\.\.\., seed=(\d+)\)", message).group(1))
         assert again == seed
         with pytest.raises(KernelError) as caught:
             launch(body, a, seed=again, **OF_ONE_WARP)

@@ -1,6 +1,6 @@
-"""The CUDA kernels, executed on the machine of tests/cuda_host through the launcher that launches them on a GPU.
+"""The CUDA kernels, executed on the emulator of tests/cuda_host through the launcher that launches them on a GPU.
 
-The machine also checks what a result does not show: races, barriers, memory that nobody wrote, accesses outside of arrays.
+The emulator also checks what a result does not show: races, barriers, memory that nobody wrote, accesses outside of arrays.
 """
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuda_host import Host, KernelError, compile_kernels, text_of
+from cuda_host import Emulator, KernelError, compile_kernels, text_of
 from recurrence_cases import check, evaluate, random_case, run
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
@@ -35,7 +35,7 @@ SHAPES = [
 
 
 def on(architecture, multiprocessors, **options):
-    return Launcher(Host(variants.known_device(architecture, multiprocessors), **options))
+    return Launcher(Emulator(variants.known_device(architecture, multiprocessors), **options))
 
 
 KINDS = [(False, "tanh"), (True, "tanh"), (True, "relu")]
@@ -180,7 +180,7 @@ def test_sums_of_tokens_that_never_come_are_zero():
 
 @pytest.mark.slow
 def test_memory_is_asked_for_before_anything_is_launched():
-    class Full(Host):
+    class Full(Emulator):
         def empty(self, shape, dtype):
             self.room -= 1
             if self.room < 0:
@@ -197,14 +197,14 @@ def test_memory_is_asked_for_before_anything_is_launched():
     gradients = {"d" + name: np.empty_like(array) for name, array in
                  zip(("state", "Wxh", "Whh", "bh"), arrays[1:])}
     for family in "grid", "stepwise":
-        host = Full(variants.known_device(80, 4))
+        emulator = Full(variants.known_device(80, 4))
         for room in range(10):
-            host.room = room
+            emulator.room = room
             try:
-                Launcher(host).backward(*arrays[:4], outputs, doutputs, dlast_state, **gradients, variant=family)
+                Launcher(emulator).backward(*arrays[:4], outputs, doutputs, dlast_state, **gradients, variant=family)
                 break
             except MemoryError:
-                assert host.launches == []
+                assert emulator.launches == []
         assert room == 4  # da, workspace, two partial sums
 
 
@@ -212,7 +212,7 @@ def test_memory_is_asked_for_before_anything_is_launched():
 
 SANITIZED = """
 import sys
-from cuda_host import Host
+from cuda_host import Emulator
 from recurrence_cases import check
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
@@ -226,9 +226,9 @@ for family, multiprocessors, shape in [
         ("resident", 2, (3, 7, 2, 33)), ("resident", 4, (2, 3, 1, 223)), ("cluster", 4, (3, 11, 5, 127)),
         ("cluster", 8, (2, 3, 3, 257)), ("grid", 6, (3, 9, 5, 129)), ("stepwise", 4, (3, 5, 7, 37))]:
     for tokens in False, True:
-        host = Host(variants.known_device(90, multiprocessors), edit=edit, sanitize=True)
-        check(Launcher(host), shape, "float32", tokens, variant=family)
-check(Launcher(Host(variants.known_device(80, 4), edit=edit, sanitize=True)), (2, 3, 4, 5), "float64", True)
+        emulator = Emulator(variants.known_device(90, multiprocessors), edit=edit, sanitize=True)
+        check(Launcher(emulator), shape, "float32", tokens, variant=family)
+check(Launcher(Emulator(variants.known_device(80, 4), edit=edit, sanitize=True)), (2, 3, 4, 5), "float64", True)
 print("all of them")
 """
 
@@ -236,7 +236,7 @@ print("all of them")
 def run_sanitized(*arguments):
     libraries = [subprocess.run(["g++", f"-print-file-name={name}"], stdout=subprocess.PIPE, text=True).stdout.strip()
                  for name in ("libasan.so", "libubsan.so")]
-    # Only the kernels' and the machine's memory is of interest: not what Python leaves behind, and NumPy may ask for 0 bytes.
+    # Only the kernels' and the emulator's memory is of interest: not what Python leaves behind, and NumPy may ask for 0 bytes.
     environment = dict(os.environ, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0",
                        PYTHONPATH=os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
     return subprocess.run([sys.executable, "-c", SANITIZED, *arguments], env=environment, stdout=subprocess.PIPE,
@@ -255,7 +255,7 @@ def test_sanitizers_see_a_stray_store():
     assert ran.returncode != 0 and "ERROR: AddressSanitizer: heap-" in ran.stdout, ran.stdout
 
 
-# ---- each barrier is needed, and the machine sees when it is gone
+# ---- each barrier is needed, and the emulator sees when it is gone
 
 # In the kernels' own text, not in that of the twin, where PLACE or TWIN stands in their place.
 BARRIER = re.compile(r"(?<![:\w] )(?<![:\w])(block_barrier\(\)|cluster_barrier\(\)|copy_wait<\d>\(\)"

@@ -1,4 +1,4 @@
-"""The CustomOps' CUDA path: places, `req`, autograd and errors, with the machine of tests/cuda_host for a GPU.
+"""The CustomOps' CUDA path: places, `req`, autograd and errors, with the emulator of tests/cuda_host for a GPU.
 
 MXNet's build for CPUs has no arrays on a GPU, so where the place `Gpu` is tested, mx.cpu(i) stands for mx.gpu(i): the same
 operator, the same launches, only that the memory is the CPU's.
@@ -36,7 +36,7 @@ def gpus():
 
 @pytest.fixture
 def place(request, gpus, monkeypatch):
-    """Arrays on the CPU are computed on in one of the places that use a GPU. Gives the machines that do it."""
+    """Arrays on the CPU are computed on in one of the places that use a GPU. Gives the emulators that do it."""
     if request.param == "gpu":
         for module in custom, api:
             monkeypatch.setattr(module, "device_for", lambda context: devices.Gpu(cuda.gpu(context.device_id)))
@@ -60,7 +60,7 @@ def test_gradients(place):
               Case("sequence", 3, 2, 5, 7, "tokens", "flat"), Case("sequence", 3, 2, 5, 7, "dense", "saturated")]
     rows = gradcheck.check(cases=cases)
     assert [row for row in rows if not row.passed] == []
-    assert {launch.kernel.family for launch in place.hosts[0].launches} >= {"resident", "stepwise", "sums"}
+    assert {launch.kernel.family for launch in place.emulators[0].launches} >= {"resident", "stepwise", "sums"}
 
 
 def arrays(tokens=True, H=7, context=None, seed=0):
@@ -180,7 +180,7 @@ def test_errors_come_before_anything_is_launched(place):
     executor = symbol.bind(mx.cpu(), given)
     with pytest.raises(mx.MXNetError):
         executor.forward()[0].wait_to_read()
-    assert not any(host.launches for host in place.hosts.values())
+    assert not any(emulator.launches for emulator in place.emulators.values())
 
 
 @pytest.mark.parametrize("place", ["gpu"], indirect=True)
@@ -199,7 +199,7 @@ def test_several_gpus_in_one_process(place):
     for outputs, _ in results:
         assert np.abs(outputs - wanted).max() <= 1e-5
     assert np.abs(results[0][1] - results[1][1]).max() <= 1e-5
-    assert [place.hosts[number].launches[0].kernel.family for number in (0, 1)] == ["cluster", "resident"]
+    assert [place.emulators[number].launches[0].kernel.family for number in (0, 1)] == ["cluster", "resident"]
 
 
 @pytest.mark.parametrize("place", ["gpu"], indirect=True)
@@ -219,11 +219,11 @@ def test_only_what_it_must_is_copied(gpus, monkeypatch):
     rnn_ops.use("cuda")
     try:
         given, cotangents = arrays()
-        host = cuda.gpu(0)
+        emulator = cuda.gpu(0)
         there, back = [], []
-        to_device, to_host = host.to_device, host.to_host
-        monkeypatch.setattr(host, "to_device", lambda array: (there.append(array.shape), to_device(array))[1])
-        monkeypatch.setattr(host, "to_host", lambda array, out=None: (back.append(array.shape), to_host(array, out))[1])
+        to_device, to_host = emulator.to_device, emulator.to_host
+        monkeypatch.setattr(emulator, "to_device", lambda array: (there.append(array.shape), to_device(array))[1])
+        monkeypatch.setattr(emulator, "to_host", lambda array, out=None: (back.append(array.shape), to_host(array, out))[1])
         for array in given[1:]:
             array.attach_grad()
         with mx.autograd.record():
@@ -249,7 +249,7 @@ def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkey
     try:
         assert operators.choice() == "custom"
         rnn_ops.rnn_sequence(*arrays()[0])[0].wait_to_read()
-        assert gpus.hosts[0].launches
+        assert gpus.emulators[0].launches
     finally:
         rnn_ops.use("cpu")
 
@@ -269,9 +269,9 @@ def test_memory_stays_bounded(gpus):
                     outputs, _ = rnn_ops.rnn_sequence(*given)
                 outputs.backward()
                 mx.nd.waitall()  # what is queued has memory too
-            machine = gpus.hosts[0]
-            known.append(len(machine._arrays))
-            machine.launches.clear(), machine._arrays.clear()  # what the machine notes down of each is not the operator's
+            emulator = gpus.emulators[0]
+            known.append(len(emulator._arrays))
+            emulator.launches.clear(), emulator._arrays.clear()  # what the emulator notes down of each is not the operator's
 
         calls(100)
         # Twice: what something else in the process keeps once is no growth of each call.
@@ -296,7 +296,7 @@ def test_a_number_that_no_gpu_has(gpus):
     try:
         assert devices.in_use() == "cuda:1"
         rnn_ops.rnn_sequence(*arrays()[0])[0].wait_to_read()
-        assert list(gpus.hosts) == [1] and gpus.hosts[1].launches
+        assert list(gpus.emulators) == [1] and gpus.emulators[1].launches
     finally:
         rnn_ops.use("cpu")
     assert devices.in_use() == "cpu"
@@ -323,7 +323,7 @@ def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens"), Case("step", 1, 3, 2, 5)])
     assert gradcheck.main(device="cuda") == 0
     assert "custom operator, on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in unwrapped(capsys)
-    assert gpus.hosts[0].launches and devices.in_use() == "cpu"
+    assert gpus.emulators[0].launches and devices.in_use() == "cpu"
 
 
 @pytest.mark.slow

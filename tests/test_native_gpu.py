@@ -1,4 +1,4 @@
-"""The native operator's GPU half, down to the launch: called as MXNet calls it, with the machine of tests/cuda_host behind the
+"""The native operator's GPU half, down to the launch: called as MXNet calls it, with the emulator of tests/cuda_host behind the
 driver's and cuBLAS's functions.
 
 MXNet's build for CPUs has no arrays on a GPU, so what MXNet would do, `Native` does: it calls the function that the library
@@ -9,7 +9,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from cuda_host import Host, driver, platform
+from cuda_host import Emulator, driver, platform
 from recurrence_cases import check, evaluate, random_case, run
 from rnn_ops.backends.cuda import recorder, variants
 from rnn_ops.backends.cuda.launcher import Launcher
@@ -40,7 +40,7 @@ def _registered():
 
 
 class Native:
-    """`forward` and `backward` as every backend has them, through the native operator on a machine of a platform."""
+    """`forward` and `backward` as every backend has them, through the native operator on an emulator of a platform."""
 
     def __init__(self, gpus, device=0, step=False, stream=STREAM):
         self._gpus, self._device, self._step, self.stream = gpus, device, step, stream
@@ -96,14 +96,14 @@ class Native:
     def _address(self, array, addresses):
         if addresses is not None:
             return addresses
-        return self._host().address(array) if self._device in self._gpus.hosts else array.ctypes.data
+        return self._emulator().address(array) if self._device in self._gpus.emulators else array.ctypes.data
 
-    def _host(self):
-        return self._gpus.hosts[self._device]
+    def _emulator(self):
+        return self._gpus.emulators[self._device]
 
     def _allocate(self, _, size):
         self.workspaces.append(np.full(size, 0xff, np.uint8))  # NaN wherever it is read before it is written
-        return self._host().address(self.workspaces[-1])
+        return self._emulator().address(self.workspaces[-1])
 
 
 def _ints(numbers):
@@ -117,21 +117,21 @@ def _strings(words):
 
 @pytest.fixture
 def on():
-    """A function: architecture, multiprocessors → `Native` on such a machine, the only one."""
+    """A function: architecture, multiprocessors → `Native` on such an emulator, the only one."""
     contexts = []
 
-    def machine(architecture, multiprocessors, **options):
+    def emulator(architecture, multiprocessors, **options):
         context = platform(variants.known_device(architecture, multiprocessors))
         gpus = context.__enter__()
         contexts.append(context)
-        gpus.hosts[0] = gpus.Runtime(0)
+        gpus.emulators[0] = gpus.Runtime(0)
         from rnn_ops.backends import cuda
-        assert cuda.gpu(0) is gpus.hosts[0]
+        assert cuda.gpu(0) is gpus.emulators[0]
         return Native(gpus, **options)
 
     library.rnn_ops_native_forget_programs()
     driver.streams.clear()
-    yield machine
+    yield emulator
     for context in contexts:
         context.__exit__(None, None, None)
     library.rnn_ops_native_forget_programs()
@@ -149,7 +149,7 @@ kinds = pytest.mark.parametrize("tokens, activation", [(False, "tanh"), (True, "
 
 
 def launches_of(native):
-    return native._host().launches
+    return native._emulator().launches
 
 
 @kinds
@@ -181,9 +181,9 @@ def test_the_launches_are_those_of_the_launcher(on, architecture, multiprocessor
     """Kernel, grid, block, shared memory, cluster, cooperative or not, and the same bits."""
     case = random_case(shape, "float32", tokens)
     native = on(architecture, multiprocessors)
-    host = Host(variants.known_device(architecture, multiprocessors))
-    found = [run(backend, *case, activation=activation) for backend in (native, Launcher(host))]
-    assert launches_of(native) == host.launches and host.launches
+    emulator = Emulator(variants.known_device(architecture, multiprocessors))
+    found = [run(backend, *case, activation=activation) for backend in (native, Launcher(emulator))]
+    assert launches_of(native) == emulator.launches and emulator.launches
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[1])
 
 
@@ -271,7 +271,7 @@ def test_where_there_is_no_gpu_to_compute_on_it_says_why(on):
     arrays, *_ = random_case((4, 3, 5, 31), "float32", True)
 
     class Nothing:
-        hosts = {}
+        emulators = {}
 
     with pytest.raises(NativeError) as raised:
         Native(Nothing).forward(*arrays, np.empty((4, 3, 31), "f"))
@@ -324,6 +324,6 @@ def test_the_caller_may_be_any_thread_and_gpu(on):
         cuda.gpu(0), cuda.gpu(1)
         case = random_case((3, 2, 5, 257), "float32", True)
         found = [run(Native(gpus, device=index), *case) for index in (0, 1)]
-        assert gpus.hosts[0].launches[0].kernel.family == "cluster" and gpus.hosts[1].launches[0].kernel.family == "grid"
+        assert gpus.emulators[0].launches[0].kernel.family == "cluster" and gpus.emulators[1].launches[0].kernel.family == "grid"
     for name in found[0]:
         assert np.abs(found[0][name] - found[1][name]).max() < 1e-4

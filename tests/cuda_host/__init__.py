@@ -1,10 +1,10 @@
-"""The CUDA kernels run on a CPU: `Host` stands where the GPU's `Runtime` stands under the launcher.
+"""The CUDA kernels run on a CPU: `Emulator` stands where the GPU's `Runtime` stands under the launcher.
 
-The unmodified sources are compiled by the C++ compiler and run by the machine in machine.h, with the grid, block and shared
+The unmodified sources are compiled by the C++ compiler and run by the emulator in emulator.h, with the grid, block and shared
 memory that the launcher asks for. Only primitives.cuh has a twin here.
 """
 from cuda_host import driver
-from cuda_host.host import Host, KernelError, compile_kernels, text_of
+from cuda_host.emulator import Emulator, KernelError, compile_kernels, text_of
 from cuda_host.gpus import OnGPU, platform
 
-__all__ = ["Host", "OnGPU", "platform", "KernelError", "compile_kernels", "text_of"]
+__all__ = ["Emulator", "OnGPU", "platform", "KernelError", "compile_kernels", "text_of"]

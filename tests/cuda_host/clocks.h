@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-namespace machine {
+namespace emulator {
 
 constexpr uint32_t WARP = 32;
 
@@ -51,4 +51,4 @@ struct View {
   }
 };
 
-}  // namespace machine
+}  // namespace emulator

@@ -4,16 +4,16 @@
 #include <cmath>
 #include <utility>
 
-#include "machine.h"
+#include "emulator.h"
 
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
-#define threadIdx (machine::here().thread)
-#define blockIdx (machine::here().block)
-#define blockDim (machine::here().block_size)
-#define gridDim (machine::here().grid_size)
+#define threadIdx (emulator::here().thread)
+#define blockIdx (emulator::here().block)
+#define blockDim (emulator::here().block_size)
+#define gridDim (emulator::here().grid_size)
 
 using std::fmaf;
 using std::nanf;

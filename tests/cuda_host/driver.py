@@ -1,4 +1,4 @@
-"""The functions of the CUDA driver and of cuBLAS that the native operator calls, with `Host`s and NumPy behind them.
+"""The functions of the CUDA driver and of cuBLAS that the native operator calls, with `Emulator`s and NumPy behind them.
 
 They take what the real ones take: addresses as numbers, arguments of kernels as pointers, matrices column by column.
 """
@@ -8,7 +8,7 @@ import numpy as np
 
 from rnn_ops.backends.cuda.launcher import Launch
 
-_launches = []   # (Host, a Launch with the kernel) by number of the function, counted from 1
+_launches = []   # (Emulator, a Launch with the kernel) by number of the function, counted from 1
 streams = []     # of each call, in order; cuBLAS calls have that of their handle
 _handles = []    # of cuBLAS: the stream of each, by number, counted from 1
 fail_with = {}   # name of a function → the status that it returns instead of doing anything
@@ -16,19 +16,19 @@ fail_with = {}   # name of a function → the status that it returns instead of 
 _int, _unsigned, _pointer, _address, _size = ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t
 
 
-def number_of(host, launch):
-    _launches.append((host, launch))
+def number_of(emulator, launch):
+    _launches.append((emulator, launch))
     return len(_launches)
 
 
 def _launch(name, function, grid, block, shared, stream, arguments):
     def call():
-        host, known = _launches[function - 1]
+        emulator, known = _launches[function - 1]
         values = [(ctypes.c_char * size).from_address(address) for size, address in
-                  zip(host.argument_sizes(known.kernel), ctypes.cast(arguments, ctypes.POINTER(_pointer)))]
+                  zip(emulator.argument_sizes(known.kernel), ctypes.cast(arguments, ctypes.POINTER(_pointer)))]
         assert block[1:] == (1, 1)
         streams.append(stream)
-        host.launch(Launch(known.kernel, grid, block[0], shared, known.cluster, name == "launch_cooperative"), values)
+        emulator.launch(Launch(known.kernel, grid, block[0], shared, known.cluster, name == "launch_cooperative"), values)
     return _status(name, call)
 
 
@@ -62,7 +62,7 @@ def _cublas_set_stream(handle, stream):
 
 def product(a, b):
     """a·b from copies that have one layout: BLAS may sum in another order for another layout, and what is multiplied here
-    and by `Host.multiply` must have the same bits."""
+    and by `Emulator.multiply` must have the same bits."""
     return np.array(a, order="C") @ np.array(b, order="C")
 
 

@@ -1,9 +1,9 @@
-"""Machines in the place of GPUs: what `rnn_ops.backends.cuda.platform` returns, with `Host` for `Runtime`."""
+"""Emulators in the place of GPUs: what `rnn_ops.backends.cuda.platform` returns, with `Emulator` for `Runtime`."""
 import contextlib
 
 import numpy as np
 
-from cuda_host.host import Host
+from cuda_host.emulator import Emulator
 from rnn_ops.backends import cuda
 
 
@@ -12,13 +12,13 @@ class Platform:
 
     def __init__(self, *devices):
         self._devices = devices
-        self.hosts = {}  # those in use, by number
+        self.emulators = {}  # those in use, by number
 
     def count(self):
         return len(self._devices)
 
     def versions(self):
-        return "machines of tests/cuda_host"
+        return "emulators of tests/cuda_host"
 
     def device(self, index):
         return self._devices[index]
@@ -27,9 +27,9 @@ class Platform:
         return "the C++ compiler"
 
     def Runtime(self, index):
-        host = self.hosts[index] = Host(self._devices[index])
-        host.index = index
-        return host
+        emulator = self.emulators[index] = Emulator(self._devices[index])
+        emulator.index = index
+        return emulator
 
     def array(self, name, value):
         if not isinstance(value, np.ndarray):

@@ -1,5 +1,5 @@
-// See machine.h. One launch at a time: the state is global.
-#include "machine.h"
+// See emulator.h. One launch at a time: the state is global.
+#include "emulator.h"
 
 #include <dlfcn.h>
 #include <sys/mman.h>
@@ -19,7 +19,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace machine {
+namespace emulator {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -184,8 +184,8 @@ struct Block {
 struct Running {
   void (*kernel)(void**);
   void** arguments;
-  const machine_launch* launch;
-  machine_error* error;
+  const emulator_launch* launch;
+  emulator_error* error;
   std::vector<Region> regions;
   std::vector<std::unique_ptr<Block>> blocks;  // alive
   std::vector<Domain> domains;
@@ -670,7 +670,7 @@ void live() {
 }
 
 std::unique_ptr<Block> make_block(int x, int y, int z, char* stacks) {
-  const machine_launch& launch = *run->launch;
+  const emulator_launch& launch = *run->launch;
   auto block = std::make_unique<Block>();
   block->index = {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};
   const size_t size = (static_cast<size_t>(launch.shared) + 15) / 16 * 16 + 16 + 2 * AROUND;
@@ -1043,13 +1043,13 @@ void store_async(Remote to, Remote barrier, const void* values) {
   }
 }
 
-}  // namespace machine
+}  // namespace emulator
 
 // ---- launching
 
-using namespace machine;
+using namespace emulator;
 
-int machine_run(void (*kernel)(void**), void** arguments, const machine_launch* launch, machine_error* error) {
+int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch* launch, emulator_error* error) {
   Running state;
   run = &state;
   state.kernel = kernel, state.arguments = arguments, state.launch = launch, state.error = error;
@@ -1115,15 +1115,15 @@ int machine_run(void (*kernel)(void**), void** arguments, const machine_launch* 
 #if !defined(__SANITIZE_ADDRESS__)
 extern "C" {
 #define ACCESS(name, size, write) \
-  void __tsan_##name(void* address) { machine::access(address, size, write, __builtin_return_address(0)); }
+  void __tsan_##name(void* address) { emulator::access(address, size, write, __builtin_return_address(0)); }
 #define ACCESSES(size) \
   ACCESS(read##size, size, false) ACCESS(write##size, size, true)
 #define UNALIGNED(size) \
   ACCESS(unaligned_read##size, size, false) ACCESS(unaligned_write##size, size, true)
 ACCESSES(1) ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16)
 UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
-void __tsan_read_range(void* address, size_t size) { machine::access(address, size, false, __builtin_return_address(0)); }
-void __tsan_write_range(void* address, size_t size) { machine::access(address, size, true, __builtin_return_address(0)); }
+void __tsan_read_range(void* address, size_t size) { emulator::access(address, size, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* address, size_t size) { emulator::access(address, size, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

@@ -1,4 +1,4 @@
-// A machine that runs CUDA kernels on a CPU and sees that they keep the rules that a GPU does not check.
+// An emulator that runs CUDA kernels on a CPU and sees that they keep the rules that a GPU does not check.
 //
 // Every thread is a fibre. Threads run one at a time, each until it waits or ends, in an order drawn from a seed. The blocks
 // that need one another (of a cluster, of a cooperative launch) are alive together, others one after another. What st.async
@@ -17,14 +17,14 @@
 //   - an mbarrier that is used before all know that it is initialised, is armed twice or gets more bytes than it expects.
 // They are found by what the program orders, not by what happens to come first: most of them in every order of the threads.
 //
-// The compiler reports every access to memory: kernels are compiled with -fsanitize=thread, whose functions this machine
-// defines. Built with -fsanitize=address instead, the machine runs them without those checks and leaves the rest to ASan.
+// The compiler reports every access to memory: kernels are compiled with -fsanitize=thread, whose functions this emulator
+// defines. Built with -fsanitize=address instead, the emulator runs them without those checks and leaves the rest to ASan.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-namespace machine {
+namespace emulator {
 
 struct Dim {
   unsigned x, y, z;
@@ -70,11 +70,11 @@ void mbarrier_expect(void* barrier, int bytes);
 void mbarrier_wait(void* barrier, int parity, Place place);
 void store_async(Remote to, Remote barrier, const void* values);  // 16 bytes
 
-}  // namespace machine
+}  // namespace emulator
 
 extern "C" {
 
-struct machine_launch {
+struct emulator_launch {
   int32_t grid[3];
   int32_t block;        // threads
   int32_t cluster;      // blocks along x that are a cluster
@@ -87,11 +87,11 @@ struct machine_launch {
 };
 
 // Where a launch went wrong. The places of accesses are addresses of code, 0 where there is none.
-struct machine_error {
+struct emulator_error {
   char message[1000];
   uint64_t access, other_access;
 };
 
 // 0, or 1 and *error. `kernel` unpacks the arguments and calls the kernel.
-int machine_run(void (*kernel)(void**), void** arguments, const machine_launch* launch, machine_error* error);
+int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch* launch, emulator_error* error);
 }

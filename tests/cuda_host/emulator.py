@@ -1,4 +1,4 @@
-"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py): its device is the machine in machine.h and its arrays are NumPy's."""
+"""A `Runtime` (see rnn_ops/backends/cuda/launcher.py): its device is the emulator in emulator.h and its arrays are NumPy's."""
 import atexit
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _COMPILER = os.environ.get("CXX", "g++").split()
 # -g1: functions and lines, which is what `_line` reads. -fno-gnu-unique: kernels of one name in many libraries share nothing.
 _FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique"]
-_MACHINE = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
+_EMULATOR = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared"]
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 _FOLDER = "RNN_OPS_CUDA_HOST"  # the variable that names it
@@ -37,14 +37,14 @@ class CompileError(Exception):
     """The compiler's own words."""
 
 
-class _Launch(ctypes.Structure):  # machine_launch
+class _Launch(ctypes.Structure):  # emulator_launch
     _fields_ = [("grid", ctypes.c_int32 * 3), ("block", ctypes.c_int32), ("cluster", ctypes.c_int32),
                 ("cooperative", ctypes.c_int32), ("shared", ctypes.c_int64), ("seed", ctypes.c_uint32),
                 ("regions", ctypes.c_int32), ("begins", ctypes.POINTER(ctypes.c_uint64)),
                 ("sizes", ctypes.POINTER(ctypes.c_uint64))]
 
 
-class _Error(ctypes.Structure):  # machine_error
+class _Error(ctypes.Structure):  # emulator_error
     _fields_ = [("message", ctypes.c_char * 1000), ("access", ctypes.c_uint64), ("other_access", ctypes.c_uint64)]
 
 
@@ -70,12 +70,12 @@ def _compile(command, output):
 
 
 @functools.lru_cache(maxsize=None)
-def _machine(sanitize):
-    path = os.path.join(_folder(), f"libmachine{'_sanitized' * sanitize}.so")
+def _emulator(sanitize):
+    path = os.path.join(_folder(), f"libemulator{'_sanitized' * sanitize}.so")
     if not os.path.exists(path):
-        _compile(_COMPILER + _MACHINE + _SANITIZERS * sanitize + [os.path.join(_HERE, "machine.cc"), "-ldl"], path)
+        _compile(_COMPILER + _EMULATOR + _SANITIZERS * sanitize + [os.path.join(_HERE, "emulator.cc"), "-ldl"], path)
     library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-    library.machine_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Error)]
+    library.emulator_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_Launch), ctypes.POINTER(_Error)]
     return library
 
 
@@ -98,7 +98,7 @@ def _library(text, kernel, sanitize):
                    'extern "C" void run(void** arguments) { Kernel::run(arguments); }\n'
                    'extern "C" const int* sizes() { return Kernel::SIZES; }\n'
                    'extern "C" int count() { return Kernel::COUNT; }\n')
-    # -fsanitize=thread where the kernel is compiled and not where it is linked: its functions are the machine's.
+    # -fsanitize=thread where the kernel is compiled and not where it is linked: its functions are the emulator's.
     check = _SANITIZERS if sanitize else ["-fsanitize=thread"]
     compiled = _compile(_COMPILER + _FLAGS + check + ["-I", _HERE, "-c", source], source[:-3] + ".o")
     return _compile(_COMPILER + ["-shared"] + _SANITIZERS * sanitize + [compiled], output)
@@ -110,24 +110,24 @@ def text_of(family):
 
 
 def compile_kernels(kernels, sanitize=False):
-    """Compile kernels side by side, for Hosts to find when they need them."""
+    """Compile kernels side by side, for Emulators to find when they need them."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda kernel: _library(text_of(kernel.family), kernel, sanitize), dict.fromkeys(kernels)))
 
 
-class Host:
-    """A machine that claims to be ``device``.
+class Emulator:
+    """An emulator that claims to be ``device``.
 
     Parameters
     ----------
     device : variants.Device
     seed : int
         Draws the order in which the first launch's threads run and deliveries come; each later launch has the next seed. One
-        that fails names its own: as the first launch of a Host with that seed it fails in the same way again.
+        that fails names its own: as the first launch of an Emulator with that seed it fails in the same way again.
     edit : callable
         Family and text of its kernels → the text to compile instead.
     sanitize : bool
-        Compile with AddressSanitizer and UBSan instead of the machine's own checks. Python must run with their library.
+        Compile with AddressSanitizer and UBSan instead of the emulator's own checks. Python must run with their library.
     """
 
     def __init__(self, device, seed=0, edit=None, sanitize=False):
@@ -162,7 +162,7 @@ class Host:
         text = text_of(launch.kernel.family)
         if self._edit:
             text = self._edit(launch.kernel.family, text)
-        machine = _machine(self._sanitize)
+        emulator = _emulator(self._sanitize)
         path = _library(text, launch.kernel, self._sanitize)
         kernel = ctypes.CDLL(path)
         kernel.sizes.restype = ctypes.POINTER(ctypes.c_int)
@@ -181,11 +181,11 @@ class Host:
         how = _Launch(launch.grid, launch.block, launch.cluster, launch.cooperative, launch.shared, seed,
                       len(regions), begins, lengths)
         error = _Error()
-        if machine.machine_run(kernel.run, addresses, how, error):
+        if emulator.emulator_run(kernel.run, addresses, how, error):
             raise KernelError(f"{launch.kernel}: {error.message.decode()}" + "".join(
                 f"\n  {what} {_line(path, code)}" for what, code in
                 (("at", error.access), ("the other at", error.other_access)) if code)
-                + f"\n  again: the first launch of Host(..., seed={seed})")
+                + f"\n  again: the first launch of Emulator(..., seed={seed})")
 
     def function(self, launch):
         """A number for driver.py to launch the kernel by."""
@@ -196,7 +196,7 @@ class Host:
 
     def argument_sizes(self, kernel):
         """In bytes."""
-        _machine(self._sanitize)  # whose functions the kernel's library needs
+        _emulator(self._sanitize)  # whose functions the kernel's library needs
         library = ctypes.CDLL(_library(text_of(kernel.family), kernel, self._sanitize))
         library.sizes.restype = ctypes.POINTER(ctypes.c_int)
         return library.sizes()[:library.count()]
