@@ -21,7 +21,7 @@ struct Shape {
 };
 
 // Ones, primes, and sizes around the tiles (6 and 12 rows; panels of 4 to 32 columns) and the blocks of k (256, 128).
-const Shape kShapes[] = {{1, 1, 1, 1},  {2, 3, 5, 7},    {3, 5, 2, 8},    {2, 6, 3, 9},    {2, 7, 3, 15},  {3, 12, 3, 16},
+const Shape SHAPES[] = {{1, 1, 1, 1},  {2, 3, 5, 7},    {3, 5, 2, 8},    {2, 6, 3, 9},    {2, 7, 3, 15},  {3, 12, 3, 16},
                          {2, 13, 3, 17}, {2, 2, 3, 31},   {1, 25, 7, 33},  {4, 1, 3, 64},   {2, 4, 5, 65},  {2, 3, 4, 127},
                          {2, 11, 3, 129}, {3, 8, 13, 257}, {2, 33, 77, 256}, {40, 2, 77, 40}, {2, 1, 3, 520},
                          {9, 1, 3, 300}, {4, 2, 5, 600}, {2, 10, 3, 512}};
@@ -124,7 +124,7 @@ double run(const Shape& s, bool tokens, int32_t activation, unsigned seed) {
 template <class Real>
 double run_all(unsigned seed) {
   double worst = 0;
-  for (const Shape& shape : kShapes)
+  for (const Shape& shape : SHAPES)
     for (bool tokens : {false, true})
       for (int32_t activation : {RNN_TANH, RNN_RELU}) worst = larger(worst, run<Real>(shape, tokens, activation, seed++));
   return worst;

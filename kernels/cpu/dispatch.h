@@ -2,8 +2,7 @@
 //
 // isa_*.cc compile recurrence.h once per level and fill these tables. This header has no code: an inline function
 // that several levels shared could be kept by the linker in its AVX-512 version and then run where there is none.
-#ifndef RNN_KERNELS_H_
-#define RNN_KERNELS_H_
+#pragma once
 
 #include <stdint.h>
 
@@ -25,10 +24,10 @@ struct Weights {
 // A sum over k is cut into blocks, since sums of sums lose less than one long sum and so that a panel's block shares the L1 cache
 // with the rows that it meets. One size for all levels, so that they give the same bits; a level's own (16 KB of a panel) gains
 // nothing.
-constexpr int64_t kDepth = 256;
+constexpr int64_t DEPTH = 256;
 
 // Weight gradients are summed up in blocks of the left side of this many rows (of the gradient) and this depth.
-constexpr int64_t kGradientRows = 256, kGradientDepth = 128;
+constexpr int64_t GRADIENT_ROWS = 256, GRADIENT_DEPTH = 128;
 
 // What one call of a function below computes: the rows [row, rows_end) and the panels of columns [panel, panels_end).
 struct Part {
@@ -56,7 +55,7 @@ struct Kernels {
   // Sums da to columns [begin, end) of dbh and, with tokens, adds it to those of dWxh, each in the order of t, then b.
   void (*sum)(const rnn_cpu_backward_args& args, int64_t begin, int64_t end);
 
-  // A part of out [M,N] += aᵀ·b, a [R,M], b [R,N]. `packed` has room for (kGradientRows + the part's columns)·kGradientDepth
+  // A part of out [M,N] += aᵀ·b, a [R,M], b [R,N]. `packed` has room for (GRADIENT_ROWS + the part's columns)·GRADIENT_DEPTH
   // values.
   void (*add_transposed_product)(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, const Part& part,
                                  Real* packed);
@@ -80,4 +79,3 @@ extern const Level avx512_level;
 #endif
 
 }  // namespace rnn
-#endif  // RNN_KERNELS_H_

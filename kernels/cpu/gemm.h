@@ -17,12 +17,12 @@
 namespace rnn {
 namespace RNN_LEVEL {
 
-constexpr int kVectors = 2;  // vectors in a panel
-constexpr int kMostPanels = 4;  // that a tile computes at once
+constexpr int PANEL_VECTORS = 2;  // vectors in a panel
+constexpr int MOST_PANELS = 4;  // that a tile computes at once
 
 template <class Real>
 constexpr int64_t panel_width() {
-  return kVectors * lanes<Real>();
+  return PANEL_VECTORS * lanes<Real>();
 }
 
 // What a tile reads a value at a time: value (row, k) is at values[row * row_stride + k * k_stride].
@@ -58,7 +58,7 @@ struct Start {
 // A tile: out[r][v] = start[r][v] + sum over k of a[r][k] · b[k][v] for ROWS rows and PANELS panels of columns.
 template <class Real, int ROWS, int PANELS>
 void tile(Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real* out, int64_t out_stride) {
-  constexpr int VECTORS = PANELS * kVectors, LANES = lanes<Real>();
+  constexpr int VECTORS = PANELS * PANEL_VECTORS, LANES = lanes<Real>();
   for (int r = 0; r < ROWS; ++r) {  // what the sums will meet comes from memory meanwhile
     for (int v = 0; v < VECTORS; ++v) {
       __builtin_prefetch(out + r * out_stride + v * LANES, 1);
@@ -70,7 +70,7 @@ void tile(Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real
     if (ROWS < VECTORS) {  // fewer values of the left side than vectors of the right: hold those, pass these
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
-        const Vec<Real> w = load(b.values + (v / kVectors) * b.panel_stride + (v % kVectors) * LANES);
+        const Vec<Real> w = load(b.values + (v / PANEL_VECTORS) * b.panel_stride + (v % PANEL_VECTORS) * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) sum[r][v] += a.values[r * a.row_stride] * w;
       }
@@ -78,7 +78,7 @@ void tile(Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real
       Vec<Real> w[VECTORS];
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v)
-        w[v] = load(b.values + (v / kVectors) * b.panel_stride + (v % kVectors) * LANES);
+        w[v] = load(b.values + (v / PANEL_VECTORS) * b.panel_stride + (v % PANEL_VECTORS) * LANES);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) {
         const Real s = a.values[r * a.row_stride];
@@ -183,18 +183,18 @@ void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, i
 }
 
 // In the L1 cache addresses a multiple of this many bytes apart compete for one set, which holds eight lines or more.
-constexpr int64_t kWay = 4096, kWays = 8;
+constexpr int64_t WAY = 4096, WAYS = 8;
 
-// The same for rows of `a` that are a multiple of kWay apart. A tile reads one value of each row at a time, and of more rows than
+// The same for rows of `a` that are a multiple of WAY apart. A tile reads one value of each row at a time, and of more rows than
 // a set has lines none would stay in the cache. So this works on copies of the rows which are not so far apart.
 template <class Real>
 void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const Real* a, int64_t a_stride,
                       const Weights<Real>& b, const Start<Real>& start, Real* out) {
-  constexpr int64_t STRIDE = kDepth + 64 / sizeof(Real), ROWS = 4 * RNN_MAX_ROWS;
+  constexpr int64_t STRIDE = DEPTH + 64 / sizeof(Real), ROWS = 4 * RNN_MAX_ROWS;
   Real copy[ROWS * STRIDE];
   for_each_tile<ROWS>(rows, [&](int64_t row, int64_t height) {
     for (int64_t r = 0; r < height; ++r) __builtin_memcpy(copy + r * STRIDE, a + (row + r) * a_stride, K * sizeof(Real));
-    add_block<Real, kMostPanels>(height, panel, end, k, K, N, Rows<Real>{copy, STRIDE}, b, start.at(row, 0), out + row * N, N);
+    add_block<Real, MOST_PANELS>(height, panel, end, k, K, N, Rows<Real>{copy, STRIDE}, b, start.at(row, 0), out + row * N, N);
   });
 }
 
@@ -204,18 +204,18 @@ void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64
 template <class Real>
 void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, const Real* a, const Weights<Real>& b,
              const Start<Real>& start, Real* out, int64_t turn = 0) {
-  const int64_t at_once = rows <= RNN_MAX_ROWS / kMostPanels ? kMostPanels : end - panel;
+  const int64_t at_once = rows <= RNN_MAX_ROWS / MOST_PANELS ? MOST_PANELS : end - panel;
   const int64_t groups = (end - panel + at_once - 1) / at_once;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = panel + at_once * (turn % 2 ? groups - 1 - g : g);
     const int64_t last = first + at_once < end ? first + at_once : end;
-    for (int64_t k = 0; k < K; k += kDepth) {
-      const int64_t depth = K - k < kDepth ? K - k : kDepth;
+    for (int64_t k = 0; k < K; k += DEPTH) {
+      const int64_t depth = K - k < DEPTH ? K - k : DEPTH;
       const Start<Real> from = k ? Start<Real>{out, N, nullptr, nullptr} : start;
-      if (rows > kWays && K * sizeof(Real) % kWay == 0) {
+      if (rows > WAYS && K * sizeof(Real) % WAY == 0) {
         add_spread_block(rows, first, last, k, depth, N, a + k, K, b, from, out);
       } else {
-        add_block<Real, kMostPanels>(rows, first, last, k, depth, N, Rows<Real>{a + k, K}, b, from, out, N);
+        add_block<Real, MOST_PANELS>(rows, first, last, k, depth, N, Rows<Real>{a + k, K}, b, from, out, N);
       }
     }
   }
@@ -284,7 +284,7 @@ void gather(int64_t height, int64_t depth, const Real* from, int64_t stride, Rea
 template <class Real>
 void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, const Part& part,
                             Real* packed) {
-  constexpr int64_t P = panel_width<Real>(), MB = kGradientRows, RB = kGradientDepth;
+  constexpr int64_t P = panel_width<Real>(), MB = GRADIENT_ROWS, RB = GRADIENT_DEPTH;
   const int64_t column = part.panel * P, panels = part.panels_end - part.panel;
   const int64_t columns = (part.panels_end * P < N ? part.panels_end * P : N) - column;
   Real* left = packed;

@@ -11,7 +11,7 @@
 namespace rnn {
 namespace {
 
-constexpr int64_t kLine = 64;  // bytes of a cache line
+constexpr int64_t CACHE_LINE = 64;  // bytes of a cache line
 
 // The batch, token by token: where each distinct one stands.
 struct Sorted {
@@ -81,7 +81,7 @@ void add_by_symbol(const Lookup& of, const Sorted& sorted, const Real* rows, Rea
 // sums [H,distinct tokens], a line of units at a time.
 template <class Real>
 void sum_by_unit(const Lookup& of, const Sorted& sorted, const Real* rows, Real* sums) {
-  constexpr int64_t UNITS = kLine / sizeof(Real), TOKENS = 16;
+  constexpr int64_t UNITS = CACHE_LINE / sizeof(Real), TOKENS = 16;
   const int64_t U = sorted.count();
   share_out_bytes(of.N * of.H * sizeof(Real), (U + TOKENS - 1) / TOKENS, [&](int64_t begin, int64_t end) {
     Real block[TOKENS][UNITS];
@@ -125,7 +125,7 @@ void look_up(const Lookup& of, const Real* table, Real* rows) {
   }
   // Every value is in a line of its own. So many units at once fill a line of the result, and in the order of the tokens a page
   // of each is met once.
-  constexpr int64_t UNITS = kLine / sizeof(Real);
+  constexpr int64_t UNITS = CACHE_LINE / sizeof(Real);
   const Sorted sorted(of);
   share_out_bytes(bytes, of.N, [&](int64_t begin, int64_t end) {
     for (int64_t h = 0; h < H; h += UNITS) {
@@ -156,7 +156,7 @@ void look_up_gradient(const Lookup& of, const Real* rows, Real* gradient, bool a
 
 template <class Real>
 void transpose(int64_t rows, int64_t columns, const Real* in, Real* out, bool add) {
-  constexpr int64_t TILE = kLine / sizeof(Real);
+  constexpr int64_t TILE = CACHE_LINE / sizeof(Real);
   share_out_bytes(rows * columns * sizeof(Real), (columns + TILE - 1) / TILE, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * TILE; c < std::min(end * TILE, columns); c += TILE) {
       const int64_t width = std::min(TILE, columns - c);

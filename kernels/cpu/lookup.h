@@ -1,12 +1,10 @@
-/* The rows of a table that a batch of tokens needs, and the gradient of the table from that of the rows.
- *
- * A table of V symbols and H units is [V,H], or [H,V] where it is kept by units, as Gluon keeps it. Nothing here takes time in
- * proportion to V but to write a result of that size: a gradient, once, past the caches where it is larger than they are.
- *
- * Each sum runs in the order of the batch, so the bits do not depend on the number of threads.
- */
-#ifndef RNN_LOOKUP_H_
-#define RNN_LOOKUP_H_
+// The rows of a table that a batch of tokens needs, and the gradient of the table from that of the rows.
+//
+// A table of V symbols and H units is [V,H], or [H,V] where it is kept by units, as Gluon keeps it. Nothing here takes time in
+// proportion to V but to write a result of that size: a gradient, once, past the caches where it is larger than they are.
+//
+// Each sum runs in the order of the batch, so the bits do not depend on the number of threads.
+#pragma once
 
 #include <stdint.h>
 
@@ -34,4 +32,3 @@ template <class Real>
 void transpose(int64_t rows, int64_t columns, const Real* in, Real* out, bool add);
 
 }  // namespace rnn
-#endif  // RNN_LOOKUP_H_

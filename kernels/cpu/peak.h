@@ -1,8 +1,7 @@
 // The most multiply-adds that a processor can do at one SIMD level: independent chains of them in registers, no memory.
 //
 // Included by recurrence.h, once for each level.
-#ifndef RNN_PEAK_H_
-#define RNN_PEAK_H_
+#pragma once
 
 #include "simd.h"
 
@@ -43,4 +42,3 @@ double multiply_adds(int64_t rounds) {
 
 }  // namespace RNN_LEVEL
 }  // namespace rnn
-#endif  // RNN_PEAK_H_

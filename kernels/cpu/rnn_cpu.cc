@@ -16,12 +16,12 @@ namespace rnn {
 namespace {
 
 // A thread is worth waking for about this many multiply-adds (some 10 µs).
-constexpr int64_t kWorkPerThread = 1 << 18;
+constexpr int64_t WORK_PER_THREAD = 1 << 18;
 
 // How many tiles, one below the other, have to meet a packed copy of a matrix for it to pay: where they read faster than they
 // compute; where they do not; and where even one pass over the matrix itself misses the translation of most of its pages.
-constexpr int64_t kTilesOfFewRows = 8, kTiles = 32, kTilesOfManyPages = 4;
-constexpr int64_t kFewRows = 3, kManyPages = 8 << 20;  // rows of a tile, bytes of a matrix
+constexpr int64_t TILES_OF_FEW_ROWS = 8, TILES = 32, TILES_OF_MANY_PAGES = 4;
+constexpr int64_t FEW_ROWS = 3, MANY_PAGES = 8 << 20;  // rows of a tile, bytes of a matrix
 
 const Level* supported_levels[3];
 int supported_count = 0;
@@ -61,30 +61,30 @@ template <>
 const Kernels<double>& kernels_of(const Level& level) { return level.float64; }
 
 // A call's memory. What a call gives back waits for the next one, since fresh pages cost as much as the packing that fills
-// them: one piece for the whole process, however many threads call, and none of more than kMostKept bytes.
+// them: one piece for the whole process, however many threads call, and none of more than MOST_KEPT bytes.
 class Workspace {
  public:
   Workspace() : memory_(kept.exchange(nullptr)) {}
-  ~Workspace() { free(size() <= kMostKept ? kept.exchange(memory_) : memory_); }
+  ~Workspace() { free(size() <= MOST_KEPT ? kept.exchange(memory_) : memory_); }
 
   // Room for `count` values; what was there is lost. Null where there is no memory.
   template <class Real>
   Real* room_for(int64_t count) {
-    const size_t needed = kHeader + count * sizeof(Real);
+    const size_t needed = HEADER + count * sizeof(Real);
     if (needed > size()) {
       free(memory_);
-      if (posix_memalign(&memory_, kHeader, needed) != 0) {
+      if (posix_memalign(&memory_, HEADER, needed) != 0) {
         memory_ = nullptr;
         return nullptr;
       }
       *static_cast<size_t*>(memory_) = needed;
     }
-    return reinterpret_cast<Real*>(static_cast<char*>(memory_) + kHeader);
+    return reinterpret_cast<Real*>(static_cast<char*>(memory_) + HEADER);
   }
 
  private:
-  static constexpr size_t kHeader = 64;  // where the size is; and the alignment of what comes after it
-  static constexpr size_t kMostKept = 64 << 20;
+  static constexpr size_t HEADER = 64;  // where the size is; and the alignment of what comes after it
+  static constexpr size_t MOST_KEPT = 64 << 20;
 
   size_t size() const { return memory_ ? *static_cast<size_t*>(memory_) : 0; }
 
@@ -95,7 +95,7 @@ std::atomic<void*> Workspace::kept{nullptr};
 
 // Into how many parts `work` multiply-adds that come in `grains` are worth sharing out.
 int parts_of(int64_t work, int64_t grains, int threads) {
-  int64_t n = work / kWorkPerThread + 1;
+  int64_t n = work / WORK_PER_THREAD + 1;
   if (n > threads) n = threads;
   if (n > grains) n = grains;
   return static_cast<int>(n);
@@ -218,7 +218,7 @@ class Call {
 
   bool packing_pays(int64_t times, int64_t rows, int64_t bytes) const {
     const int64_t tiles = times * ceil_div(rows, kernels_.rows);
-    return tiles >= (bytes > kManyPages ? kTilesOfManyPages : rows <= kFewRows ? kTilesOfFewRows : kTiles);
+    return tiles >= (bytes > MANY_PAGES ? TILES_OF_MANY_PAGES : rows <= FEW_ROWS ? TILES_OF_FEW_ROWS : TILES);
   }
 
   // The matrix meets `rows`, shared out as in the grid, `times` times. False where there is no memory.
@@ -276,7 +276,7 @@ class Call {
   bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) {
     const int64_t grain = 16;  // rows: enough for a tile
     const Grid grid = grid_for(R * M * N, ceil_div(M, grain), panels_of(N));
-    const int64_t room = (kGradientRows + (panels_of(N) / grid.columns + 1) * kernels_.panel) * kGradientDepth;
+    const int64_t room = (GRADIENT_ROWS + (panels_of(N) / grid.columns + 1) * kernels_.panel) * GRADIENT_DEPTH;
     Real* packed = workspace_.room_for<Real>(grid.rows * grid.columns * room);
     if (!packed) return false;
     share_out(grid, M, N, [&](int i, const Part& part) {
@@ -338,7 +338,7 @@ int rnn_cpu_multiply_adds(const char* simd, int32_t dtype, int32_t threads, int6
   rnn::share_out(threads, threads, [&](int, int64_t, int64_t) {
     // Side by side or not at all: wait until all are awake, for a few milliseconds at most.
     ++arrived;
-    for (int spins = 0; arrived < threads && spins < 100 * rnn::kSpins; ++spins) rnn::pause();
+    for (int spins = 0; arrived < threads && spins < 100 * rnn::SPINS; ++spins) rnn::pause();
     sum += static_cast<int64_t>(dtype == RNN_FLOAT32 ? level->float32.multiply_adds(rounds)
                                                      : level->float64.multiply_adds(rounds));
   });

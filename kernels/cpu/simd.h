@@ -1,8 +1,7 @@
 // Vectors of RNN_SIMD_BYTES bytes, written with the compiler's vector extension (GCC and Clang, any processor).
 //
 // Included by isa_*.cc only, each with its own RNN_LEVEL (a namespace), so that no two levels share a function.
-#ifndef RNN_SIMD_H_
-#define RNN_SIMD_H_
+#pragma once
 
 #include <stdint.h>
 
@@ -106,4 +105,3 @@ RNN_INLINE To bits(From v) {
 
 }  // namespace RNN_LEVEL
 }  // namespace rnn
-#endif  // RNN_SIMD_H_

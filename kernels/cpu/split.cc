@@ -15,15 +15,15 @@
 namespace rnn {
 namespace {
 
-constexpr double kElementwise = 60, kMeeting = 1000, kMember = 100;
+constexpr double ELEMENTWISE = 60, MEETING = 1000, MEMBER = 100;
 
 double cycles(int64_t rows, int64_t H, int64_t panels, int64_t panel, int64_t item, int members, int64_t l1, int64_t l2) {
   const double bytes = double(H) * panels * panel * item;
   const double work = double(rows) * H * panels;
   // A quarter of L2 is for what else is there.
   const double reading = bytes / (bytes <= l1 ? 64 : bytes <= l2 * 3 / 4 ? 32 : 16);
-  const double meeting = members > 1 ? kMeeting + kMember * members : 0;
-  return (work > reading ? work : reading) + kElementwise * rows * panels + meeting;
+  const double meeting = members > 1 ? MEETING + MEMBER * members : 0;
+  return (work > reading ? work : reading) + ELEMENTWISE * rows * panels + meeting;
 }
 
 int64_t cache(int name, int64_t otherwise) {

@@ -1,6 +1,5 @@
 // How the threads of a call share each step of the recurrence: a pure choice, so that it can be tested.
-#ifndef RNN_SPLIT_H_
-#define RNN_SPLIT_H_
+#pragma once
 
 #include <stdint.h>
 
@@ -23,4 +22,3 @@ int64_t l1_bytes();
 int64_t l2_bytes();
 
 }  // namespace rnn
-#endif  // RNN_SPLIT_H_

@@ -9,8 +9,7 @@
 //
 // In float32 a step's tanh take up to a fifth of its time, so q is the polynomial of degree 4 whose g has the least relative
 // error (1.3e-8, found by a weighted fit); in float64 it is the Taylor series, cut off where the next term is below half an ulp.
-#ifndef RNN_TANH_H_
-#define RNN_TANH_H_
+#pragma once
 
 #include "simd.h"
 
@@ -22,24 +21,24 @@ struct TanhConstants;
 
 template <>
 struct TanhConstants<float> {
-  static constexpr float saturation = 9.02f;              // tanh rounds to 1 from 9.01 on
-  static constexpr int mantissa_bits = 23;
-  static constexpr float to_integer = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer; and the bias
-  static constexpr float n_per_unit = 2.88539008f;        // 2/ln2
-  static constexpr float half_ln2 = 0.346573590f;
-  static constexpr float q[] = {0.0444240645f, 0.133864328f, 0.333337605f, 0.666661739f, 0.99999994f};  // highest power first
+  static constexpr float SATURATION = 9.02f;              // tanh rounds to 1 from 9.01 on
+  static constexpr int MANTISSA_BITS = 23;
+  static constexpr float TO_INTEGER = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer; and the bias
+  static constexpr float N_PER_UNIT = 2.88539008f;        // 2/ln2
+  static constexpr float HALF_LN2 = 0.346573590f;
+  static constexpr float Q[] = {0.0444240645f, 0.133864328f, 0.333337605f, 0.666661739f, 0.99999994f};  // highest power first
 };
 
 constexpr double taylor(int k) { return k == 1 ? 1.0 : taylor(k - 1) * 2 / k; }  // of g: 2^(k-1) / k!
 
 template <>
 struct TanhConstants<double> {
-  static constexpr double saturation = 19.1;                       // 19.07
-  static constexpr int mantissa_bits = 52;
-  static constexpr double to_integer = 6755399441055744.0 + 1023;  // 1.5·2^52
-  static constexpr double n_per_unit = 2.88539008177792681472;
-  static constexpr double half_ln2 = 0.346573590279972654709;
-  static constexpr double q[] = {taylor(13), taylor(12), taylor(11), taylor(10), taylor(9), taylor(8),
+  static constexpr double SATURATION = 19.1;                       // 19.07
+  static constexpr int MANTISSA_BITS = 52;
+  static constexpr double TO_INTEGER = 6755399441055744.0 + 1023;  // 1.5·2^52
+  static constexpr double N_PER_UNIT = 2.88539008177792681472;
+  static constexpr double HALF_LN2 = 0.346573590279972654709;
+  static constexpr double Q[] = {taylor(13), taylor(12), taylor(11), taylor(10), taylor(9), taylor(8),
                                  taylor(7),  taylor(6),  taylor(5),  taylor(4),  taylor(3), taylor(2)};
 };
 
@@ -52,19 +51,18 @@ RNN_INLINE Vec<Real> tanh(Vec<Real> x) {
   const I sign = bits<I>(x) & sign_bit;
   const V magnitude = bits<V>(bits<I>(x) & ~sign_bit);
 
-  const V shifted = magnitude * C::n_per_unit + C::to_integer;
-  const V r = magnitude - (shifted - C::to_integer) * C::half_ln2;
-  V q = V{} + C::q[0];
+  const V shifted = magnitude * C::N_PER_UNIT + C::TO_INTEGER;
+  const V r = magnitude - (shifted - C::TO_INTEGER) * C::HALF_LN2;
+  V q = V{} + C::Q[0];
 #pragma GCC unroll 16
-  for (unsigned k = 1; k < sizeof C::q / sizeof *C::q; ++k) q = q * r + C::q[k];
+  for (unsigned k = 1; k < sizeof C::Q / sizeof *C::Q; ++k) q = q * r + C::Q[k];
   const V g = r + (r * r) * q;
 
-  const V power = bits<V>(bits<I>(shifted) << C::mantissa_bits);  // 2^n: what is above n and the bias falls out
+  const V power = bits<V>(bits<I>(shifted) << C::MANTISSA_BITS);  // 2^n: what is above n and the bias falls out
   const V E = power * g + (power * Real(0.5) - Real(0.5));
-  const V y = magnitude > V{} + C::saturation ? V{} + Real(1) : E / (E + 1);  // this way round, so that NaN stays NaN
+  const V y = magnitude > V{} + C::SATURATION ? V{} + Real(1) : E / (E + 1);  // this way round, so that NaN stays NaN
   return bits<V>(bits<I>(y) | sign);
 }
 
 }  // namespace RNN_LEVEL
 }  // namespace rnn
-#endif  // RNN_TANH_H_

@@ -7,8 +7,7 @@
 // for 50 µs at a time.
 //
 // Which thread computes a lane does not change its bits.
-#ifndef RNN_TEAM_H_
-#define RNN_TEAM_H_
+#pragma once
 
 #include <stdint.h>
 
@@ -48,8 +47,8 @@ class Teams {
     std::atomic<bool> late{false};  // somebody else had to compute the last step: do not wait for the owner
   };
 
-  static constexpr int kPatience = 50;  // pauses, 1 to 2 µs, for which an owner may be late
-  static constexpr int kYields = 100;
+  static constexpr int PATIENCE = 50;  // pauses, 1 to 2 µs, for which an owner may be late
+  static constexpr int YIELDS = 100;
 
   // Computes step t of the lane, unless somebody has begun it.
   template <class Step>
@@ -67,15 +66,15 @@ class Teams {
     Lane& its = lanes[lane];
     for (int waited = 0; its.done.load(std::memory_order_acquire) <= t; ++waited) {
       const bool free = its.begun.load(std::memory_order_relaxed) == t;
-      if (free && (waited >= kPatience || its.late.load(std::memory_order_relaxed)) && begin(lanes, lane, t, step)) {
+      if (free && (waited >= PATIENCE || its.late.load(std::memory_order_relaxed)) && begin(lanes, lane, t, step)) {
         its.late.store(true, std::memory_order_relaxed);
-      } else if (waited < kSpins) {
+      } else if (waited < SPINS) {
         pause();
-      } else if (waited < kSpins + kYields) {
+      } else if (waited < SPINS + YIELDS) {
         std::this_thread::yield();
       } else {
         std::this_thread::sleep_for(std::chrono::microseconds(50));
-        waited = kSpins + kYields;
+        waited = SPINS + YIELDS;
       }
     }
   }
@@ -85,4 +84,3 @@ class Teams {
 };
 
 }  // namespace rnn
-#endif  // RNN_TEAM_H_

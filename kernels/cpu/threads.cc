@@ -25,13 +25,13 @@ namespace rnn {
 namespace {
 
 // Tasks may be more than threads. Far more threads than processors would be in one another's way.
-const int kMostWorkers = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
+const int MOST_WORKERS = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
 
 class Pool {
  public:
   void run(int n, void (*task)(void*, int, int), void* context) {
     std::unique_lock<std::mutex> turn(callers_, std::try_to_lock);
-    const int workers = std::min(n - 1, kMostWorkers);
+    const int workers = std::min(n - 1, MOST_WORKERS);
     if (!turn.owns_lock() || !has_room_for(n) || !has_workers(workers)) {
       for (int i = 0; i < n; ++i) task(context, i, n);
       return;
@@ -50,7 +50,7 @@ class Pool {
       places_.store(0, std::memory_order_relaxed);  // whoever comes now has come too late
     }
     for (int spins = 0; at_work_.load(std::memory_order_acquire) != 0; ++spins) {
-      if (spins < kSpins) pause();
+      if (spins < SPINS) pause();
       else std::this_thread::yield();
     }
   }
@@ -92,7 +92,7 @@ class Pool {
 
   void work(int index, unsigned seen) {
     for (;;) {
-      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+      for (int spins = 0; spins < SPINS && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
       const unsigned now = generation_.load(std::memory_order_acquire);
       if (now != seen && places_.load(std::memory_order_relaxed) == 0) {  // a job that has enough: no need for the lock
         seen = now;

@@ -1,6 +1,5 @@
 // Threads that share the work of one call.
-#ifndef RNN_THREADS_H_
-#define RNN_THREADS_H_
+#pragma once
 
 #include <stdint.h>
 #include <string.h>
@@ -10,7 +9,7 @@
 namespace rnn {
 
 // How often a thread that waits for another one spins, about 20 µs, before it gives its core away.
-constexpr int kSpins = 1000;
+constexpr int SPINS = 1000;
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -54,4 +53,3 @@ inline void fill_with_zeros(void* memory, int64_t bytes) {
 }
 
 }  // namespace rnn
-#endif  // RNN_THREADS_H_

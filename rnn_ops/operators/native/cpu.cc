@@ -1,4 +1,4 @@
-/* The two passes on arrays of the CPU: a call of the CPU kernels each. */
+// The two passes on arrays of the CPU: a call of the CPU kernels each.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +10,7 @@
 namespace rnn_ops {
 namespace {
 
-template <typename Args>
+template <class Args>
 void set_problem(Args* args, const Problem& of, const Call& call) {
   args->T = of.T;
   args->B = of.B;
@@ -31,7 +31,7 @@ std::string quoted_setting(const char* name) {
   return std::string("'") + (value ? value : "") + "'";
 }
 
-template <typename Args>
+template <class Args>
 void check_status(int status, const Args& args, bool step) {
   if (status == RNN_BAD_TOKEN) {
     const int64_t t = args.bad_token / args.B, b = args.bad_token % args.B, bound = args.I;

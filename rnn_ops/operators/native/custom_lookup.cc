@@ -1,18 +1,17 @@
-/* `rnn_ops_lookup`: of a table, what a batch needs of it. A custom operator of MXNet (op_type of `Custom`) in C++.
- *
- *     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh, tokens
- *         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More
- *         tokens, and floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
- *         The third result is for the backward pass alone: the batch's tokens as they were, if they have become others.
- *     symbols=V: tokens -> tokens, once they have been seen to be in [0, V)
- *     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
- *
- * Not one of the library's other kind (mxnet_abi.cc), since only a custom operator is told what MXNet wants done with a gradient:
- * nothing, to write it, or to add to it. So the gradient of a table is written where it is wanted, and once. Arrays on a GPU are
- * left to an operator in Python (rnn_ops/operators/lookup.py).
- *
- * The types and the numbers below are those of MXNet's c_api.h.
- */
+// `rnn_ops_lookup`: of a table, what a batch needs of it. A custom operator of MXNet (op_type of `Custom`) in C++.
+//
+//     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh, tokens
+//         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More
+//         tokens, and floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
+//         The third result is for the backward pass alone: the batch's tokens as they were, if they have become others.
+//     symbols=V: tokens -> tokens, once they have been seen to be in [0, V)
+//     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
+//
+// Not one of the library's other kind (mxnet_abi.cc), since only a custom operator is told what MXNet wants done with a gradient:
+// nothing, to write it, or to add to it. So the gradient of a table is written where it is wanted, and once. Arrays on a GPU are
+// left to an operator in Python (rnn_ops/operators/lookup.py).
+//
+// The types and the numbers below are those of MXNet's c_api.h.
 #include "lookup.h"
 
 #include <dlfcn.h>
@@ -50,7 +49,7 @@ enum { DELETE, FORWARD, BACKWARD, OPERATOR_CALLBACKS };
 enum { LIST_ARGUMENTS = 1, LIST_OUTPUTS, LIST_AUXILIARY, INFER_SHAPE, BACKWARD_DEPENDENCY, CREATE, INFER_TYPE, CALLBACKS };
 enum { NOTHING, WRITE, WRITE_IN_PLACE, ADD };  // what to do with a result
 
-const char kName[] = "rnn_ops_lookup";
+const char NAME[] = "rnn_ops_lookup";
 
 // MXNet's functions, looked for in the library that has loaded this one.
 struct MXNet {
@@ -69,7 +68,7 @@ struct MXNet {
             find(library, "MXCustomOpRegister", &register_custom);
   }
 
-  template <typename Function>
+  template <class Function>
   static bool find(void* library, const char* name, Function* function) {
     *function = reinterpret_cast<Function>(dlsym(library, name));
     return *function != nullptr;
@@ -118,7 +117,7 @@ Choice parse(int count, const char** names, const char** values) {
 
 // No exception may leave a callback: MXNet's side is C, and says only that something has failed. So what has is printed, as it is
 // where an operator is written in Python.
-template <typename Body>
+template <class Body>
 int guarded(Body body, std::string* sentence) {
   try {
     body();
@@ -128,7 +127,7 @@ int guarded(Body body, std::string* sentence) {
   } catch (const std::exception& error) {
     *sentence = error.what();
   }
-  printf("Error in %s: %s\n", kName, sentence->c_str());
+  printf("Error in %s: %s\n", NAME, sentence->c_str());
   fflush(stdout);
   return 0;
 }
@@ -147,7 +146,7 @@ class Lent {
   ~Lent() { mxnet().free(handle_); }
   Lent(const Lent&) = delete;
 
-  template <typename Item>
+  template <class Item>
   Item* as() const { return static_cast<Item*>(data); }
 
   void* data;
@@ -167,7 +166,7 @@ std::vector<std::unique_ptr<Lent>> lent(int count, void** handles) {
 }
 
 // to = from, or is added to.
-template <typename Item>
+template <class Item>
 void deliver(const Item* from, int64_t count, Item* to, int req) {
   if (req == ADD) {
     for (int64_t i = 0; i < count; ++i) to[i] += from[i];
@@ -214,7 +213,7 @@ void check_tokens(const Lent& tokens, int64_t symbols) {
   fail("inputs", "token " + token + " at [" + where + "]", "0 <= token < " + bound + ", I = " + bound + " from Wxh");
 }
 
-template <typename Real>
+template <class Real>
 void forward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& table, const Lent& result, int req) {
   if (req == NOTHING) return;
   std::vector<Real> room(req == ADD ? result.size : 0);
@@ -225,7 +224,7 @@ void forward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, con
   if (req == ADD) deliver(to, result.size, result.as<Real>(), req);
 }
 
-template <typename Real>
+template <class Real>
 void backward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient,
                     int req) {
   if (req == NOTHING) return;
@@ -307,7 +306,7 @@ int delete_state(void* state) {
 }
 
 // The exception goes to whoever waits for the results.
-template <typename Pass>
+template <class Pass>
 int run(Pass pass, int count, void** handles, const int* req, void* state) {
   std::string sentence;
   if (!guarded([&] { pass(choice(state), lent(count, handles), req); }, &sentence)) throw dmlc::Error(sentence);
@@ -419,7 +418,7 @@ int create_gpu_operator(const char* context, int count, unsigned** shapes, const
   return done;
 }
 
-template <typename Function>
+template <class Function>
 void* callback(Function function) {
   return reinterpret_cast<void*>(function);
 }
@@ -456,7 +455,7 @@ RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, co
 
 // Makes the operator known to MXNet. Returns 0 where there is no MXNet, or one without custom operators.
 RNN_OPS_EXPORT int rnn_ops_register_lookup() {
-  static const bool done = mxnet().found && mxnet().register_custom(kName, rnn_ops_lookup) == 0;  // once, or MXNet warns
+  static const bool done = mxnet().found && mxnet().register_custom(NAME, rnn_ops_lookup) == 0;  // once, or MXNet warns
   return done;
 }
 

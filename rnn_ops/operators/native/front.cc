@@ -1,15 +1,14 @@
-/* A call on NDArrays in one piece: what stands between the functions that users call and the operator, without Python.
- *
- * MXNet's own C functions do the work, by addresses that Python hands over (rnn_ops/operators/native/front.py), so nothing of
- * MXNet is linked. What fits is computed here. With anything else, arrays on a GPU too, the answer is that somebody has to look
- * closer, and the functions in Python say what is wrong as they always did.
- *
- * A call that autograd does not record and that takes less time than to wake another thread is computed in the thread that
- * makes it, once MXNet's engine says that nothing which writes its arguments is still to come. All others are MXNet's to run.
- *
- * A call that autograd records gets guards, as functions.py says, but only where a gradient could be asked of the operator that
- * it has to add to: not of an array whose grad_req is another, nor of a result of this operator.
- */
+// A call on NDArrays in one piece: what stands between the functions that users call and the operator, without Python.
+//
+// MXNet's own C functions do the work, by addresses that Python hands over (rnn_ops/operators/native/front.py), so nothing of
+// MXNet is linked. What fits is computed here. With anything else, arrays on a GPU too, the answer is that somebody has to look
+// closer, and the functions in Python say what is wrong as they always did.
+//
+// A call that autograd does not record and that takes less time than to wake another thread is computed in the thread that
+// makes it, once MXNet's engine says that nothing which writes its arguments is still to come. All others are MXNet's to run.
+//
+// A call that autograd records gets guards, as functions.py says, but only where a gradient could be asked of the operator that
+// it has to add to: not of an array whose grad_req is another, nor of a result of this operator.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -168,7 +167,7 @@ const Notes& notes() {
 }
 
 // From so many symbols on a guard of Wxh, whose gradient it copies whole, is left to lookup.py, which spares it (MANY_IN_ARRAYS).
-constexpr int64_t kManySymbols = 10000;
+constexpr int64_t MANY_SYMBOLS = 10000;
 
 // The five arguments.
 struct Given {
@@ -342,7 +341,7 @@ Answer answer(const Handle* handles, bool step, int32_t activation, bool look_at
   if (mxnet.is_recording(&recording)) return MXNET_ERROR;
   Notes::Note noted[RNN_ARGUMENTS];
   for (int i = 0; recording && i < RNN_ARGUMENTS; ++i) known |= (noted[i] = notes().on(handles[i])) != Notes::UNKNOWN;
-  if (known && of.tokens && of.I >= kManySymbols && noted[RNN_WXH] == Notes::GUARD) return LOOK_CLOSER;
+  if (known && of.tokens && of.I >= MANY_SYMBOLS && noted[RNN_WXH] == Notes::GUARD) return LOOK_CLOSER;
   if (!known && is_short(of) && compute_here(chosen, of, &given, results)) return DONE;
   if (look_at_tokens && of.tokens) {
     if (const Answer trouble = check_tokens(given, of)) return trouble;

@@ -1,14 +1,13 @@
-/* The two passes on arrays of a GPU: programs, which Python records once for each signature and this file plays.
- *
- * A program is a list of launches, matrix products, fills and copies with every size decided. Only the addresses are open:
- * in their place stand the number of a region, which is an array of the call or the workspace, and an offset. To play a
- * program is to put the addresses in and to hand each item to the driver or to cuBLAS, in MXNet's stream; nothing is waited
- * for. No CUDA header and no CUDA library is needed to build this or to load it: the functions come from Python, which knows
- * where they are, with the first program.
- *
- * A token outside [0, I) is no error here, since nobody waits to see it: it makes NaN of its row's states from there on
- * (kernels/cuda/passes.cuh).
- */
+// The two passes on arrays of a GPU: programs, which Python records once for each signature and this file plays.
+//
+// A program is a list of launches, matrix products, fills and copies with every size decided. Only the addresses are open:
+// in their place stand the number of a region, which is an array of the call or the workspace, and an offset. To play a
+// program is to put the addresses in and to hand each item to the driver or to cuBLAS, in MXNet's stream; nothing is waited
+// for. No CUDA header and no CUDA library is needed to build this or to load it: the functions come from Python, which knows
+// where they are, with the first program.
+//
+// A token outside [0, I) is no error here, since nobody waits to see it: it makes NaN of its row's states from there on
+// (kernels/cuda/passes.cuh).
 #include <cstring>
 #include <map>
 #include <memory>
@@ -108,7 +107,7 @@ struct Multiply : Item {
     }
   }
 
-  template <typename Real, typename Gemm>
+  template <class Real, class Gemm>
   void multiply(Gemm gemm, const Addresses& at, const Stream& on) const {
     const Real one = 1, beta = accumulate;
     check(gemm(on.handle, transpose_b, transpose_a, columns, rows, inner, &one, reinterpret_cast<void*>(at(b)), b_columns,
@@ -153,7 +152,7 @@ namespace {
 // Fills the program or writes a sentence that says why not; 0 is success.
 using Record = int (*)(const Signature*, Program*, char* sentence, int room);
 
-const size_t kMostPrograms = 1024;  // a new length of a sequence is a new program; after so many all are forgotten
+const size_t MOST_PROGRAMS = 1024;  // a new length of a sequence is a new program; after so many all are forgotten
 
 Functions functions = {};
 Record record = nullptr;
@@ -180,7 +179,7 @@ std::shared_ptr<const Program> program_for(const Signature& signature) {
          "fewer steps or a smaller batch: MXNet gives an operator 2 GiB at most");
   }
   std::lock_guard<std::mutex> lock(mutex);
-  if (programs.size() >= kMostPrograms) programs.clear();
+  if (programs.size() >= MOST_PROGRAMS) programs.clear();
   return programs[key] = program;
 }
 
@@ -228,7 +227,7 @@ void play(const Call& call) {
   for (const auto& item : program->items) item->play(at, on);
 }
 
-template <typename Kind>
+template <class Kind>
 Kind* add(Program* program) {
   Kind* item = new Kind;
   program->items.emplace_back(item);

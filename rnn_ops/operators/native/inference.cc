@@ -1,4 +1,4 @@
-/* What the operator's options may be, and which types and shapes of arguments fit one another. */
+// What the operator's options may be, and which types and shapes of arguments fit one another.
 #include "operator.h"
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace rnn_ops {
 
-const char* const kNames[RNN_ARGUMENTS] = {"inputs", "state", "Wxh", "Whh", "bh"};
+const char* const NAMES[RNN_ARGUMENTS] = {"inputs", "state", "Wxh", "Whh", "bh"};
 
 void fail(const std::string& name, const std::string& got, const std::string& needs) {
   throw Error{name + ": got " + got + ", needs " + needs};
@@ -96,19 +96,19 @@ void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector
   for (int i = 1; i < RNN_ARGUMENTS; ++i) {
     const int got = (*arguments)[i];
     if (got == UNKNOWN) continue;
-    if (!is_float(got)) fail(kNames[i], "dtype " + type_name(got), "float32 or float64");
+    if (!is_float(got)) fail(NAMES[i], "dtype " + type_name(got), "float32 or float64");
     if (type == UNKNOWN) {
       type = got;
       source = i;
     }
     if (got != type) {
-      fail(kNames[i], "dtype " + type_name(got), type_name(type) + ", the dtype of " + kNames[source]);
+      fail(NAMES[i], "dtype " + type_name(got), type_name(type) + ", the dtype of " + NAMES[source]);
     }
   }
   if (inputs != UNKNOWN && !tokens) {
     if (type == UNKNOWN) type = inputs;
     if (inputs != type) {
-      fail("inputs", "dtype " + type_name(inputs), type_name(type) + ", the dtype of " + kNames[source]);
+      fail("inputs", "dtype " + type_name(inputs), type_name(type) + ", the dtype of " + NAMES[source]);
     }
   }
   if (type == UNKNOWN && tokens) type = FLOAT32;  // MXNet's default
@@ -120,7 +120,7 @@ void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector
 
 namespace {
 
-template <typename Items, typename Text>
+template <class Items, class Text>
 std::string brackets(const Items& items, Text text) {
   std::string joined;
   for (const auto& item : items) joined += (joined.empty() ? "" : ", ") + text(item);
@@ -185,13 +185,13 @@ Sizes read_sizes(const std::vector<Shape>& shapes, const std::vector<std::string
     const std::string& pattern = patterns[i];
     if (shape.empty()) continue;
     const Sizes before = sizes;
-    if (shape.size() != pattern.size()) misfit(kNames[i], shape, pattern, before);
+    if (shape.size() != pattern.size()) misfit(NAMES[i], shape, pattern, before);
     for (size_t d = 0; d < shape.size(); ++d) {
-      if (shape[d] == 0) fail(kNames[i], "shape " + shape_text(shape), "every dimension to be at least 1");
+      if (shape[d] == 0) fail(NAMES[i], "shape " + shape_text(shape), "every dimension to be at least 1");
       if (shape[d] < 0) continue;
       Size& known = sizes[pattern[d]];
-      if (known.size == UNKNOWN) known = {shape[d], kNames[i]};
-      if (known.size != shape[d]) misfit(kNames[i], shape, pattern, before);
+      if (known.size == UNKNOWN) known = {shape[d], NAMES[i]};
+      if (known.size != shape[d]) misfit(NAMES[i], shape, pattern, before);
     }
   }
   return sizes;
@@ -241,7 +241,7 @@ void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vec
     if (!known) {
       const std::string wanted = i == RNN_INPUTS ? needed_inputs(chosen.step)
                                              : brackets(patterns[i], [](char letter) { return std::string(1, letter); });
-      fail_unknown(kNames[i], wanted);
+      fail_unknown(NAMES[i], wanted);
     }
   }
   for (int i = 0; i < RNN_ARGUMENTS; ++i) (*arguments)[i] = sized(patterns[i], sizes);
@@ -323,7 +323,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
          needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens with astype('int32')"));
   }
   for (int i = RNN_STATE; i < RNN_ARGUMENTS; ++i) {  // which would be taken for unknown
-    if (shapes[i].empty()) misfit(kNames[i], shapes[i], letters(shapes[RNN_INPUTS], chosen.step)[i], Sizes());
+    if (shapes[i].empty()) misfit(NAMES[i], shapes[i], letters(shapes[RNN_INPUTS], chosen.step)[i], Sizes());
   }
   infer_shapes(chosen, &shapes, &results);
   infer_types(chosen, &types, &result_types);
@@ -333,7 +333,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
     if (call.cotangents) check_same("gradient of result ", result_names[i], call.cotangents[i], results[i], result_types[i]);
   }
   for (int i = 0; call.gradients && i < RNN_ARGUMENTS; ++i) {
-    check_same("gradient of ", kNames[i], call.gradients[i], shapes[i], types[i]);
+    check_same("gradient of ", NAMES[i], call.gradients[i], shapes[i], types[i]);
   }
   throw Error{"the arrays of this call do not fit one another"};
 }
@@ -345,7 +345,7 @@ void check_results_apart(const Call& call, size_t item) {
   for (int result = 0; result < call.chosen.results(); ++result) {
     for (int i = 0; i < RNN_ARGUMENTS; ++i) {
       if (overlap(call.results[result], call.arguments[i])) {
-        fail(std::string("result ") + names[result], std::string("memory that overlaps ") + kNames[i], "memory of its own");
+        fail(std::string("result ") + names[result], std::string("memory that overlaps ") + NAMES[i], "memory of its own");
       }
     }
   }

@@ -1,17 +1,16 @@
-/* The functions that MXNet 1.9.1 looks for in a library of operators (MXLoadLib), by name.
- *
- * MXNet's way is to compile lib_api.cc of the installed wheel into the library. But what crosses the border is plain C, and
- * has been final since the last release of MXNet; the few functions of it that an operator needs are here. So the library
- * comes compiled with the package, nothing has to be built where it runs, and what lib_api.cc would add is not there: it keeps
- * every error message for good, and MXNet attaches all of them to each new error. Here a thread has the message of its last
- * call only, which is when MXNet asks.
- *
- * What MXNet keeps from an operator, its callers must see to, as rnn_ops/operators/native/functions.py does:
- * - There is no `req`. A gradient overwrites what is in its place, also where MXNet asks for a sum.
- * - There is no way to say "not known yet" of a shape, so one that does not follow from the others is an error.
- * - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far
- *   (infer_shape in c_api.cc): no such shape may come here.
- */
+// The functions that MXNet 1.9.1 looks for in a library of operators (MXLoadLib), by name.
+//
+// MXNet's way is to compile lib_api.cc of the installed wheel into the library. But what crosses the border is plain C, and
+// has been final since the last release of MXNet; the few functions of it that an operator needs are here. So the library
+// comes compiled with the package, nothing has to be built where it runs, and what lib_api.cc would add is not there: it keeps
+// every error message for good, and MXNet attaches all of them to each new error. Here a thread has the message of its last
+// call only, which is when MXNet asks.
+//
+// What MXNet keeps from an operator, its callers must see to, as rnn_ops/operators/native/functions.py does:
+// - There is no `req`. A gradient overwrites what is in its place, also where MXNet asks for a sum.
+// - There is no way to say "not known yet" of a shape, so one that does not follow from the others is an error.
+// - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far
+//   (infer_shape in c_api.cc): no such shape may come here.
 #include <cstring>
 #include <exception>
 
@@ -21,8 +20,8 @@ namespace {
 
 using namespace rnn_ops;
 
-const int kVersion = 11;  // of the interface, in MXNet 1.9
-const int kFirstMXNet = 10901;
+const int VERSION = 11;  // of the interface, in MXNet 1.9
+const int FIRST_MXNET = 10901;
 enum { FAILURE = 0, SUCCESS = 1 };
 
 thread_local std::string message;  // empty where there is none
@@ -30,7 +29,7 @@ thread_local std::string message;  // empty where there is none
 bool registered = false;
 
 // No exception may leave the library: MXNet's side of the call is C.
-template <typename Body>
+template <class Body>
 int guarded(Body body) {
   message.clear();
   try {
@@ -79,11 +78,11 @@ void hand_over(const std::vector<Shape>& shapes, HandedOver* place, unsigned*** 
 
 }  // namespace
 
-RNN_OPS_EXPORT int _opVersion() { return kVersion; }
+RNN_OPS_EXPORT int _opVersion() { return VERSION; }
 
 RNN_OPS_EXPORT int initialize(int mxnet) {
   return guarded([&] {
-    if (mxnet < kFirstMXNet) throw Error{"rnn_ops needs MXNet 1.9.1"};
+    if (mxnet < FIRST_MXNET) throw Error{"rnn_ops needs MXNet 1.9.1"};
     rnn_ops_register_lookup();
   });
 }

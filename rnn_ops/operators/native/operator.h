@@ -1,24 +1,22 @@
-/* What the files of the native operator share: its options, its arrays, its errors, and who calls whom.
- *
- *     mxnet_abi.cc  the functions that MXNet looks for, in C; no exception leaves it
- *     inference.cc  attributes, types and shapes
- *     cpu.cc        the two passes on arrays of the CPU, by kernels/cpu
- *     gpu.cc        the two passes on arrays of a GPU, by programs that Python has recorded (rnn_ops/operators/native/gpu.py)
- *     front.cc      a call on NDArrays of the CPU, for rnn_ops/operators/native/front.py
- *     custom_lookup.cc  another operator, `rnn_ops_lookup`, which MXNet has by its interface of custom operators
- *
- * The operator, `rnn_ops_native`:
- *
- *     step=0: inputs (T, B, I) or tokens (T, B), state, Wxh, Whh, bh -> outputs (T, B, H), state (B, H)
- *     step=1: inputs (B, I)    or tokens (B,),   state, Wxh, Whh, bh -> state (B, H)
- *     rank=1: the shape of the inputs, as shape_array gives it -> a zero, or an error where the number of dimensions is unknown
- *
- * The third goes before the others in a graph: functions.py says why. Its zero may be one more argument of theirs.
- *
- * The sentences of its errors are those of rnn_ops/backends/arguments.py.
- */
-#ifndef RNN_OPS_OPERATOR_H_
-#define RNN_OPS_OPERATOR_H_
+// What the files of the native operator share: its options, its arrays, its errors, and who calls whom.
+//
+//     mxnet_abi.cc  the functions that MXNet looks for, in C; no exception leaves it
+//     inference.cc  attributes, types and shapes
+//     cpu.cc        the two passes on arrays of the CPU, by kernels/cpu
+//     gpu.cc        the two passes on arrays of a GPU, by programs that Python has recorded (rnn_ops/operators/native/gpu.py)
+//     front.cc      a call on NDArrays of the CPU, for rnn_ops/operators/native/front.py
+//     custom_lookup.cc  another operator, `rnn_ops_lookup`, which MXNet has by its interface of custom operators
+//
+// The operator, `rnn_ops_native`:
+//
+//     step=0: inputs (T, B, I) or tokens (T, B), state, Wxh, Whh, bh -> outputs (T, B, H), state (B, H)
+//     step=1: inputs (B, I)    or tokens (B,),   state, Wxh, Whh, bh -> state (B, H)
+//     rank=1: the shape of the inputs, as shape_array gives it -> a zero, or an error where the number of dimensions is unknown
+//
+// The third goes before the others in a graph: functions.py says why. Its zero may be one more argument of theirs.
+//
+// The sentences of its errors are those of rnn_ops/backends/arguments.py.
+#pragma once
 
 #include <cstdint>
 #include <string>
@@ -30,7 +28,7 @@
 
 namespace rnn_ops {
 
-extern const char* const kNames[RNN_ARGUMENTS];
+extern const char* const NAMES[RNN_ARGUMENTS];
 
 // MXNet's numbers of dtypes; -1 where it does not know.
 enum { UNKNOWN = -1, FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, UINT8 = 3, INT32 = 4, INT8 = 5, INT64 = 6, BOOL = 7 };
@@ -116,5 +114,3 @@ void gpu_backward(const Call& call);
 }  // namespace rnn_ops
 
 RNN_OPS_EXPORT int rnn_ops_register_lookup();  // custom_lookup.cc
-
-#endif  // RNN_OPS_OPERATOR_H_
