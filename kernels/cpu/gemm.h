@@ -25,22 +25,22 @@ constexpr int64_t panel_width() {
   return PANEL_VECTORS * lanes<Real>();
 }
 
-// What a tile reads a value at a time: value (row, k) is at values[row * row_stride + k * k_stride].
+// The side that a tile reads one value at a time. Value (row, k) is at values[row * row_stride + k * k_stride].
 template <class Real>
 struct Left {
   const Real* values;
   int64_t row_stride, k_stride;
 };
 
-// Panels of columns, read a vector at a time. See Weights in dispatch.h.
+// The side that a tile reads one vector at a time, in panels. See Weights in dispatch.h.
 template <class Real>
 struct Right {
   const Real* values;
   int64_t panel_stride, k_stride;
 };
 
-// What a product starts from: row r, column c of [rows,N] at values[r·stride + c], or zeros where there are no values. With
-// tokens, row r is row tokens[r] of the values. `bias` [N] is added to every row.
+// The values that a product is added to: row r, column c of [rows,N] is values[r·stride + c], or 0 if `values` is null. With tokens,
+// row r is row tokens[r] of the values. `bias` [N] is added to every row.
 template <class Real>
 struct Start {
   const Real* values;
@@ -59,7 +59,7 @@ struct Start {
 template <class Real, int ROWS, int PANELS>
 void tile(Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real* out, int64_t out_stride) {
   constexpr int VECTORS = PANELS * PANEL_VECTORS, LANES = lanes<Real>();
-  for (int r = 0; r < ROWS; ++r) {  // what the sums will meet comes from memory meanwhile
+  for (int r = 0; r < ROWS; ++r) {  // fetched from memory while the sums are computed
     for (int v = 0; v < VECTORS; ++v) {
       __builtin_prefetch(out + r * out_stride + v * LANES, 1);
       if (start.values) __builtin_prefetch(start.row(r) + v * LANES);
@@ -67,7 +67,7 @@ void tile(Left<Real> a, Right<Real> b, int64_t K, const Start<Real>& start, Real
   }
   Vec<Real> sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < K; ++k) {
-    if (ROWS < VECTORS) {  // fewer values of the left side than vectors of the right: hold those, pass these
+    if (ROWS < VECTORS) {  // the left side has fewer values: keep them in registers and stream the vectors
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) {
         const Vec<Real> w = load(b.values + (v / PANEL_VECTORS) * b.panel_stride + (v % PANEL_VECTORS) * LANES);
@@ -118,7 +118,7 @@ struct Rows {
   Left<Real> tile(int64_t row, int64_t /*height*/) const { return {values + row * stride, stride, 1}; }
 };
 
-// The left side of a product, its tiles one after the other, each `depth` times its height values.
+// The left side of a product, packed tile after tile. A tile has `depth` times its height values.
 template <class Real>
 struct PackedTiles {
   const Real* values;
@@ -127,7 +127,7 @@ struct PackedTiles {
   Left<Real> tile(int64_t row, int64_t height) const { return {values + row * depth, 1, height}; }
 };
 
-// Calls visit(row, height) for tiles of at most HIGHEST rows, as equal in height as can be.
+// Calls visit(row, height) for tiles of at most HIGHEST rows and of nearly equal heights.
 template <int HIGHEST, class Visit>
 RNN_INLINE void for_each_tile(int64_t rows, const Visit& visit) {
   const int64_t count = (rows + HIGHEST - 1) / HIGHEST;
@@ -137,8 +137,8 @@ RNN_INLINE void for_each_tile(int64_t rows, const Visit& visit) {
   }
 }
 
-// One group of panels, all rows: out [rows,columns] = start + a · b, at `column` of the whole. Fewer columns than
-// the panels have (the last panel's padding) go by way of a padded copy of the sums.
+// One group of panels, all rows: out [rows,columns] = start + a · b, from `column` on. If there are fewer columns than the panels
+// have, because the last panel is padded, the sums go through a padded copy.
 template <class Real, int PANELS, class LeftSide>
 void tiles(int64_t rows, int64_t column, int64_t columns, const LeftSide& a, Right<Real> b, int64_t K, const Start<Real>& start,
            Real* out, int64_t out_stride) {
@@ -161,8 +161,8 @@ void tiles(int64_t rows, int64_t column, int64_t columns, const LeftSide& a, Rig
   });
 }
 
-// One block of k, the panels [panel, end): out [rows,N] = start + a · b for the rows k to k + K of b, `a` starting there. As many
-// panels at once as the rows leave accumulators for: few rows need many sums to keep the multiply-add units busy.
+// One block of k, the panels [panel, end): out [rows,N] = start + a · b for the rows k to k + K of b; `a` starts at k. Takes as many
+// panels at once as accumulators allow, since with few rows it takes many sums to keep the multiply-add units busy.
 template <class Real, int PANELS, class LeftSide>
 void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const LeftSide& a,
                const Weights<Real>& b, const Start<Real>& start, Real* out, int64_t out_stride) {
@@ -182,11 +182,11 @@ void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, i
   }
 }
 
-// In the L1 cache addresses a multiple of this many bytes apart compete for one set, which holds eight lines or more.
+// Addresses that are a multiple of WAY bytes apart share one set of the L1 cache, which holds WAYS lines or more.
 constexpr int64_t WAY = 4096, WAYS = 8;
 
-// The same for rows of `a` that are a multiple of WAY apart. A tile reads one value of each row at a time, and of more rows than
-// a set has lines none would stay in the cache. So this works on copies of the rows which are not so far apart.
+// As add_block, for rows of `a` that are a multiple of WAY bytes apart. A tile reads one value of each row in turn. If there are more
+// rows than WAYS, none of them would stay in the cache. So this works on copies of the rows that are less far apart.
 template <class Real>
 void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const Real* a, int64_t a_stride,
                       const Weights<Real>& b, const Start<Real>& start, Real* out) {
@@ -198,9 +198,9 @@ void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64
   });
 }
 
-// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N]. Many rows meet all panels a block of k at a time, which
-// the L1 cache holds of them. Few rows meet a few panels at a time; from the last panel on where `turn` is odd, so that a step
-// begins with what the step before has left in the L2 cache of a Whh that is larger.
+// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N]. Many rows are multiplied with all panels, one block of k at
+// a time, which the L1 cache holds. Few rows are multiplied with a few panels at a time. If `turn` is odd, the last panels come first:
+// if Whh is larger than the L2 cache, a step thus begins with the panels that the step before has left there.
 template <class Real>
 void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, const Real* a, const Weights<Real>& b,
              const Start<Real>& start, Real* out, int64_t turn = 0) {
@@ -221,7 +221,7 @@ void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, con
   }
 }
 
-// Rows of W become the columns of a panel, n of them.
+// n rows of W become the columns of a panel.
 template <class Real>
 void pack_transposed(const Real* W, int64_t stride, int64_t K, int64_t n, Real* panel) {
   constexpr int64_t P = panel_width<Real>();
@@ -251,7 +251,7 @@ void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, i
     if (n < P) __builtin_memset(panel, 0, K * P * sizeof(Real));
     if (transpose) {
       pack_transposed(W + p * P * stride, stride, K, n, panel);
-    } else if (n == P) {  // a size the compiler knows is a few instructions, not a call
+    } else if (n == P) {  // with a size that the compiler knows, memcpy is a few instructions and no call
       for (int64_t k = 0; k < K; ++k) __builtin_memcpy(panel + k * P, W + k * stride + p * P, P * sizeof(Real));
     } else {
       for (int64_t k = 0; k < K; ++k) __builtin_memcpy(panel + k * P, W + k * stride + p * P, n * sizeof(Real));
@@ -259,7 +259,7 @@ void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, i
   }
 }
 
-// Rows at a time, so that they stay in L2 while all panels pass by.
+// ROWS rows at a time, so that they stay in the L2 cache while they are multiplied with all panels.
 template <class Real>
 void multiply(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, const Part& part) {
   constexpr int64_t ROWS = 10 * RNN_MAX_ROWS;
@@ -269,8 +269,8 @@ void multiply(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real*
   }
 }
 
-// `depth` pieces of `height` values, `stride` apart, one after the other. A height the compiler knows is a few
-// instructions a piece, not a loop: 4 to 10 % of the whole backward pass.
+// Copies `depth` pieces of `height` values, `stride` apart, one behind the other. With a height that the compiler knows, a piece is a
+// few instructions instead of a loop, which saves 4 to 10 % of the whole backward pass.
 template <class Real, int HIGHEST>
 void gather(int64_t height, int64_t depth, const Real* from, int64_t stride, Real* to) {
   if (height == HIGHEST) {
@@ -280,7 +280,7 @@ void gather(int64_t height, int64_t depth, const Real* from, int64_t stride, Rea
   }
 }
 
-// Both sides are packed, a block at a time that the L2 cache holds.
+// Packs both sides, one block at a time that fits the L2 cache.
 template <class Real>
 void add_transposed_product(int64_t R, int64_t M, int64_t N, const Real* a, const Real* b, Real* out, const Part& part,
                             Real* packed) {

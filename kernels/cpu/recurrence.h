@@ -1,4 +1,4 @@
-// The recurrence at one SIMD level, and the products around it.
+// The time steps of the recurrence at one SIMD level.
 //
 // A step is a small product, `rows` × H times H × H, between an elementwise start and end:
 //
@@ -9,7 +9,7 @@
 // behind each tile it would make the next tile wait for the long chain of a tanh.
 //
 // A thread computes a part of a step: some batch rows, some columns. Its rows (16 KB for 16 rows of 256) stay in the L1 cache,
-// its columns of Whh in L2. split.cc says who computes which part, team.h how those meet who share rows.
+// its columns of Whh in L2. split.cc chooses the parts. Threads that share rows meet in team.h.
 //
 // Included by isa_*.cc, which define
 //     RNN_LEVEL        namespace of the level
@@ -30,7 +30,7 @@ namespace RNN_LEVEL {
 template <class Real, int ACTIVATION>
 RNN_INLINE Vec<Real> activation(Vec<Real> a) {
   if constexpr (ACTIVATION == RNN_TANH) return tanh<Real>(a);
-  else return a < Vec<Real>{} ? Vec<Real>{} : a;  // this way round, so that NaN stays NaN
+  else return a < Vec<Real>{} ? Vec<Real>{} : a;  // in this order, so that NaN stays NaN
 }
 
 // y may be x.
@@ -41,7 +41,7 @@ void activate(int64_t n, const Real* x, Real* y) {
   if (i < n) store(y + i, activation<Real, ACTIVATION>(load(x + i, n - i)), n - i);
 }
 
-// da times the activation's derivative, of which its result h tells all.
+// da times the activation's derivative, which follows from its result h.
 template <class Real, int ACTIVATION>
 void multiply_by_derivative(int64_t n, const Real* h, Real* da) {
   for (int64_t i = 0; i < n; ++i) {
@@ -52,7 +52,7 @@ void multiply_by_derivative(int64_t n, const Real* h, Real* da) {
   }
 }
 
-// Calls visit(first, n) for the pieces of a part's rows, H values each, in which its columns lie one after the other.
+// Calls visit(first, n) for each contiguous piece of a part: n values from index `first` on. Rows have H values.
 template <class Real, class Visit>
 void for_each_piece(const Part& part, int64_t H, const Visit& visit) {
   constexpr int64_t P = panel_width<Real>();
@@ -67,7 +67,7 @@ void forward_step(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, in
   const int64_t B = args.B, H = args.H, first = t * B + part.row;
   Real* h = static_cast<Real*>(args.h) + first * H;
   const Real* previous = t ? h - B * H : static_cast<const Real*>(args.h0) + part.row * H;
-  Start<Real> start = {h, H, nullptr, static_cast<const Real*>(args.bh)};  // dense: x·Wxh is there already
+  Start<Real> start = {h, H, nullptr, static_cast<const Real*>(args.bh)};  // dense input: h holds x·Wxh
   if (args.tokens) start = {static_cast<const Real*>(args.Wxh), H, args.tokens + first, start.bias};
   product(part.rows_end - part.row, part.panel, part.panels_end, H, H, previous, Whh, start, h, t);
   for_each_piece<Real>(part, H, [&](int64_t at, int64_t n) { activate<Real, ACTIVATION>(n, h + at, h + at); });
@@ -109,7 +109,7 @@ void backward(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int6
   else backward_step<Real, RNN_RELU>(args, WhhT, t, part);
 }
 
-// `sum` for VECTORS vectors of columns from `column` on, or where VECTORS is 0 for `rest` columns, fewer than a vector's.
+// `sum` for VECTORS vectors of columns from `column` on. With VECTORS = 0, for `rest` columns, fewer than a vector has.
 template <class Real, int VECTORS>
 void sum_columns(const rnn_cpu_backward_args& args, int64_t column, int64_t rest) {
   constexpr int COUNT = VECTORS ? VECTORS : 1, LANES = lanes<Real>();
@@ -120,7 +120,7 @@ void sum_columns(const rnn_cpu_backward_args& args, int64_t column, int64_t rest
   Real* dWxh = args.tokens && args.dWxh ? static_cast<Real*>(args.dWxh) + column : nullptr;  // dense: a product
   Vec<Real> all[COUNT] = {};
   for (int64_t t = 0; t < args.T; ++t) {
-    Vec<Real> of_step[COUNT] = {};  // a step's sum first: sums of sums lose less than one long sum
+    Vec<Real> of_step[COUNT] = {};  // one sum a step: sums of sums lose less than one long sum
     for (int64_t i = t * B; i < (t + 1) * B; ++i) {
       Real* row = dWxh ? dWxh + args.tokens[i] * H : nullptr;
 #pragma GCC unroll 4

@@ -1,4 +1,4 @@
-// The two passes on arrays of the CPU: a call of the CPU kernels each.
+// The two passes on arrays of the CPU: each is one call of the CPU kernels.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -48,7 +48,7 @@ void check_status(int status, const Args& args, bool step) {
   if (status != RNN_OK) throw Error{"no memory for packed copies of Wxh and Whh"};
 }
 
-// Whether a gradient goes where another does or where something is that the call still reads: a user may have said so, as in
+// Whether a gradient shares memory with another gradient or with an array that the call reads. Users may do this, as in
 // h.backward(state.grad).
 bool goes_over(const Array& gradient, const Call& call, size_t item) {
   const auto over = [&](const Array& array) { return overlap(gradient, array, item); };
@@ -88,7 +88,7 @@ void cpu_backward(const Call& call) {
   args.h = call.results[0].data;
   args.dh = call.cotangents[0].data;
   args.dh_last = call.chosen.step ? nullptr : call.cotangents[1].data;
-  // MXNet's workspace where it can be had (its size is an int): fresh memory costs a page fault every 4 KiB.
+  // MXNet's workspace, since fresh memory costs a page fault every 4 KiB. Its size is an int, so large ones are our own.
   const size_t bytes = of.T * of.B * of.H * of.item();
   std::unique_ptr<char[]> own;
   if (bytes <= INT32_MAX) {
@@ -98,13 +98,13 @@ void cpu_backward(const Call& call) {
     args.da = own.get();
   }
   void* gradients[RNN_ARGUMENTS];
-  std::unique_ptr<char[]> apart[RNN_ARGUMENTS];  // from where such a gradient is then brought to its place
+  std::unique_ptr<char[]> apart[RNN_ARGUMENTS];  // computed here and copied to its array at the end
   for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     const Array& gradient = call.gradients[i];
     gradients[i] = nullptr;
     if (call.chosen.hidden[i]) continue;
     const rnn_fill fill = fill_of_gradient(call.chosen, of, i);
-    if (fill != RNN_COMPUTE) continue;  // below, once nothing is read any more
+    if (fill != RNN_COMPUTE) continue;  // filled below, when nothing is read any more
     if (goes_over(gradient, call, of.item())) {
       apart[i].reset(new char[gradient.size() * of.item()]);
       gradients[i] = apart[i].get();

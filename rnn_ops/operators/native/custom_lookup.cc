@@ -1,17 +1,17 @@
-// `rnn_ops_lookup`: of a table, what a batch needs of it. A custom operator of MXNet (op_type of `Custom`) in C++.
+// `rnn_ops_lookup`: the rows of a table that a batch needs. A custom operator of MXNet (op_type of `Custom`) in C++.
 //
 //     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh, tokens
-//         Tokens (T, B) fewer than V become symbols of their own, 0 to T·B - 1, and Wxh has a row for each: (T·B, H). More
-//         tokens, and floats (T, B, I), stay what they are, and Wxh is a copy of the table as (V, H). With step=1 without T.
-//         The third result is for the backward pass alone: the batch's tokens as they were, if they have become others.
-//     symbols=V: tokens -> tokens, once they have been seen to be in [0, V)
-//     neither: tokens, table (H, V) -> rows (T·B, H), in graphs that earlier versions have saved
+//         If there are fewer tokens (T, B) than symbols V, the tokens become 0 to T·B - 1, and Wxh has one row for each: (T·B, H).
+//         If there are more, or if inputs are floats (T, B, I), inputs stay as they are, and Wxh is a copy of the table as (V, H).
+//         With step=1 there is no T. The third result is for the backward pass alone: the original tokens, if they were changed.
+//     symbols=V: tokens -> the same tokens, after a check that they are in [0, V)
+//     neither: tokens, table (H, V) -> rows (T·B, H), as in graphs that earlier versions saved
 //
-// Not one of the library's other kind (mxnet_abi.cc), since only a custom operator is told what MXNet wants done with a gradient:
-// nothing, to write it, or to add to it. So the gradient of a table is written where it is wanted, and once. Arrays on a GPU are
-// left to an operator in Python (rnn_ops/operators/lookup.py).
+// It is a custom operator because MXNet tells only a custom operator what to do with a gradient: nothing, write it, or add it. (The
+// library's other operator is not told: bug 4 in rnn_ops/_mxnet_bugs.py.) So a table's gradient is written once, to its final place.
+// On a GPU, an operator in Python does the work (rnn_ops/operators/lookup.py).
 //
-// The types and the numbers below are those of MXNet's c_api.h.
+// The types and numbers below are those of MXNet's c_api.h.
 #include "lookup.h"
 
 #include <dlfcn.h>
@@ -26,7 +26,7 @@
 
 #include "operator.h"
 
-// What MXNet catches in the thread where an operator runs, and throws again where its results are waited for.
+// MXNet catches this exception in the thread that runs an operator, and throws it again in a thread that waits for the results.
 namespace dmlc {
 struct __attribute__((visibility("default"))) Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -51,7 +51,7 @@ enum { NOTHING, WRITE, WRITE_IN_PLACE, ADD };  // what to do with a result
 
 const char NAME[] = "rnn_ops_lookup";
 
-// MXNet's functions, looked for in the library that has loaded this one.
+// MXNet's functions, found in the library that has loaded this one.
 struct MXNet {
   int (*get_data)(void*, void**);
   int (*get_shape)(void*, int*, const int**);
@@ -88,7 +88,7 @@ struct Choice {
   int64_t symbols = 0;
   int arguments() const { return kind == CHECK ? 1 : 2; }
   int results() const { return kind == TABLE ? 3 : 1; }
-  int Wxh() const { return kind == TABLE ? 1 : 0; }  // which of the results
+  int Wxh() const { return kind == TABLE ? 1 : 0; }  // its index among the results
 };
 
 Choice parse(int count, const char** names, const char** values) {
@@ -108,15 +108,15 @@ Choice parse(int count, const char** names, const char** values) {
       errno = 0;
       found.symbols = strtoll(value.c_str(), &end, 10);
       if (found.symbols < 1 || *end || errno) fail(name, "'" + value + "'", "a number of symbols, 1 or more");
-    } else if (name.compare(0, 2, "__") != 0) {  // those are notes on a node, MXNet's and the user's
+    } else if (name.compare(0, 2, "__") != 0) {  // names with __ are notes on a node, by MXNet or by the user
       fail("attributes", "'" + name + "'", "layout, step and symbols only");
     }
   }
   return found;
 }
 
-// No exception may leave a callback: MXNet's side is C, and says only that something has failed. So what has is printed, as it is
-// where an operator is written in Python.
+// No exception may leave a callback, since MXNet calls it as C. MXNet reports only that something has failed, so the error is
+// printed, as MXNet does for operators in Python.
 template <class Body>
 int guarded(Body body, std::string* sentence) {
   try {
@@ -132,7 +132,7 @@ int guarded(Body body, std::string* sentence) {
   return 0;
 }
 
-// An array that MXNet has lent for a call.
+// An array that MXNet lends for a call.
 class Lent {
  public:
   explicit Lent(void* handle) : handle_(handle) {}
@@ -160,12 +160,12 @@ class Lent {
 
 std::vector<std::unique_ptr<Lent>> lent(int count, void** handles) {
   std::vector<std::unique_ptr<Lent>> found;
-  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));  // all of them, for those are freed
+  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));  // all first, so that each is freed even if look() fails
   for (const auto& each : found) each->look();
   return found;
 }
 
-// to = from, or is added to.
+// to = from, or to += from.
 template <class Item>
 void deliver(const Item* from, int64_t count, Item* to, int req) {
   if (req == ADD) {
@@ -189,7 +189,7 @@ rnn::Lookup problem(const Choice& chosen, const Lent& inputs, const Lent& table)
   return {inputs.size, table.sizes[chosen.by_unit], table.sizes[!chosen.by_unit], chosen.by_unit, inputs.as<int32_t>()};
 }
 
-// What MXNet has inferred says nothing of the memory that a caller gives (out=, args_grad=).
+// A caller may pass other memory than MXNet has inferred (out=, args_grad=): bug 7 in rnn_ops/_mxnet_bugs.py.
 void check_room(const char* name, const Lent& array, int64_t size, int dtype) {
   if (array.size == size && array.dtype == dtype) return;
   fail(name, "memory for " + std::to_string(array.size) + " values", std::to_string(size) + " of the right type");
@@ -278,7 +278,7 @@ void backward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& ar
   if (rows) {
     const Lent& tokens = chosen.kind == Choice::TABLE ? *arrays[results + arguments + 2] : inputs;
     check_room("result tokens", tokens, of.N, INT32);
-    check_tokens(tokens, of.V);  // nobody has kept those of an old graph from being written to
+    check_tokens(tokens, of.V);  // in an old graph somebody may have written to them since
     of.tokens = tokens.as<int32_t>();
   }
   const Lent& arrived = *arrays[chosen.Wxh()];
@@ -290,7 +290,7 @@ void backward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& ar
 
 // MXNet's callbacks --------------------------------------------------------------------------------------------------
 
-// What they are called with: a node's options. MXNet wants a state for each callback of a list, and deletes that of the first.
+// The state of the callbacks: a node's options. MXNet wants one state for each callback of a list, and deletes the first.
 struct State {
   explicit State(const Choice& chosen) : choice(chosen) { std::fill(states, states + CALLBACKS, this); }
   Choice choice;
@@ -305,7 +305,7 @@ int delete_state(void* state) {
   return 1;
 }
 
-// The exception goes to whoever waits for the results.
+// The exception reaches the thread that waits for the results.
 template <class Pass>
 int run(Pass pass, int count, void** handles, const int* req, void* state) {
   std::string sentence;
@@ -345,7 +345,7 @@ int list_auxiliary(const char*** names, void*) {
   return 1;
 }
 
-// A shape that MXNet does not know has -1 dimensions on the way in and none on the way out.
+// An unknown shape has -1 dimensions on the way in and 0 on the way out.
 int infer_shape(int, int* ranks, int** shapes, void* state) {
   const Choice& chosen = choice(state);
   static thread_local int found[2], one = 1;
@@ -395,7 +395,7 @@ int infer_type(int, int* types, void* state) {
   return 1;
 }
 
-// All of them: MXNet hands over arrays without memory for those that are left out.
+// All of them: for those left out, MXNet passes arrays without memory.
 int backward_dependency(const int*, const int*, const int*, int* count, int** dependencies, void* state) {
   static int all[] = {0, 1, 2, 3, 4, 5, 6, 7};
   *count = 2 * choice(state).results() + choice(state).arguments();
@@ -438,7 +438,7 @@ int create_operator(const char* context, int count, unsigned** shapes, const int
 
 }  // namespace
 
-// The way to make the operator, for MXCustomOpRegister.
+// The operator's creator, for MXCustomOpRegister.
 RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, const char** values, Callbacks* created) {
   static void* functions[] = {callback(delete_state), callback(list_arguments), callback(list_outputs),
                               callback(list_auxiliary), callback(infer_shape), callback(backward_dependency),
@@ -447,17 +447,17 @@ RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, co
   *created = {CALLBACKS, functions, state->states};
   try {
     state->choice = parse(count, names, values);
-  } catch (const Error& error) {  // a segmentation fault in MXNet if told now: it waits for the first question that may fail
+  } catch (const Error& error) {  // MXNet would crash if this failed, so list_arguments reports it
     state->fault = error.sentence;
   }
   return 1;
 }
 
-// Makes the operator known to MXNet. Returns 0 where there is no MXNet, or one without custom operators.
+// Registers the operator with MXNet. Returns 0 if there is no MXNet or it has no custom operators.
 RNN_OPS_EXPORT int rnn_ops_register_lookup() {
   static const bool done = mxnet().found && mxnet().register_custom(NAME, rnn_ops_lookup) == 0;  // once, or MXNet warns
   return done;
 }
 
-// Gives the way to make the operator for arrays on a GPU: what MXNet has been given for an operator of Python, or null.
+// Sets the creator of the operator for arrays on a GPU, which MXNet has got for an operator in Python; or null.
 RNN_OPS_EXPORT void rnn_ops_lookup_use_gpu(Creator creator) { gpu_creator = creator; }

@@ -1,14 +1,15 @@
-// A call on NDArrays in one piece: what stands between the functions that users call and the operator, without Python.
+// A short way into the operator for NDArrays of the CPU: everything between rnn_step or rnn_sequence and the operator, without
+// Python.
 //
-// MXNet's own C functions do the work, by addresses that Python hands over (rnn_ops/operators/native/front.py), so nothing of
-// MXNet is linked. What fits is computed here. With anything else, arrays on a GPU too, the answer is that somebody has to look
-// closer, and the functions in Python say what is wrong as they always did.
+// It calls MXNet's C functions by addresses that Python passes (rnn_ops/operators/native/front.py), so MXNet is not linked. If
+// anything about a call is unusual (an array on a GPU, a shape that does not fit), the answer is LOOK_CLOSER. Then the functions in
+// Python take over and make the error, if it is one.
 //
-// A call that autograd does not record and that takes less time than to wake another thread is computed in the thread that
-// makes it, once MXNet's engine says that nothing which writes its arguments is still to come. All others are MXNet's to run.
+// A short call that autograd does not record is computed in the calling thread, once MXNet's engine says that no write to its
+// arguments is pending. Waking another thread would take longer than the work. MXNet runs all other calls.
 //
-// A call that autograd records gets guards, as functions.py says, but only where a gradient could be asked of the operator that
-// it has to add to: not of an array whose grad_req is another, nor of a result of this operator.
+// A call that autograd records gets guards (rnn_ops/operators/native/guard.py), but only for arguments whose gradient MXNet might
+// add up. Arrays with grad_req "write" or "null" need none, nor do results of this operator.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -22,7 +23,8 @@ namespace {
 
 using Handle = void*;
 
-// MXNet's C functions, in the order of _FUNCTIONS in front.py, which has their full names. All return 0, or -1 where MXGetLastError has a sentence.
+// MXNet's C functions, in the order of _FUNCTIONS in front.py, which has their full names. They return 0, or -1 and an error
+// for MXGetLastError.
 struct Functions {
   int (*get_shape)(Handle, int* rank, const int** shape);
   int (*get_dtype)(Handle, int*);
@@ -46,13 +48,13 @@ struct Functions {
               int writes, void* property, int priority, const char* name);
   int (*invoke)(Handle operation, int inputs, Handle*, int* outputs, Handle**, int count, const char** names,
                 const char** values);
-  const char* info_type;  // what dmlc::any says of the type of autograd's notes; null where MXNet has none of that name
+  const char* info_type;  // marks autograd's notes in a dmlc::any; null if this MXNet has no such variable
 };
 Functions mxnet;
 Handle operation;
 
 enum Answer { DONE, LOOK_CLOSER, MXNET_ERROR };
-enum { CPU = 1, CPU_PINNED = 3, CPU_SHARED = 5 };  // MXNet's kinds of contexts that are memory of the CPU
+enum { CPU = 1, CPU_PINNED = 3, CPU_SHARED = 5 };  // MXNet's kinds of context in the CPU's memory
 enum { DENSE = 0 };                            // MXNet's kind of storage
 
 // An NDArray that is freed with this.
@@ -68,14 +70,14 @@ struct Owned {
     return released;
   }
   bool guard(Handle array) {
-    const int64_t all = -2;  // dimensions, as they are
+    const int64_t all = -2;  // copies all dimensions
     return !mxnet.reshape(array, 1, &all, false, &handle);
   }
 };
 
-// Autograd's notes on arrays, read in the objects of MXNet. No C function tells what kind of gradient an array asks for, and none
-// tells without an exception inside of MXNet that autograd does not know it. Where the notes are is found by means of arrays that
-// ask for each kind; where they are not found, nothing is read, and every gradient gets its guard.
+// Autograd's notes on arrays, read from MXNet's objects in memory. MXNet has no C function for an array's grad_req, and asking
+// whether autograd knows an array throws an exception inside MXNet if it does not, which is slow. The constructor finds the places
+// of the notes by means of one array for each grad_req. If it does not find them, nothing is read and every gradient gets its guard.
 class Notes {
  public:
   Notes() {
@@ -107,8 +109,8 @@ class Notes {
 
   enum Note { UNKNOWN, NOT_ASKED, WRITE, GUARD };
 
-  // UNKNOWN: autograd knows nothing of the array, so nobody can ask for its gradient. NOT_ASKED: it does, and nobody can all the
-  // same. WRITE: a gradient may be asked for, and the operator may write it where MXNet says. GUARD: another is to add it there.
+  // UNKNOWN: autograd does not know the array, so it can have no gradient. NOT_ASKED: autograd knows it, and it still can have none
+  // (grad_req "null"). WRITE: the operator may write the gradient straight to its place. GUARD: it may have to be added there.
   Note on(Handle array) const {
     if (!readable_) return is_known(array) ? GUARD : UNKNOWN;
     const char* node = word(static_cast<char*>(array) + node_);
@@ -131,7 +133,7 @@ class Notes {
   static const char* word(const char* at) { return *reinterpret_cast<const char* const*>(at); }
   static unsigned number(const char* at) { return *reinterpret_cast<const unsigned*>(at); }
 
-  // nnvm::Symbol is a vector of entries of 24 bytes, here of one. An entry begins with its node.
+  // An nnvm::Symbol is a vector of entries, 24 bytes each; this one has one entry. An entry begins with its node.
   static const char* node_by_symbol(Handle array) {
     Handle symbol;
     if (mxnet.get_symbol(array, &symbol)) return nullptr;
@@ -141,23 +143,24 @@ class Notes {
     return node;
   }
 
-  static const void* maker_of(const char* node) { return word(node); }  // the operator; null of a variable
+  // The operator that makes a node's array; null for a variable.
+  static const void* maker_of(const char* node) { return word(node); }
 
-  // `has_history` of functions.py.
+  // As `has_history` in guard.py.
   static bool is_known(Handle array) {
     int fresh = 0;
     mxnet.get_grad_state(array, &fresh);
     return !mxnet.set_grad_state(array, fresh);
   }
 
-  // A dmlc::any: the type of what it holds, then where that is.
+  // A dmlc::any holds the type of its value, then the value's address.
   const char* info_of(const char* node) const { return word(node + info_ + sizeof(void*)); }
 
   size_t node_ = NOWHERE, info_ = NOWHERE, request_ = NOWHERE;  // in mxnet::NDArray, nnvm::Node, mxnet::Imperative::AGInfo
   bool readable_ = false;
 };
 
-std::atomic<const Notes*> found_notes{nullptr};  // by the first call, since to import rnn_ops makes no arrays
+std::atomic<const Notes*> found_notes{nullptr};  // made by the first call, so that importing rnn_ops makes no arrays
 
 const Notes& notes() {
   const Notes* found = found_notes;
@@ -166,7 +169,7 @@ const Notes& notes() {
   return found_notes.compare_exchange_strong(found, fresh.get()) ? *fresh.release() : *found;
 }
 
-// From so many symbols on a guard of Wxh, whose gradient it copies whole, is left to lookup.py, which spares it (MANY_IN_ARRAYS).
+// With this many symbols, a guard of Wxh costs too much, as it copies the whole gradient. lookup.py needs none (MANY_IN_ARRAYS).
 constexpr int64_t MANY_SYMBOLS = 10000;
 
 // The five arguments.
@@ -176,7 +179,7 @@ struct Given {
   int64_t shapes[RNN_ARGUMENTS][3];
   int device = 0;
 
-  // Dense arrays of three dimensions at most in the memory of one CPU; their data is not known yet.
+  // True if all are dense arrays of one to three dimensions in the CPU's memory. Their data stays unknown.
   bool look() {
     for (int i = 0; i < RNN_ARGUMENTS; ++i) {
       int rank, dtype, kind, number, storage;
@@ -195,12 +198,12 @@ struct Given {
   }
 };
 
-// In the thread that calls, now or never --------------------------------------------------------------------------------
+// Computing in the calling thread ---------------------------------------------------------------------------------------
 
-// MXNet runs a function that it is given as kAsync at once, in the thread that gives it, if nothing writes what it reads; else
-// later, in one of its own. Then it is too late, and the function does nothing.
+// MXNet runs a function that is pushed as kAsync at once and in the calling thread, if no write to its arrays is pending. Otherwise
+// it runs the function later in a thread of its own. By then it is too late, and the function does nothing.
 struct Turn {
-  const Call* call;  // null: only to see whether it is run at once
+  const Call* call;  // null: only see whether the function runs at once
   const Handle* handles;
   Array* arguments;
   bool done;
@@ -209,13 +212,13 @@ thread_local Turn* turn;
 thread_local uintptr_t ticket;
 std::atomic<uintptr_t> tickets{0};
 
-// Meanwhile nothing can write the arguments or move them. DLPack's way to an address neither waits for an array nor writes it,
-// as MXNDArrayGetData does if its layout is MKL-DNN's.
+// Meanwhile nothing can write to the arguments or move them. DLPack gives an address without waiting for the array or writing to it.
+// MXNDArrayGetData does both if the array has MKL-DNN's layout.
 bool compute(const Turn& mine) {
   Handle managed[RNN_ARGUMENTS];
   int count = 0;
   while (count < RNN_ARGUMENTS && !mxnet.to_dlpack(mine.handles[count], &managed[count])) {
-    mine.arguments[count].data = *static_cast<void**>(managed[count]);  // DLManagedTensor begins with it
+    mine.arguments[count].data = *static_cast<void**>(managed[count]);  // the first field of a DLManagedTensor
     ++count;
   }
   bool done = count == RNN_ARGUMENTS;
@@ -250,17 +253,17 @@ bool run_at_once(Turn* mine, int device) {
   return !failed && mine->done;
 }
 
-// Less work than the way to another thread and back, in multiply-adds; a step costs some besides.
+// Whether the work, in multiply-adds, takes less time than waking another thread and coming back. A step has a cost of its own too.
 bool is_short(const Problem& of) {
   const double step = of.B * of.H * (of.H + (of.tokens ? 0 : of.I)) * (of.dtype == RNN_FLOAT64 ? 2. : 1.) + 2e4;
   return of.T * step < 4e6;
 }
 
-// False where that cannot be.
+// False if the call cannot be computed here.
 bool compute_here(const Options& chosen, const Problem& of, Given* given, Handle* results) {
   Turn mine = {nullptr, given->handles, given->arrays, false};
   if (!run_at_once(&mine, given->device)) return false;
-  void* data;  // another layout than the usual one becomes that
+  void* data;  // this call brings an array with MKL-DNN's layout into the usual one
   for (Handle handle : given->handles) {
     if (mxnet.get_data(handle, &data)) return false;
   }
@@ -283,7 +286,7 @@ bool compute_here(const Options& chosen, const Problem& of, Given* given, Handle
   return true;
 }
 
-// By MXNet -------------------------------------------------------------------------------------------------------------
+// Calling MXNet ---------------------------------------------------------------------------------------------------------
 
 Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
   const char *names[3], *values[3];
@@ -304,7 +307,7 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
   return DONE;
 }
 
-// Waits for them. DONE: all are in the vocabulary.
+// Waits for the tokens. DONE: all are in [0, I).
 Answer check_tokens(const Given& given, const Problem& of) {
   void* data;
   if (mxnet.wait_to_read(given.handles[RNN_INPUTS]) || mxnet.get_data(given.handles[RNN_INPUTS], &data)) return MXNET_ERROR;
@@ -358,7 +361,7 @@ RNN_OPS_EXPORT void rnn_ops_native_use_mxnet(const rnn_ops::Functions* functions
   rnn_ops::found_notes = nullptr;
 }
 
-// An Answer; with DONE, results are one or two NDArrays, the caller's to free.
+// Returns an Answer. With DONE, `results` holds one or two NDArrays, which the caller frees.
 RNN_OPS_EXPORT int rnn_ops_native_call(void* inputs, void* state, void* Wxh, void* Whh, void* bh, int step, int activation,
                                        int look_at_tokens, void** results) {
   void* const handles[] = {inputs, state, Wxh, Whh, bh};

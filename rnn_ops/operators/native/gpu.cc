@@ -1,13 +1,12 @@
-// The two passes on arrays of a GPU: programs, which Python records once for each signature and this file plays.
+// The two passes on arrays of a GPU. Python records a program once for each signature, and this file plays it.
 //
-// A program is a list of launches, matrix products, fills and copies with every size decided. Only the addresses are open:
-// in their place stand the number of a region, which is an array of the call or the workspace, and an offset. To play a
-// program is to put the addresses in and to hand each item to the driver or to cuBLAS, in MXNet's stream; nothing is waited
-// for. No CUDA header and no CUDA library is needed to build this or to load it: the functions come from Python, which knows
-// where they are, with the first program.
+// A program is a list of launches, matrix products, fills and copies. All sizes in it are final, only the addresses are not: each
+// address is the number of a region (rnn_region) and an offset. Playing a program fills in the addresses and passes each item to
+// the driver or to cuBLAS, in MXNet's stream, without waiting. No CUDA header and no CUDA library is needed to build this file or
+// to load it: Python passes the functions' addresses with the first program.
 //
-// A token outside [0, I) is no error here, since nobody waits to see it: it makes NaN of its row's states from there on
-// (kernels/cuda/passes.cuh).
+// A token outside [0, I) is no error here, since that would take waiting for the tokens. It turns its row's states into NaN from
+// that step on (kernels/cuda/passes.cuh).
 #include <cstring>
 #include <map>
 #include <memory>
@@ -19,7 +18,7 @@
 namespace rnn_ops {
 namespace {
 
-// What is called of the driver (CUresult) and of cuBLAS (cublasStatus_t); 0 is success. Device addresses are integers.
+// Functions of the driver (they return a CUresult) and of cuBLAS (cublasStatus_t); 0 is success. Device addresses are integers.
 struct Functions {
   int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                 unsigned block_z, unsigned shared, void* stream, void** arguments, void** extra);
@@ -39,7 +38,7 @@ void check(int status, const char* function) {
   if (status) throw Error{std::string(function) + " failed with status " + std::to_string(status)};
 }
 
-// An rnn_region n begins at (n + 1)·2^40 in a program. 0 stays 0.
+// From addresses in a program, where region n begins at (n + 1)·2^40, to addresses in memory. 0 stays 0.
 class Addresses {
  public:
   void set(int region, const void* address) { begins_[region] = reinterpret_cast<uint64_t>(address); }
@@ -54,7 +53,7 @@ class Addresses {
 
 struct Stream {
   void* stream;
-  void* handle;  // of cuBLAS, one for each stream: it has a workspace of its own
+  void* handle;  // of cuBLAS. Each stream has its own, since a handle has a workspace.
   const Functions& functions;
 };
 
@@ -69,7 +68,7 @@ struct Launch : Item {
   bool cooperative;
   std::vector<char> values;         // the arguments one after the other, each at a multiple of 8
   std::vector<uint32_t> begins;     // of each argument in `values`
-  std::vector<uint32_t> addresses;  // where in `values` addresses are
+  std::vector<uint32_t> addresses;  // of each address in `values`
 
   void play(const Addresses& at, const Stream& on) const override {
     std::vector<uint64_t> filled((values.size() + 7) / 8);  // aligned for every argument
@@ -134,7 +133,7 @@ struct Copy : Item {
 
 }  // namespace
 
-// What a program depends on, as Python is asked for it.
+// A program's key: Python gets it and records the program.
 struct Signature {
   int64_t T, B, I, H;
   int32_t device, direction, dtype, tokens, activation, step;
@@ -149,14 +148,14 @@ struct Program {
 
 namespace {
 
-// Fills the program or writes a sentence that says why not; 0 is success.
+// Fills the program and returns 0, or writes a sentence that says why it cannot.
 using Record = int (*)(const Signature*, Program*, char* sentence, int room);
 
-const size_t MOST_PROGRAMS = 1024;  // a new length of a sequence is a new program; after so many all are forgotten
+const size_t MOST_PROGRAMS = 1024;  // each length of a sequence needs its own. One more, and all are dropped.
 
 Functions functions = {};
 Record record = nullptr;
-std::mutex mutex;  // guards the two maps and is never held while Python runs
+std::mutex mutex;  // guards the two maps. Never held while Python runs.
 std::map<std::string, std::shared_ptr<const Program>> programs;  // by the bytes of a Signature
 std::map<std::pair<int, void*>, void*> handles;                  // of cuBLAS by GPU and stream
 
@@ -171,12 +170,12 @@ std::shared_ptr<const Program> program_for(const Signature& signature) {
   char sentence[2000] = "";
   if (!record) {
     fail("inputs", "an array on gpu(" + std::to_string(signature.device) + ")",
-         "one on cpu(), or a process in which Python has imported rnn_ops: that is what says how to compute on a GPU");
+         "one on cpu(), or a process in which Python has imported rnn_ops, which plans the work on GPUs");
   }
   if (record(&signature, program.get(), sentence, sizeof sentence)) throw Error{sentence};
   if (program->workspace > INT32_MAX) {
-    fail("inputs", "a sequence that needs " + std::to_string(program->workspace) + " bytes besides the arrays",
-         "fewer steps or a smaller batch: MXNet gives an operator 2 GiB at most");
+    fail("inputs", "a sequence with a workspace of " + std::to_string(program->workspace) + " bytes",
+         "at most 2 GiB, MXNet's limit: use fewer steps or a smaller batch");
   }
   std::lock_guard<std::mutex> lock(mutex);
   if (programs.size() >= MOST_PROGRAMS) programs.clear();
@@ -241,7 +240,7 @@ void gpu_backward(const Call& call) { play(call); }
 
 }  // namespace rnn_ops
 
-// What gpu.py calls. Before the first program, and then, in a Record, to fill one.
+// gpu.py calls the first two functions before the first program, and the rnn_ops_program_* inside a Record, to fill one.
 
 using rnn_ops::Program;
 
@@ -249,7 +248,7 @@ RNN_OPS_EXPORT void rnn_ops_native_use_recorder(rnn_ops::Record record) { rnn_op
 
 RNN_OPS_EXPORT void rnn_ops_native_use_gpu(const rnn_ops::Functions* functions) { rnn_ops::functions = *functions; }
 
-// For tests, which put other devices in the place of the ones before.
+// For tests, which replace the devices.
 RNN_OPS_EXPORT void rnn_ops_native_forget_programs() {
   std::lock_guard<std::mutex> lock(rnn_ops::mutex);
   rnn_ops::programs.clear();
@@ -258,7 +257,7 @@ RNN_OPS_EXPORT void rnn_ops_native_forget_programs() {
 
 RNN_OPS_EXPORT void rnn_ops_program_workspace(Program* program, int64_t bytes) { program->workspace = bytes; }
 
-// values: `bytes` of arguments; begins: where each of `count` arguments begins; addresses: where `address_count` addresses are.
+// values: `bytes` bytes of arguments. begins, addresses: the offsets of the `count` arguments and of the `address_count` addresses.
 RNN_OPS_EXPORT void rnn_ops_program_launch(Program* program, void* function, const uint32_t* grid, uint32_t block,
                                            uint32_t shared, int cooperative, const char* values, uint32_t bytes,
                                            const uint32_t* begins, int count, const uint32_t* addresses, int address_count) {

@@ -1,4 +1,4 @@
-// What the operator's options may be, and which types and shapes of arguments fit one another.
+// Checks of a call: the options that the operator knows, and the types and shapes of arguments that fit one another.
 #include "operator.h"
 
 #include <algorithm>
@@ -29,7 +29,7 @@ bool flag(const char* name, const char* value) {
 
 }  // namespace
 
-// MXNet asks some ten times a call.
+// MXNet calls this some ten times for each call of the operator.
 Options options(const Attributes& attributes) {
   Options found;
   for (int i = 0; i < attributes.count; ++i) {
@@ -51,7 +51,7 @@ Options options(const Attributes& attributes) {
         found.wanted[argument] = value[argument] == '1';
         found.hidden[argument] = value[argument] == '.';
       }
-    } else if (strncmp(name, "__", 2) != 0) {  // those are notes on a node, MXNet's and the user's
+    } else if (strncmp(name, "__", 2) != 0) {  // names with __ are notes on a node, by MXNet or by the user
       fail("attributes", quoted(name), "step, activation, wanted, row and rank only");
     }
   }
@@ -150,7 +150,7 @@ std::vector<std::string> letters(const Shape& inputs, bool step) {
 
 struct Size {
   int64_t size = UNKNOWN;
-  std::string source;  // the argument that it was read from
+  std::string source;  // the argument that has it
 };
 using Sizes = std::map<char, Size>;
 
@@ -169,7 +169,7 @@ using Sizes = std::map<char, Size>;
       return found == sizes.end() ? std::string(1, letter) : std::to_string(found->second.size);
     }) + ", ";
   }
-  bool transposed = !why.empty() && shape.size() == 2 && pattern.size() == 2;  // would it fit?
+  bool transposed = !why.empty() && shape.size() == 2 && pattern.size() == 2;  // whether the transpose would fit
   for (size_t d = 0; transposed && d < 2; ++d) {
     const auto found = sizes.find(pattern[d]);
     transposed = found == sizes.end() || found->second.size == shape[1 - d];
@@ -203,7 +203,7 @@ Shape sized(const std::string& pattern, const Sizes& sizes) {
   return shape;
 }
 
-// The results' shapes, where all of the arguments' are known and fit; quick, since each call asks. False: look closer.
+// The shapes of the results, if all shapes of the arguments are known and fit; else false. Every call comes here, so it is quick.
 bool infer_results(const Options& chosen, const std::vector<Shape>& arguments, std::vector<Shape>* results) {
   const Shape &inputs = arguments[RNN_INPUTS], &state = arguments[RNN_STATE], &Wxh = arguments[RNN_WXH], &Whh = arguments[RNN_WHH];
   const Shape& bh = arguments[RNN_BH];
@@ -291,7 +291,7 @@ bool results_are(const Options& chosen, const Problem& of, const Array* arrays) 
   return is(arrays[0], type, {of.T, of.B, of.H}) && is(arrays[1], type, {of.B, of.H});
 }
 
-// Each array of a call has its shape and type. Quick, since every call comes by; `explain` says what is wrong.
+// Whether each array of a call has the right shape and type. Every call comes here, so it is quick. `explain` makes the error.
 bool all_fit(const Call& call, Problem* of) {
   const Options& chosen = call.chosen;
   return arguments_fit(chosen, call.arguments, of) && results_are(chosen, *of, call.results) &&
@@ -301,7 +301,7 @@ bool all_fit(const Call& call, Problem* of) {
 
 Shape shape_of(const Array& array) { return Shape(array.shape, array.shape + std::max(array.rank, 0)); }
 
-// The error of the first array that does not have the shape and the type of another that it goes with.
+// An error if a result or a gradient has another shape or type than it should.
 void check_same(const char* kind, const char* name, const Array& array, const Shape& shape, int type) {
   if (shape_of(array) == shape && array.dtype == type) return;
   fail(std::string(kind) + name, type_name(array.dtype) + " of shape " + shape_text(shape_of(array)),
@@ -322,7 +322,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
     fail("inputs", type_name(types[RNN_INPUTS]) + " of shape " + shape_text(shapes[RNN_INPUTS]),
          needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens with astype('int32')"));
   }
-  for (int i = RNN_STATE; i < RNN_ARGUMENTS; ++i) {  // which would be taken for unknown
+  for (int i = RNN_STATE; i < RNN_ARGUMENTS; ++i) {  // infer_shapes would take it for unknown
     if (shapes[i].empty()) misfit(NAMES[i], shapes[i], letters(shapes[RNN_INPUTS], chosen.step)[i], Sizes());
   }
   infer_shapes(chosen, &shapes, &results);
@@ -338,7 +338,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
   throw Error{"the arrays of this call do not fit one another"};
 }
 
-// A caller may have given the memory of the results (out=), that of an argument too. Quick, as `all_fit` is.
+// An error if a result shares memory with another array, as out= allows. Every call comes here, so it is quick.
 void check_results_apart(const Call& call, size_t item) {
   const auto overlap = [&](const Array& a, const Array& b) { return rnn_ops::overlap(a, b, item); };
   const char* names[] = {call.chosen.step ? "state" : "outputs", "state"};

@@ -1,16 +1,14 @@
 // The functions that MXNet 1.9.1 looks for in a library of operators (MXLoadLib), by name.
 //
-// MXNet's way is to compile lib_api.cc of the installed wheel into the library. But what crosses the border is plain C, and
-// has been final since the last release of MXNet; the few functions of it that an operator needs are here. So the library
-// comes compiled with the package, nothing has to be built where it runs, and what lib_api.cc would add is not there: it keeps
-// every error message for good, and MXNet attaches all of them to each new error. Here a thread has the message of its last
-// call only, which is when MXNet asks.
+// MXNet expects a library to compile the wheel's lib_api.cc into itself. But the interface is plain C, and final since MXNet has
+// had its last release. So this file implements the few functions that an operator needs, and the library is compiled before it
+// is installed. It also avoids bug 8 in rnn_ops/_mxnet_bugs.py: a thread keeps the message of its last call only, and MXNet asks for
+// it right after the call.
 //
-// What MXNet keeps from an operator, its callers must see to, as rnn_ops/operators/native/functions.py does:
-// - There is no `req`. A gradient overwrites what is in its place, also where MXNet asks for a sum.
-// - There is no way to say "not known yet" of a shape, so one that does not follow from the others is an error.
-// - It counts a shape of which it knows not even the number of dimensions as -1 numbers, and writes that much too far
-//   (infer_shape in c_api.cc): no such shape may come here.
+// MXNet does not tell a native operator everything, so its callers must take care (rnn_ops/operators/native/guard.py):
+// - There is no `req`: a gradient always overwrites, even where MXNet wants a sum (bug 4).
+// - A shape cannot be "not known yet": one that does not follow from the other shapes is an error.
+// - No shape may arrive here whose number of dimensions is unknown (bug 5).
 #include <cstring>
 #include <exception>
 
@@ -24,7 +22,7 @@ const int VERSION = 11;  // of the interface, in MXNet 1.9
 const int FIRST_MXNET = 10901;
 enum { FAILURE = 0, SUCCESS = 1 };
 
-thread_local std::string message;  // empty where there is none
+thread_local std::string message;  // empty if the last call succeeded
 
 bool registered = false;
 
@@ -43,8 +41,8 @@ int guarded(Body body) {
   return FAILURE;
 }
 
-// MXNet calls what is registered through the functions below and hands the registered address back: it says which pass on
-// which device is wanted.
+// The functions that we register. MXNet does not call them: it passes the registered address to _opCallFCompute, which thereby
+// knows pass and device.
 using Pass = void (*)(const Call&);
 const char* devices[] = {"cpu", "gpu"};
 Pass forward_passes[] = {cpu_forward, gpu_forward};
@@ -57,7 +55,7 @@ std::vector<Array> arrays(int count, void** data, const int64_t** shapes, int* r
   return found;
 }
 
-// Shapes as MXNet takes them. It copies them before it asks again, so each thread has one place for them, which is never freed.
+// Shapes in the form that MXNet reads. It copies them before its next call, so each thread has one buffer, which is never freed.
 struct HandedOver {
   static constexpr int MOST = RNN_ARGUMENTS + 1;  // with the zero of rank=1
   unsigned dimensions[MOST][3];
@@ -91,8 +89,8 @@ RNN_OPS_EXPORT int _msgSize() { return !message.empty(); }
 
 RNN_OPS_EXPORT void _msgGet(int, const char** text) { *text = message.c_str(); }
 
-// How many operators MXNet is to register. It refuses one that it has been given before, so whoever loads the library once more,
-// as Python's rnn_ops and mx.library.load may both do, is given none.
+// How many operators MXNet has to register. It refuses an operator that it knows, and the library may be loaded twice, by Python's
+// rnn_ops and by mx.library.load: the second time the number is 0.
 RNN_OPS_EXPORT int _opRegSize() { return !registered; }
 
 RNN_OPS_EXPORT int _opCallParseAttrs(void*, const char* const* names, const char* const* values, int count, int* inputs,
@@ -120,7 +118,7 @@ RNN_OPS_EXPORT int _opCallInferShape(void*, const char* const* names, const char
   return guarded([&] {
     std::vector<Shape> in(inputs), out(outputs);
     for (int i = 0; i < inputs; ++i) {
-      // -1 where MXNet does not know a dimension, but unsigned; the rank is -1 where it knows none.
+      // An unknown dimension is -1, but unsigned. The rank is -1 if it is unknown.
       for (int d = 0; d < ranks[i]; ++d) in[i].push_back(static_cast<int32_t>(dimensions[i][d]));
     }
     infer_shapes(options({names, values, count}), &in, &out);
@@ -143,7 +141,7 @@ RNN_OPS_EXPORT int _opCallFCompute(
     const auto in = arrays(inputs, in_data, in_shapes, in_ranks, in_types);
     const auto out = arrays(outputs, out_data, out_shapes, out_ranks, out_types);
     const bool backward = pass == cpu_backward || pass == gpu_backward, on_gpu = pass == gpu_forward || pass == gpu_backward;
-    // What rank=1 gives to the others, and the gradient of it: nobody reads them, but a Monitor shows them.
+    // The zero of rank=1 and its gradient: no operator reads them, but a Monitor shows them.
     if (!on_gpu && chosen.rank) memset(out[0].data, 0, out[0].size() * (backward ? sizeof(int64_t) : sizeof(float)));
     if (!on_gpu && backward && outputs > RNN_ARGUMENTS) memset(out[RNN_ARGUMENTS].data, 0, out[RNN_ARGUMENTS].size() * sizeof(float));
     if (chosen.rank) return;
@@ -170,10 +168,10 @@ RNN_OPS_EXPORT void _opRegGet(int, const char** name, int* is_subgraph, const ch
   *parse = reinterpret_cast<void*>(_opCallParseAttrs);
   *infer_type = reinterpret_cast<void*>(_opCallInferType);
   *infer_shape = reinterpret_cast<void*>(_opCallInferShape);
-  *infer_storage = *mutate = nullptr;  // dense arrays, none of which is changed
+  *infer_storage = *mutate = nullptr;  // all arrays are dense, and none is changed in place
 }
 
-// What else MXNet wants to find and, since nothing of the kind is registered, never calls but to hear that there is none.
+// Symbols that MXLoadLib requires. They return 0: no partitioner, no pass, no operator with a state.
 #define ABSENT(name) \
   RNN_OPS_EXPORT int name() { return 0; }
 ABSENT(_opCallInferSType)

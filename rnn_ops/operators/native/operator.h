@@ -1,11 +1,11 @@
-// What the files of the native operator share: its options, its arrays, its errors, and who calls whom.
+// The declarations that the files of the native operator share: its options, its arrays and its errors.
 //
 //     mxnet_abi.cc  the functions that MXNet looks for, in C; no exception leaves it
 //     inference.cc  attributes, types and shapes
 //     cpu.cc        the two passes on arrays of the CPU, by kernels/cpu
 //     gpu.cc        the two passes on arrays of a GPU, by programs that Python has recorded (rnn_ops/operators/native/gpu.py)
-//     front.cc      a call on NDArrays of the CPU, for rnn_ops/operators/native/front.py
-//     custom_lookup.cc  another operator, `rnn_ops_lookup`, which MXNet has by its interface of custom operators
+//     front.cc      a short way into the operator for NDArrays of the CPU (rnn_ops/operators/native/front.py)
+//     custom_lookup.cc  another operator, `rnn_ops_lookup`, a custom operator of MXNet
 //
 // The operator, `rnn_ops_native`:
 //
@@ -13,9 +13,9 @@
 //     step=1: inputs (B, I)    or tokens (B,),   state, Wxh, Whh, bh -> state (B, H)
 //     rank=1: the shape of the inputs, as shape_array gives it -> a zero, or an error where the number of dimensions is unknown
 //
-// The third goes before the others in a graph: functions.py says why. Its zero may be one more argument of theirs.
+// In a graph the third form comes before the others, which may take its zero as one more argument: bug 5 in rnn_ops/_mxnet_bugs.py.
 //
-// The sentences of its errors are those of rnn_ops/backends/arguments.py.
+// Errors have the sentences of rnn_ops/backends/arguments.py.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ namespace rnn_ops {
 
 extern const char* const NAMES[RNN_ARGUMENTS];
 
-// MXNet's numbers of dtypes; -1 where it does not know.
+// MXNet's numbers of dtypes; -1 for an unknown one.
 enum { UNKNOWN = -1, FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, UINT8 = 3, INT32 = 4, INT8 = 5, INT64 = 6, BOOL = 7 };
 
 struct Error {
@@ -48,17 +48,18 @@ struct Attributes {
 struct Options {
   bool step = false;
   bool rank = false;
-  bool row = false;        // bh comes as (1, H), in graphs that earlier versions have saved
+  bool row = false;  // bh is (1, H), as in graphs that earlier versions saved
   int32_t activation = RNN_TANH;
-  bool wanted[RNN_ARGUMENTS] = {true, true, true, true, true};  // which gradients anybody asks for; others are not computed
-  bool hidden[RNN_ARGUMENTS] = {};  // of those, which nobody can see either: nothing is written there
+  bool wanted[RNN_ARGUMENTS] = {true, true, true, true, true};  // gradients to compute
+  bool hidden[RNN_ARGUMENTS] = {};  // gradients that nobody can see: nothing is written there
   int arguments() const { return rank ? 1 : RNN_ARGUMENTS; }
   int results() const { return rank || step ? 1 : 2; }
 };
 Options options(const Attributes& attributes);
 
-// inference.cc: complete the types and shapes of the arguments, where they follow, and give those of the results.
-using Shape = std::vector<int64_t>;  // empty where it is not known, negative where a dimension is not
+// inference.cc: complete the types and shapes of the arguments as far as they follow from one another, and give those of the
+// results. An unknown shape is empty, an unknown dimension is negative.
+using Shape = std::vector<int64_t>;
 void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector<int>* results);
 void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vector<Shape>* results);
 
@@ -80,30 +81,29 @@ struct Problem {
   size_t item() const { return dtype == RNN_FLOAT64 ? sizeof(double) : sizeof(float); }
 };
 
-// Where the gradients go. What nobody asks for is null here, and full of NaN where it was, lest somebody take it for a
-// gradient after all; tokens get 0, which MXNet takes for the gradient of integers.
+// Whether a gradient is computed. A gradient that was not requested is filled with NaN, so that using it is noticed. Tokens get 0,
+// MXNet's gradient of integers.
 rnn_fill fill_of_gradient(const Options& chosen, const Problem& of, int argument);
 
-// A call. arguments: inputs, state, Wxh, Whh, bh. results: outputs and, of a sequence, the last state. gradients: of the
-// arguments; cotangents: of the results. allocate: memory that lasts as long as the call, one piece a call.
+// A call. results: the outputs and, for a sequence, the last state. gradients: of the arguments; cotangents: of the results.
+// allocate: gives memory for as long as the call lasts, once a call.
 struct Call {
   const Options& chosen;
   const Array* arguments;
   const Array* results;
-  const Array* cotangents;  // null forward
-  const Array* gradients;   // null forward
+  const Array* cotangents;  // null in a forward pass
+  const Array* gradients;   // null in a forward pass
   void* (*allocate)(void*, int);
   void* allocator;
   int device;    // number of the GPU
   void* stream;  // of the GPU, MXNet's own
 };
 
-// inference.cc: whether these fit one another, and then what they ask for. Their data is not looked at.
+// inference.cc: whether the arguments fit one another; if so, the problem that they pose. Their data is not read.
 bool arguments_fit(const Options& chosen, const Array* arguments, Problem* of);
 
-// inference.cc: what a call computes, once all of its arrays have been seen to have the shapes and types for that. What
-// MXNet has inferred says nothing of the memory: where an array has a 0 among its dimensions, or none, MXNet takes that for
-// unknown and infers it.
+// inference.cc: the problem that a call poses, after checking the shape and type of each of its arrays. The shapes that MXNet has
+// inferred are no proof (bug 7 in rnn_ops/_mxnet_bugs.py).
 Problem problem(const Call& call);
 
 void cpu_forward(const Call& call);
