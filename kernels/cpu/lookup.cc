@@ -1,4 +1,4 @@
-// Rows of a table for tokens, and the way back: lookup.h says what.
+// Rows of a table for tokens, and the gradient of the table. See lookup.h.
 #include "lookup.h"
 
 #include <string.h>
@@ -13,12 +13,12 @@ namespace {
 
 constexpr int64_t CACHE_LINE = 64;  // bytes of a cache line
 
-// The batch, token by token: where each distinct one stands.
+// The positions of each distinct token in the batch.
 struct Sorted {
   explicit Sorted(const Lookup& of) : order(of.N) {
     std::vector<int64_t> keys(of.N), room(of.N);
     for (int64_t n = 0; n < of.N; ++n) keys[n] = static_cast<int64_t>(of.tokens[n]) << 32 | n;
-    // By a digit of 8 bits at a time, which keeps the order of equals.
+    // A radix sort by digits of 8 bits, which keeps equal tokens in order.
     for (int shift = 32; (of.V - 1) >> (shift - 32) > 0; shift += 8) {
       int64_t starts[257] = {};
       for (int64_t key : keys) ++starts[(key >> shift & 255) + 1];
@@ -41,10 +41,10 @@ struct Sorted {
 
   std::vector<int64_t> order;   // positions in the batch, sorted by token, then by position
   std::vector<int64_t> tokens;  // the distinct ones, in rising order
-  std::vector<int64_t> starts;  // of each the first place in `order`; and N
+  std::vector<int64_t> starts;  // the index in `order` of each distinct token's first position; and N
 };
 
-// sum [n] = columns [column, column + n) of the rows of distinct token u, added up.
+// sum [n] = the sum of the rows of distinct token u, columns [column, column + n).
 template <class Real>
 void sum_rows(const Sorted& sorted, int64_t u, const Real* rows, int64_t H, int64_t column, int64_t n, Real* sum) {
   memcpy(sum, rows + sorted.order[sorted.starts[u]] * H + column, n * sizeof(Real));
@@ -54,7 +54,7 @@ void sum_rows(const Sorted& sorted, int64_t u, const Real* rows, int64_t H, int6
   }
 }
 
-// Calls use(column, n, sum) for all columns of the sum of distinct token u, some at a time.
+// Calls use(column, n, sum) for the sum of the rows of distinct token u, some columns at a time.
 template <class Real, class Use>
 void each_sum(const Sorted& sorted, int64_t u, const Real* rows, int64_t H, const Use& use) {
   constexpr int64_t COLUMNS = 256;
@@ -78,7 +78,7 @@ void add_by_symbol(const Lookup& of, const Sorted& sorted, const Real* rows, Rea
   });
 }
 
-// sums [H,distinct tokens], a line of units at a time.
+// sums [H,distinct tokens], one cache line of units at a time.
 template <class Real>
 void sum_by_unit(const Lookup& of, const Sorted& sorted, const Real* rows, Real* sums) {
   constexpr int64_t UNITS = CACHE_LINE / sizeof(Real), TOKENS = 16;
@@ -123,8 +123,8 @@ void look_up(const Lookup& of, const Real* table, Real* rows) {
     });
     return;
   }
-  // Every value is in a line of its own. So many units at once fill a line of the result, and in the order of the tokens a page
-  // of each is met once.
+  // Each value comes from a cache line of its own. UNITS units at a time fill a line of the result, and taking the tokens in order
+  // visits each page of the table once for these units.
   constexpr int64_t UNITS = CACHE_LINE / sizeof(Real);
   const Sorted sorted(of);
   share_out_bytes(bytes, of.N, [&](int64_t begin, int64_t end) {

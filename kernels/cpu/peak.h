@@ -1,4 +1,4 @@
-// The most multiply-adds that a processor can do at one SIMD level: independent chains of them in registers, no memory.
+// Measures the processor's peak at one SIMD level: independent chains of multiply-adds in registers, without memory.
 //
 // Included by recurrence.h, once for each level.
 #pragma once
@@ -8,8 +8,8 @@
 namespace rnn {
 namespace RNN_LEVEL {
 
-// Makes the compiler forget what a vector holds, so that it can neither leave out nor share a product. It costs nothing where
-// the vector fits a register.
+// Hides a vector's value from the compiler, so that it can neither drop nor share a product. Costs nothing if the vector fits a
+// register.
 #if defined(RNN_X86) && (RNN_SIMD_BYTES == 16 || (RNN_SIMD_BYTES == 32 && defined(__AVX__)) || defined(__AVX512F__))
 #define RNN_FORGET(v) asm volatile("" : "+v"(v))
 #elif defined(__aarch64__) && RNN_SIMD_BYTES == 16
@@ -18,10 +18,10 @@ namespace RNN_LEVEL {
 #define RNN_FORGET(v) asm volatile("" : "+m"(v))
 #endif
 
-// `rounds` rounds of as many chains as the highest tile has accumulators: two units, each of which starts one every cycle and
-// ends it 4 or 5 cycles later, need 8 to 10. Where there are no fused ones a chain is of additions, each of a product of its own.
+// Runs `rounds` rounds of as many chains as the highest tile has accumulators. Two units that start one multiply-add a cycle and take
+// 4 or 5 cycles for it need 8 to 10 chains. On a level without fused multiply-adds, a round is a product and an addition.
 //
-// Every lane of a chain counts its multiply-adds. Returns how many they were together, exact for up to 2^24 rounds.
+// Every lane of a chain counts its multiply-adds. Returns their total, which is exact for up to 2^24 rounds.
 template <class Real>
 double multiply_adds(int64_t rounds) {
   constexpr int CHAINS = 2 * RNN_MAX_ROWS;

@@ -1,4 +1,4 @@
-// The C interface: chooses the SIMD level, packs the weights, shares the work out to threads.
+// The C interface: chooses the SIMD level, packs the weights, divides the work among threads.
 #include "rnn_cpu.h"
 
 #include <stdlib.h>
@@ -18,8 +18,8 @@ namespace {
 // A thread is worth waking for about this many multiply-adds (some 10 µs).
 constexpr int64_t WORK_PER_THREAD = 1 << 18;
 
-// How many tiles, one below the other, have to meet a packed copy of a matrix for it to pay: where they read faster than they
-// compute; where they do not; and where even one pass over the matrix itself misses the translation of most of its pages.
+// How many tiles of rows must use a packed copy of a matrix to make up for packing: tiles of few rows, which are limited by reading;
+// other tiles; and tiles on a matrix so large that one pass over it misses the address translation of most of its pages.
 constexpr int64_t TILES_OF_FEW_ROWS = 8, TILES = 32, TILES_OF_MANY_PAGES = 4;
 constexpr int64_t FEW_ROWS = 3, MANY_PAGES = 8 << 20;  // rows of a tile, bytes of a matrix
 
@@ -43,7 +43,7 @@ const bool levels_found = [] {
   return true;
 }();
 
-// The best one where none is wanted; null where there is none of that name.
+// The level of a name; the best one if the name is empty, null if it is unknown.
 const Level* level_named(const char* wanted) {
   if (!wanted || !*wanted) return supported_levels[0];
   for (int i = 0; i < supported_count; ++i)
@@ -60,14 +60,14 @@ const Kernels<float>& kernels_of(const Level& level) { return level.float32; }
 template <>
 const Kernels<double>& kernels_of(const Level& level) { return level.float64; }
 
-// A call's memory. What a call gives back waits for the next one, since fresh pages cost as much as the packing that fills
-// them: one piece for the whole process, however many threads call, and none of more than MOST_KEPT bytes.
+// A call's memory. It is kept for the next call, since fresh pages cost as much time as the packing that fills them. The process keeps
+// one piece, however many threads call, and none larger than MOST_KEPT bytes.
 class Workspace {
  public:
   Workspace() : memory_(kept.exchange(nullptr)) {}
   ~Workspace() { free(size() <= MOST_KEPT ? kept.exchange(memory_) : memory_); }
 
-  // Room for `count` values; what was there is lost. Null where there is no memory.
+  // Room for `count` values, with undefined content. Null if there is no memory.
   template <class Real>
   Real* room_for(int64_t count) {
     const size_t needed = HEADER + count * sizeof(Real);
@@ -83,7 +83,7 @@ class Workspace {
   }
 
  private:
-  static constexpr size_t HEADER = 64;  // where the size is; and the alignment of what comes after it
+  static constexpr size_t HEADER = 64;  // holds the size; also the alignment of the values behind it
   static constexpr size_t MOST_KEPT = 64 << 20;
 
   size_t size() const { return memory_ ? *static_cast<size_t*>(memory_) : 0; }
@@ -93,7 +93,7 @@ class Workspace {
 };
 std::atomic<void*> Workspace::kept{nullptr};
 
-// Into how many parts `work` multiply-adds that come in `grains` are worth sharing out.
+// Into how many parts to divide `work` multiply-adds that come in `grains` indivisible pieces.
 int parts_of(int64_t work, int64_t grains, int threads) {
   int64_t n = work / WORK_PER_THREAD + 1;
   if (n > threads) n = threads;
@@ -101,12 +101,12 @@ int parts_of(int64_t work, int64_t grains, int threads) {
   return static_cast<int>(n);
 }
 
-// Into how many rows and columns of parts a matrix is cut.
+// A matrix cut into rows × columns parts.
 struct Grid {
   int rows, columns;
 };
 
-// One call at one SIMD level: the products and passes of dispatch.h, shared out to threads.
+// One call at one SIMD level: divides the functions of dispatch.h among threads.
 template <class Real>
 class Call {
  public:
@@ -131,7 +131,7 @@ class Call {
     if (!done) return RNN_NO_MEMORY;
     if (args.tokens && args.dWxh) zeros(args.dWxh, I * H);
     if (args.dbh || (args.tokens && args.dWxh)) {
-      const int64_t line = 64 / sizeof(Real);  // a cache line, which no two threads should write
+      const int64_t line = 64 / sizeof(Real);  // a cache line, so that no two threads write to the same one
       const int64_t lines = ceil_div(H, line);
       rnn::share_out(parts_of(4 * T * B * H, lines, threads_), lines, [&](int, int64_t begin, int64_t end) {
         kernels_.sum(args, begin * line, end * line < H ? end * line : H);
@@ -154,7 +154,7 @@ class Call {
     return static_cast<Real*>(out);
   }
 
-  // Calls step(t, weights, part) for the parts of `steps` steps of the recurrence, in order. False where there is no memory.
+  // Calls step(t, weights, part) for the parts of `steps` steps of the recurrence, in order. False if there is no memory.
   template <class Step>
   bool run_steps(int64_t T, int64_t B, int64_t H, int64_t steps, const void* Whh, bool transpose, const Step& step) {
     const int threads = parts_of(T * B * H * H, B * panels_of(H), threads_);
@@ -183,7 +183,7 @@ class Call {
     return true;
   }
 
-  // For `work` multiply-adds: rows first, and columns where threads are left over.
+  // A grid for `work` multiply-adds: cuts rows first, then columns if threads are left.
   Grid grid_for(int64_t work, int64_t row_grains, int64_t panels) const {
     const int n = parts_of(work, row_grains * panels, threads_);
     const int rows = static_cast<int>(row_grains < n ? row_grains : n);
@@ -205,8 +205,8 @@ class Call {
 
   int64_t panels_of(int64_t columns) const { return ceil_div(columns, kernels_.panel); }
 
-  // The right side of a product, K × N, as the parts of a grid read it: where it is; or a packed copy of its columns for each
-  // part, which it finds in the cache of its core; or one for all, where a core's cache does not hold so much.
+  // The right side of a product, K × N, as the parts of a grid read it. Either the matrix itself (in_place), or one packed copy that all
+  // parts share, or a packed copy of its own columns for each part, which stays in that core's cache if it is small enough.
   struct Side {
     const Real* W;
     bool transpose;  // W is N × K
@@ -221,7 +221,7 @@ class Call {
     return tiles >= (bytes > MANY_PAGES ? TILES_OF_MANY_PAGES : rows <= FEW_ROWS ? TILES_OF_FEW_ROWS : TILES);
   }
 
-  // The matrix meets `rows`, shared out as in the grid, `times` times. False where there is no memory.
+  // Chooses how the parts read a matrix that `rows` rows are multiplied with, `times` times. False if there is no memory.
   bool prepare(const void* matrix, bool transpose, int64_t K, int64_t N, int64_t times, int64_t rows, const Grid& grid,
                Side* side) {
     const int64_t P = kernels_.panel, panels = panels_of(N), most = ceil_div(panels, grid.columns);
@@ -242,7 +242,7 @@ class Call {
     return true;
   }
 
-  // What part i reads.
+  // The weights that part i reads.
   Weights<Real> weights_of(const Side& side, int i, const Part& part) const {
     const int64_t P = kernels_.panel, size = P * side.K, whole = side.N / P;
     if (side.in_place) return {side.W, P, side.N, side.packed + i * side.room};
@@ -250,7 +250,7 @@ class Call {
     return {panels, size, P, panels + whole * size};
   }
 
-  // Makes the copy of part i, whoever computes the part, and returns `weights_of` it.
+  // Makes part i's copy, if it has one, and returns its weights.
   Weights<Real> pack(const Side& side, int i, const Part& part) const {
     const int64_t P = kernels_.panel, size = P * side.K, whole = side.N / P;
     const int64_t first = side.in_place && part.panel < whole ? whole : part.panel;
@@ -261,7 +261,7 @@ class Call {
     return weights_of(side, i, part);
   }
 
-  // out [rows,N] = a [rows,K] · b [K,N], or bᵀ of b [N,K]. False where there is no memory.
+  // out [rows,N] = a [rows,K] · b [K,N], or bᵀ of b [N,K]. False if there is no memory.
   bool multiply(int64_t rows, int64_t K, int64_t N, const void* a, const void* b, bool transpose, void* out) {
     const Grid grid = grid_for(rows * K * N, rows, panels_of(N));
     Side side;
@@ -272,7 +272,7 @@ class Call {
     return true;
   }
 
-  // out [M,N] += aᵀ·b, a [R,M], b [R,N]. A thread packs its rows of aᵀ, which takes longer, and its columns of b.
+  // out [M,N] += aᵀ·b, a [R,M], b [R,N]. A thread packs its rows of aᵀ and its columns of b. The rows take longer.
   bool add_transposed_product(int64_t R, int64_t M, int64_t N, const void* a, const Real* b, Real* out) {
     const int64_t grain = 16;  // rows: enough for a tile
     const Grid grid = grid_for(R * M * N, ceil_div(M, grain), panels_of(N));
@@ -290,7 +290,7 @@ class Call {
   Workspace workspace_;
 };
 
-// What both directions check before they write.
+// The checks of both directions, before anything is written.
 template <class Args>
 int check(Args* args, int* threads, const Level** level) {
   *threads = thread_limit();
@@ -336,7 +336,7 @@ int rnn_cpu_multiply_adds(const char* simd, int32_t dtype, int32_t threads, int6
   std::atomic<int64_t> sum{0};
   std::atomic<int> arrived{0};
   rnn::share_out(threads, threads, [&](int, int64_t, int64_t) {
-    // Side by side or not at all: wait until all are awake, for a few milliseconds at most.
+    // All threads must run side by side, so each waits until all are awake, for a few milliseconds at most.
     ++arrived;
     for (int spins = 0; arrived < threads && spins < 100 * rnn::SPINS; ++spins) rnn::pause();
     sum += static_cast<int64_t>(dtype == RNN_FLOAT32 ? level->float32.multiply_adds(rounds)

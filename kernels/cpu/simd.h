@@ -1,6 +1,6 @@
 // Vectors of RNN_SIMD_BYTES bytes, written with the compiler's vector extension (GCC and Clang, any processor).
 //
-// Included by isa_*.cc only, each with its own RNN_LEVEL (a namespace), so that no two levels share a function.
+// Only isa_*.cc include this, each with a namespace RNN_LEVEL of its own, so that no two levels share a function.
 #pragma once
 
 #include <stdint.h>
@@ -40,7 +40,7 @@ constexpr int lanes() {
 template <class Real>
 RNN_INLINE Vec<Real> load(const Real* p) {
   Vec<Real> v;
-  __builtin_memcpy(&v, p, sizeof v);  // no alignment is asked of anybody
+  __builtin_memcpy(&v, p, sizeof v);  // needs no alignment
   return v;
 }
 
@@ -49,7 +49,7 @@ RNN_INLINE void store(Real* p, Vec<Real> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The first n lanes only; the others read as 0 and are not written.
+// The first n lanes only. The other lanes read as 0 and are not written.
 template <class Real>
 RNN_INLINE Vec<Real> load(const Real* p, int64_t n) {
   Vec<Real> v = {};
@@ -62,7 +62,7 @@ RNN_INLINE void store(Real* p, Vec<Real> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
-// For each lane i where i has the bit `step`, that of b at i - step (low) or i; elsewhere that of a at i (low) or i + step.
+// Lane i of the result: if i has the bit STEP, lane i - STEP (LOW) or i of b; else lane i (LOW) or i + STEP of a.
 template <class Real, int STEP, bool LOW>
 RNN_INLINE Vec<Real> exchange(Vec<Real> a, Vec<Real> b) {
   constexpr int LANES = lanes<Real>();
@@ -94,7 +94,7 @@ RNN_INLINE void transpose(Vec<Real>* rows) {
   }
 }
 
-// Bits of one type seen as the other.
+// The bits of a value as another type.
 template <class To, class From>
 RNN_INLINE To bits(From v) {
   static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");

@@ -1,13 +1,13 @@
-// The model behind the choice. In cycles of a core, for a part of r rows and c columns of a step:
+// The model of the choice, in cycles of a core, for a part of r rows and c columns of a step:
 //
 //     multiply-adds    r · H · c / panel     a row of a panel is two vectors, one for each multiply-add unit
 //     reading Whh      H · c · item / rate   from the nearest cache that holds the part's columns: 64, 32 or 16 bytes a cycle
-//     tanh and such    r · c · 60 / panel
-//     meeting          1000, and 100 for each member, where columns are shared
+//     tanh and others  r · c · 60 / panel
+//     meeting          1000, and 100 for each member, if several threads have columns of the same rows
 //
-// The first two overlap, so the larger counts. The rates are those of cores of the last ten years to within a factor of two; what
-// matters is that rows are split while there are many of them, and columns where a thread would have few rows or a Whh that its
-// caches do not hold.
+// The first two overlap, so the larger one counts. The rates hold to within a factor of two for the cores of the last ten years. It
+// matters only that many rows are split by rows, and that columns are split if a thread would have few rows or a Whh too large for
+// its caches.
 #include "split.h"
 
 #include <unistd.h>
@@ -20,7 +20,7 @@ constexpr double ELEMENTWISE = 60, MEETING = 1000, MEMBER = 100;
 double cycles(int64_t rows, int64_t H, int64_t panels, int64_t panel, int64_t item, int members, int64_t l1, int64_t l2) {
   const double bytes = double(H) * panels * panel * item;
   const double work = double(rows) * H * panels;
-  // A quarter of L2 is for what else is there.
+  // A quarter of L2 is left for other data.
   const double reading = bytes / (bytes <= l1 ? 64 : bytes <= l2 * 3 / 4 ? 32 : 16);
   const double meeting = members > 1 ? MEETING + MEMBER * members : 0;
   return (work > reading ? work : reading) + ELEMENTWISE * rows * panels + meeting;
@@ -40,7 +40,7 @@ Split choose_split(int64_t B, int64_t H, int64_t panel, int64_t item, int thread
   int64_t rows_before = 0, panels_before = 0;
   for (int row_groups = 1; row_groups <= threads && row_groups <= B; ++row_groups) {
     const int64_t rows = ceil_div(B, row_groups);
-    if (rows == rows_before) continue;  // more threads, and the largest part is no smaller
+    if (rows == rows_before) continue;  // with more threads, but the largest part is not smaller
     rows_before = rows;
     panels_before = 0;
     for (int column_groups = 1; column_groups <= threads / row_groups && column_groups <= panels; ++column_groups) {

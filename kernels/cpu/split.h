@@ -7,7 +7,8 @@ namespace rnn {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The rows are cut into `row_groups`, which never meet, and the columns of each into `column_groups`, which meet at every step.
+// The rows are cut into `row_groups`, which never wait for one another. The columns of each are cut into `column_groups`, which wait
+// for one another at every step.
 struct Split {
   int row_groups, column_groups;
 };
@@ -17,7 +18,7 @@ struct Split {
 // own caches.
 Split choose_split(int64_t B, int64_t H, int64_t panel, int64_t item, int threads, int64_t l1, int64_t l2);
 
-// The caches of this machine; what most have where the system does not tell.
+// The caches of this machine; common sizes if the system does not say.
 int64_t l1_bytes();
 int64_t l2_bytes();
 

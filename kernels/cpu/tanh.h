@@ -3,12 +3,12 @@
 //
 //     tanh|x| = E / (E + 1),   E = (exp(2|x|) - 1) / 2
 //
-// which keeps all digits of a small x because E does. E comes from the usual reduction |x| = n·ln2/2 + r, |r| <= ln2/4:
+// This keeps all digits of a small x, because E does. E comes from the usual reduction |x| = n·ln2/2 + r, |r| <= ln2/4:
 //
 //     E = 2^n·g(r) + (2^n - 1)/2,   g(r) = (exp(2r) - 1) / 2 = r + r²·q(r)
 //
-// In float32 a step's tanh take up to a fifth of its time, so q is the polynomial of degree 4 whose g has the least relative
-// error (1.3e-8, found by a weighted fit); in float64 it is the Taylor series, cut off where the next term is below half an ulp.
+// In float32 tanh takes up to a fifth of a step's time, so q is the polynomial of degree 4 with the least relative error of g (1.3e-8,
+// found by a weighted fit). In float64 q is the Taylor series up to the term where the next one is below half an ulp.
 #pragma once
 
 #include "simd.h"
@@ -23,7 +23,7 @@ template <>
 struct TanhConstants<float> {
   static constexpr float SATURATION = 9.02f;              // tanh rounds to 1 from 9.01 on
   static constexpr int MANTISSA_BITS = 23;
-  static constexpr float TO_INTEGER = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer; and the bias
+  static constexpr float TO_INTEGER = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer. 127 is the bias.
   static constexpr float N_PER_UNIT = 2.88539008f;        // 2/ln2
   static constexpr float HALF_LN2 = 0.346573590f;
   static constexpr float Q[] = {0.0444240645f, 0.133864328f, 0.333337605f, 0.666661739f, 0.99999994f};  // highest power first
@@ -58,9 +58,9 @@ RNN_INLINE Vec<Real> tanh(Vec<Real> x) {
   for (unsigned k = 1; k < sizeof C::Q / sizeof *C::Q; ++k) q = q * r + C::Q[k];
   const V g = r + (r * r) * q;
 
-  const V power = bits<V>(bits<I>(shifted) << C::MANTISSA_BITS);  // 2^n: what is above n and the bias falls out
+  const V power = bits<V>(bits<I>(shifted) << C::MANTISSA_BITS);  // 2^n: the bits above n + bias are shifted out
   const V E = power * g + (power * Real(0.5) - Real(0.5));
-  const V y = magnitude > V{} + C::SATURATION ? V{} + Real(1) : E / (E + 1);  // this way round, so that NaN stays NaN
+  const V y = magnitude > V{} + C::SATURATION ? V{} + Real(1) : E / (E + 1);  // in this order, so that NaN stays NaN
   return bits<V>(bits<I>(y) | sign);
 }
 

@@ -1,12 +1,11 @@
 // Threads that compute the columns of the same rows, and meet at every step.
 //
-// Each member has a lane: its own columns, so that its part of Whh stays in its own cache. Step t of a lane may begin when step
-// t - 1 of every lane is done. A member that has done its own lane and sees that nobody has begun another one does that too: its
-// owner has not woken up yet, or has lost its core. So a team makes progress while one of its members runs, and a late member
-// finds its work done. A lane that somebody has begun is waited for: spinning some 20 µs, then giving the core away, then asleep
-// for 50 µs at a time.
+// Each member has a lane, its own columns, so that its part of Whh stays in its own cache. Step t of a lane may begin when step t - 1
+// of every lane is done. If a member has done its own lane and another lane has not been begun (its owner has not woken up, or has
+// lost its core), the member does that lane too. So a team makes progress as long as one member runs, and a late member finds its
+// work done. If a lane has been begun, the member waits: it spins for some 20 µs, then gives up its core, then sleeps 50 µs at a time.
 //
-// Which thread computes a lane does not change its bits.
+// The bits of a lane do not depend on the thread that computes it.
 #pragma once
 
 #include <stdint.h>
@@ -25,11 +24,11 @@ class Teams {
  public:
   Teams(int teams, int lanes) : count_(lanes), lanes_(new (std::nothrow) Lane[teams * lanes]) {}
 
-  // Whether there was memory for the lanes.
+  // False if there was no memory for the lanes.
   bool ready() const { return lanes_ != nullptr; }
 
-  // What the member `own` of a team does: calls step(t, lane) for its lane, t = 0 to steps - 1, and for others that are late.
-  // Returns when all steps of all its team's lanes are done.
+  // The work of member `own` of a team: calls step(t, lane) for its lane, t = 0 to steps - 1, and for lanes whose owners are late.
+  // Returns when all steps of all lanes of the team are done.
   template <class Step>
   void run(int team, int own, int64_t steps, const Step& step) const {
     Lane* lanes = lanes_.get() + team * count_;
@@ -41,16 +40,16 @@ class Teams {
   }
 
  private:
-  // Whoever moves `begun` from t to t + 1 computes step t of the lane, and then moves `done`.
+  // The thread that moves `begun` from t to t + 1 computes step t of the lane, and then moves `done`.
   struct alignas(128) Lane {
     std::atomic<int64_t> begun{0}, done{0};
-    std::atomic<bool> late{false};  // somebody else had to compute the last step: do not wait for the owner
+    std::atomic<bool> late{false};  // another member computed the last step: do not wait for the owner
   };
 
   static constexpr int PATIENCE = 50;  // pauses, 1 to 2 µs, for which an owner may be late
   static constexpr int YIELDS = 100;
 
-  // Computes step t of the lane, unless somebody has begun it.
+  // Computes step t of the lane, unless another member has begun it.
   template <class Step>
   static bool begin(Lane* lanes, int lane, int64_t t, const Step& step) {
     int64_t expected = t;
@@ -60,7 +59,7 @@ class Teams {
     return true;
   }
 
-  // Waits until step t of the lane is done, and computes it where nobody else does.
+  // Waits until step t of the lane is done, and computes it if no other member does.
   template <class Step>
   static void finish(Lane* lanes, int lane, int64_t t, const Step& step) {
     Lane& its = lanes[lane];

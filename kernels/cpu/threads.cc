@@ -1,8 +1,8 @@
-// A pool of threads, started as they are first needed and kept asleep between calls. A call has several phases: between them a
-// thread spins for a while, and then goes to sleep.
+// A pool of threads. They start when they are first needed and sleep between calls. A call has several phases; between them a thread
+// spins for a while and then goes to sleep.
 //
-// A thread that has to be woken up may need longer than the work takes. So each task belongs to whoever comes first, and the
-// caller, which is there already, does what the others have not begun.
+// Waking a thread may take longer than the work. So a task belongs to the thread that takes it first, and the caller, which is awake,
+// does the tasks that nobody else has taken.
 #include "threads.h"
 
 #include <pthread.h>
@@ -24,7 +24,7 @@
 namespace rnn {
 namespace {
 
-// Tasks may be more than threads. Far more threads than processors would be in one another's way.
+// There may be more tasks than threads. Far more threads than processors would only slow one another down.
 const int MOST_WORKERS = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
 
 class Pool {
@@ -47,7 +47,7 @@ class Pool {
     work_on(job_, 0);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      places_.store(0, std::memory_order_relaxed);  // whoever comes now has come too late
+      places_.store(0, std::memory_order_relaxed);  // a worker that comes now is too late
     }
     for (int spins = 0; at_work_.load(std::memory_order_acquire) != 0; ++spins) {
       if (spins < SPINS) pause();
@@ -62,7 +62,7 @@ class Pool {
     void* context;
   };
 
-  // False where no more memory can be had for this process.
+  // False if this process can get no more memory.
   bool has_room_for(int n) {
     try {
       while (static_cast<int>(begun_.size()) < n) begun_.emplace_back(false);
@@ -72,7 +72,7 @@ class Pool {
     return true;
   }
 
-  // False where no more threads can be had.
+  // False if this process can start no more threads.
   bool has_workers(int n) {
     try {
       for (; workers_ < n; ++workers_) std::thread(&Pool::work, this, workers_ + 1, generation_.load()).detach();
@@ -82,7 +82,7 @@ class Pool {
     return true;
   }
 
-  // Does the job's tasks that nobody has begun, the thread's own first.
+  // Does the tasks of the job that no other thread has begun, starting with the thread's own.
   void work_on(const Job& job, int own) {
     for (int i = 0; i < job.n; ++i) {
       const int which = (own + i) % job.n;
@@ -94,7 +94,7 @@ class Pool {
     for (;;) {
       for (int spins = 0; spins < SPINS && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
       const unsigned now = generation_.load(std::memory_order_acquire);
-      if (now != seen && places_.load(std::memory_order_relaxed) == 0) {  // a job that has enough: no need for the lock
+      if (now != seen && places_.load(std::memory_order_relaxed) == 0) {  // the job has enough workers: skip the lock
         seen = now;
         continue;
       }
@@ -116,20 +116,20 @@ class Pool {
   std::mutex callers_;  // held while a job runs
   int workers_ = 0;     // guarded by callers_
 
-  std::mutex mutex_;  // guards job_ and places_, which may be read without
+  std::mutex mutex_;  // guards job_ and places_; places_ may be read without it
   std::condition_variable wake_;
   Job job_ = {};
   std::atomic<unsigned> generation_{0};  // of job_; changes under mutex_
-  std::atomic<int> places_{0};           // how many more workers the job wants
-  std::atomic<int> at_work_{0};          // workers that have taken it up
-  std::deque<std::atomic<bool>> begun_;  // each task of the job; its size is guarded by callers_
+  std::atomic<int> places_{0};           // how many more workers the job can use
+  std::atomic<int> at_work_{0};          // workers that have joined it
+  std::deque<std::atomic<bool>> begun_;  // for each task of the job; callers_ guards its size
 };
 
-// Never destroyed, since its threads outlive main(). A forked child has none of them and starts its own pool.
+// Never destroyed, since its threads outlive main(). A forked child has none of the threads and makes a pool of its own.
 Pool* pool = new Pool;
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
 
-// The number that a variable starts with ("4" or OpenMP's "4,2"), 0 where it is no positive number, -1 where unset.
+// The number at the start of a variable ("4" or OpenMP's "4,2"); 0 if it is not a positive number, -1 if unset.
 int number_in(const char* variable) {
   const char* text = getenv(variable);
   if (!text || !*text) return -1;

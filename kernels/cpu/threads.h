@@ -8,7 +8,7 @@
 
 namespace rnn {
 
-// How often a thread that waits for another one spins, about 20 µs, before it gives its core away.
+// How often a thread that waits for another one spins, about 20 µs, before it gives up its core.
 constexpr int SPINS = 1000;
 
 inline void pause() {
@@ -17,12 +17,12 @@ inline void pause() {
 #endif
 }
 
-// RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may run on; 0 where the first is
-// set and not a positive number.
+// RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may run on; 0 if the first is
+// set and is not a positive number.
 int thread_limit();
 
-// Calls task(context, i, n) once for each i in [0, n) and returns when all have finished. The calls run side by side on
-// a pool of threads; where another caller has the pool, or no thread can be had, this thread makes all of them itself.
+// Calls task(context, i, n) once for each i in [0, n) and returns when all have finished. The calls run side by side on a pool of
+// threads. If another caller has the pool, or no thread can be started, this thread makes all calls itself.
 void run_parallel(int n, void (*task)(void* context, int i, int n), void* context);
 
 // Calls part(i, begin, end) for n shares of [0, count), side by side.
@@ -38,16 +38,16 @@ void share_out(int n, int64_t count, const Part& part) {
   }, &context);
 }
 
-// Calls part(begin, end) for shares of [0, count), side by side. They read and write `bytes` in all, which decides how many there are.
+// Calls part(begin, end) for shares of [0, count), side by side. The number of shares depends on `bytes`, the memory that they touch.
 template <class Part>
 void share_out_bytes(int64_t bytes, int64_t count, const Part& part) {
-  constexpr int64_t BYTES = 1 << 17;  // that a thread is worth waking for (some 10 µs)
+  constexpr int64_t BYTES = 1 << 17;  // worth waking a thread for (some 10 µs)
   const int64_t parts = std::min({bytes / BYTES + 1, count, static_cast<int64_t>(std::max(thread_limit(), 1))});
   share_out(static_cast<int>(parts), count, [&](int, int64_t begin, int64_t end) { part(begin, end); });
 }
 
-// By one memset a thread: where there is much to write, that of the C library writes past the caches. It fills 80 MB in 1 ms.
-// (A look-up's gradient could be zeroed block by block while a cache holds the block, and added to there. That took 4 ms.)
+// One memset a thread: that of the C library bypasses the caches if there is much to write. 80 MB take 1 ms. (Zeroing a look-up's
+// gradient block by block, and adding to each block while it is in a cache, took 4 ms.)
 inline void fill_with_zeros(void* memory, int64_t bytes) {
   share_out_bytes(bytes, bytes, [&](int64_t begin, int64_t end) { memset(static_cast<char*>(memory) + begin, 0, end - begin); });
 }
