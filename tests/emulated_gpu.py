@@ -2,7 +2,7 @@
 import contextlib
 
 import numpy as np
-from cuda_host import Host
+from cuda_host import Emulator
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 
@@ -13,7 +13,7 @@ class EmulatedGpu:
 
     def __init__(self, architecture=90, defect=None):
         self.device, self.defect = variants.known_device(architecture, 16), defect
-        self.runtime = Host(self.device)
+        self.runtime = Emulator(self.device)
         self._multiply, self.products, self.recordings = self.runtime.multiply, 0, 0
         self.runtime.multiply = self.multiply
         self.launcher = Launcher(self.runtime)

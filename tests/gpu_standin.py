@@ -1,6 +1,6 @@
 """The benchmark's GPU (rnn_ops/backends/cuda/cupy_gpu.py) on the real CuPy and cuda_standin.py, for processes.
 
-Our kernels and cuBLAS's products are computed, by the machine of tests/cuda_host and by NumPy. CuPy's own kernels compute
+Our kernels and cuBLAS's products are computed, by the emulator of tests/cuda_host and by NumPy. CuPy's own kernels compute
 nothing; so truths are NumPy's, as on a host where CuPy finds no headers of CUDA's.
 """
 import ctypes
@@ -11,7 +11,7 @@ import cuda_standin
 def machine():
     driver, _ = cuda_standin.install()
     import numpy as np
-    from cuda_host import Host
+    from cuda_host import Emulator
     from cuda_host import driver as host_driver
     from rnn_ops_benchmarks.gpu import work
     found = work.gpu()
@@ -20,7 +20,7 @@ def machine():
     cublas = ctypes.CDLL(f"libcublas.so.{version}")
     for name, role in cuda_standin.GEMM.items():
         getattr(cublas, f"set_{name}")(ctypes.c_void_p(host_driver.functions()[role]))
-    host, now, views = Host(runtime.device), [], []
+    host, now, views = Emulator(runtime.device), [], []
     launch, address = runtime.launch, runtime.address
 
     def run(launched):

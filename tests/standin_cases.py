@@ -1,7 +1,7 @@
 """rnn_ops/backends/cuda on the real CuPy with stand-ins below it (cuda_standin.py): run by test_cuda_standin.py, in a
 process that finds the stand-in driver.
 
-The launches are run by the machine of tests/cuda_host on the arrays' memory, the products by NumPy.
+The launches are run by the emulator of tests/cuda_host on the arrays' memory, the products by NumPy.
 """
 import ctypes
 import importlib.util
@@ -14,7 +14,7 @@ import cuda_standin
 DRIVER, RUNTIME = cuda_standin.install()
 
 import cupy  # noqa: E402
-from cuda_host import Host  # noqa: E402
+from cuda_host import Emulator  # noqa: E402
 from cuda_host import driver as host_driver  # noqa: E402
 from recurrence_cases import check, random_case  # noqa: E402
 from rnn_ops import info  # noqa: E402
@@ -63,7 +63,7 @@ def gpu():
 @pytest.fixture
 def computed(gpu, monkeypatch):
     """Inside, launches of our kernels compute. The list of all `Launch`es whose function was asked for."""
-    host, asked, launches, views = Host(gpu.device), [], {}, []
+    host, asked, launches, views = Emulator(gpu.device), [], {}, []
     function, address = type(gpu).function, type(gpu).address
 
     def function_of(self, launch):

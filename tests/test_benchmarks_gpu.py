@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from cuda_host import Host
+from cuda_host import Emulator
 from gpu_machines import H100
 from gpu_machines import Defective
 from rnn_ops.backends.cuda import variants

@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from cuda_host import Host
+from cuda_host import Emulator
 from gpu_machines import H100, Defective
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
@@ -175,7 +175,7 @@ def test_a_machine_that_answers_no_more_ends_the_checks(defect, why):
 def test_the_kernels_themselves_pass_on_a_cpu(architecture, families):
     """The same checks on the sources, run by tests/cuda_host."""
     gpu = Defective(variants.known_device(architecture, 16))
-    gpu.launcher = Launcher(Host(gpu.device))
+    gpu.launcher = Launcher(Emulator(gpu.device))
     results = checks.run(gpu, checks.plan(gpu.device, shapes=((2, 3, 5, 37),), variant_shapes=(),
                                               option_shapes=((3, 2, 3, 5),), bits_shapes=(), sweep=2 ** 8))
     assert [str(result) for result in results if not result.passed] == []

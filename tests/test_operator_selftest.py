@@ -45,7 +45,7 @@ def test_what_is_right_passes(check, small):
 
 @pytest.mark.slow
 def test_the_custom_op_passes_with_the_kernels_of_a_gpu(small, monkeypatch):
-    """Copied to the machine of tests/cuda_host and back."""
+    """Copied to the emulator of tests/cuda_host and back."""
     monkeypatch.setattr(selftest, "SHAPES", ((3, 2, 5, 7),))
     with platform(variants.known_device(90, 8)) as gpus:
         rnn_ops.use("cuda")
