@@ -26,7 +26,7 @@ def profile(shape):
     from rnn_ops_timemachine import training
     problem = problems.TrainingStep(shape, _BATCHES)
     tokens, labels = (mx.nd.array(array, dtype="int32") for array in (problem.tokens, problem.labels))
-    module = getattr(operators, operators.choice())
+    module = getattr(operators, operators.in_use())
     learner = training.Learner(problem.parameters, module.rnn_sequence)
 
     def steps():

@@ -12,8 +12,10 @@ import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.direction import WEIGHTS, direction, mask, matrices, with_dense_gradients, within
-from rnn_ops.operators import choice, native, rnn_step
+from rnn_ops.layer_graph import WEIGHTS, layer_graph, mask, matrices, with_dense_gradients, within
+from rnn_ops.operators import in_use, looks_at_tokens, rnn_step
+from rnn_ops.operators.native import guard
+from rnn_ops.operators.ndarray import no_array
 from rnn_ops.operators.one_node import OneNode
 
 __all__ = ["RNN", "RNNCell", "TokenRNN"]
@@ -68,7 +70,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
         states = _each(states, lambda state: _from_amp(state, self._dtype))
         if not isinstance(inputs, mx.sym.Symbol):  # a Symbol has nothing to check yet
             if not isinstance(inputs, mx.nd.NDArray):
-                raise TypeError(arguments.no_array("inputs", inputs))
+                raise TypeError(no_array("inputs", inputs))
             self._check_inputs(inputs)
             _check_not_empty(inputs)
             inputs, states, sequence_length = _each((inputs, states, sequence_length), _in_cpu)
@@ -91,7 +93,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
         needed = self.state_info(rows)[0]["shape"]
         for state in [] if states is None else states if isinstance(states, (list, tuple)) else [states]:
             if not isinstance(state, mx.nd.NDArray):
-                raise TypeError(arguments.no_array("states", state))
+                raise TypeError(no_array("states", state))
             if state.shape != needed:
                 raise ValueError(f"states: got shape {state.shape}, needs {needed}: inputs have {rows} rows in the layout "
                                  f"{self._layout} of this layer")
@@ -116,12 +118,12 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             ((time, rows) + inputs.shape[2:], inputs), (states.shape[1:], states), self._first_weight(weights),
             *((weights[kind].shape[::-1], weights[kind]) for kind in ("l0_h2h_weight", "l0_i2h_bias")))]
         arguments.check(*first)
-        constant = not native.has_history(inputs)
+        constant = not guard.has_history(inputs)
 
         def compute(inputs, states, lengths, *values):
             return self._of_symbols(inputs, states, lengths, dict(zip(weights, values)), constant)
 
-        return self._one_node((choice(), constant, lengths is None), compute, [inputs, states, lengths, *weights.values()])
+        return self._one_node((in_use(), constant, lengths is None), compute, [inputs, states, lengths, *weights.values()])
 
     def _first_weight(self, weights):
         """The shape of the first Wxh, and the array that holds it."""
@@ -148,7 +150,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
             sides = []
             for side in "lr"[:self._dir]:
                 own = {kind: weights.get(f"{side}{layer}_{kind}") for kind in WEIGHTS + ("i2h_table",)}
-                outputs, state = direction(
+                outputs, state = layer_graph(
                     sequence, states[len(last_states)], own, activation, self._hidden_size, lengths, side == "r",
                     self._input_size if self._takes_tokens and layer == 0 else None, constant and layer == 0)
                 sides.append(outputs)
@@ -236,8 +238,8 @@ class TokenRNN(RNN):
                              f"dimensions, {self._layout[:2]}; cast them with astype('int32')")
 
     def _check_tokens(self, inputs, lengths):
-        if inputs.context.device_type == "gpu" and choice() == "native":
-            return  # it waits for nothing
+        if not looks_at_tokens(inputs.context):
+            return
         tokens = inputs.asnumpy()
         if lengths is not None:  # what lies behind the end of a row does not matter
             time = self._layout.find("T")
@@ -283,7 +285,7 @@ i2h_bias_initializer, h2h_bias_initializer
         listed = isinstance(inputs, (list, tuple))
         for value in inputs if listed else [inputs]:
             if not isinstance(value, (mx.nd.NDArray, mx.sym.Symbol)):
-                raise TypeError(arguments.no_array("inputs", value))
+                raise TypeError(no_array("inputs", value))
             if isinstance(value, mx.nd.NDArray):
                 _check_not_empty(value)
         inputs, begin_state, valid_length = _each((inputs, begin_state, valid_length), _in_cpu)
@@ -317,12 +319,11 @@ i2h_bias_initializer, h2h_bias_initializer
                 lengths = within(sequence, lengths)
                 sequence = mask(sequence, lengths)
             own = with_dense_gradients(self, dict(zip(weights, values)))
-            return direction(sequence, state, own, self._activation, self._hidden_size, lengths,
-                              constant=constant)
+            return layer_graph(sequence, state, own, self._activation, self._hidden_size, lengths, constant=constant)
 
-        constant = F is mx.nd and not native.has_history(sequence)
+        constant = F is mx.nd and not guard.has_history(sequence)
         arrays = [sequence, state, lengths, *weights.values()]
-        return compute(*arrays) if F is mx.sym else self._one_node((choice(), constant, lengths is None), compute, arrays)
+        return compute(*arrays) if F is mx.sym else self._one_node((in_use(), constant, lengths is None), compute, arrays)
 
     def _weights(self, F, sequence, begin_state):
         """The parameters by their names, as arrays or Symbols. Their shapes may still be open."""

@@ -147,7 +147,7 @@ def main(device="cpu", json_path=None):
     if reason:  # now, and not after a minute's work
         return fail(2, f"cannot write {json_path}: {reason}")
     with _computing_on(device) as place:
-        operator = operators.choice()
+        operator = operators.in_use()
         print(textwrap.fill(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {place} against its reference in MXNet "
                             f"{mx.__version__}; of each case the tensor that is nearest to its bound, and how near:", 80))
         rows = check(report=_print_progress)

@@ -123,8 +123,8 @@ def _no_folder():
 
 
 def _choice():
-    from rnn_ops.operators import choice
-    return choice()
+    from rnn_ops.operators import in_use
+    return in_use()
 
 
 def _operator():

@@ -16,7 +16,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 from rnn_ops.gradcheck import Case
-from rnn_ops.operators import api, custom, devices
+from rnn_ops.operators import custom, devices
 
 H100 = variants.known_device(90, 8)
 PLACES = ["gpu", "offload"]
@@ -38,8 +38,7 @@ def gpus():
 def place(request, gpus, monkeypatch):
     """Arrays on the CPU are computed on in one of the places that use a GPU. Gives the emulators that do it."""
     if request.param == "gpu":
-        for module in custom, api:
-            monkeypatch.setattr(module, "device_for", lambda context: devices.Gpu(cuda.gpu(context.device_id)))
+        monkeypatch.setattr(custom, "device_for", lambda context: devices.Gpu(cuda.gpu(context.device_id)))
         yield gpus
     else:
         rnn_ops.use("cuda")
@@ -244,10 +243,10 @@ def test_only_what_it_must_is_copied(gpus, monkeypatch):
 def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkeypatch, setting):
     """That one computes where the arrays are."""
     monkeypatch.setenv("RNN_OPS_OPERATOR", setting)
-    assert operators.choice() == "native"
+    assert operators.in_use() == "native"
     rnn_ops.use("cuda")
     try:
-        assert operators.choice() == "custom"
+        assert operators.in_use() == "custom"
         rnn_ops.rnn_sequence(*arrays()[0])[0].wait_to_read()
         assert gpus.emulators[0].launches
     finally:

@@ -23,7 +23,7 @@ from rnn_ops.backends.arguments import NAMES
 from rnn_ops.gradcheck import Case, draw, values_and_gradients
 from rnn_ops.exactness import relative_error
 from rnn_ops.operators import native
-from rnn_ops.operators.native import functions
+from rnn_ops.operators.native import guard, load
 
 GRADIENTS = ["d" + name for name in NAMES]
 KINDS = ["dense", "tokens"]
@@ -49,7 +49,7 @@ def native_of(case):
 
 def unguarded(*values):
     """The bare operator of a sequence on Symbols or NDArrays, as somebody would call it who does not know."""
-    on_ndarrays, on_symbols = functions._functions
+    on_ndarrays, on_symbols = load.operator[:2]
     operator = on_ndarrays if isinstance(values[0], mx.nd.NDArray) else on_symbols
     results = operator(*values, step="0", activation="tanh")
     return results[0], results[1]
@@ -260,7 +260,7 @@ def test_only_some_arrays_have_a_gradient(kind, with_gradient, grad_req):
 
 
 def test_what_nobody_can_ask_for_is_not_computed():
-    on_ndarrays, _ = functions._functions
+    on_ndarrays, _ = load.operator[:2]
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
     arrays = ndarrays(arguments)
     for array in arrays:
@@ -277,8 +277,8 @@ def test_which_arrays_autograd_knows():
     with mx.autograd.record():
         known = [leaf, leaf * 2, leaf.reshape((3, 1))]
         unknown = [constant, constant * 2, (leaf * 2).detach()]
-        assert all(functions.has_history(array) for array in known)
-        assert not any(functions.has_history(array) for array in unknown)
+        assert all(guard.has_history(array) for array in known)
+        assert not any(guard.has_history(array) for array in unknown)
 
 
 def test_to_ask_autograd_changes_nothing():
@@ -619,7 +619,7 @@ def test_sparse_arrays_of_symbols():
     (dict(steps="1"), "attributes: got 'steps', needs step, activation, wanted, row and rank only"),
 ])
 def test_attributes_of_the_operator(attributes, sentence):
-    on_ndarrays, on_symbols = functions._functions
+    on_ndarrays, on_symbols = load.operator[:2]
     with pytest.raises(mx.MXNetError, match=sentence):
         on_ndarrays(*good().values(), **attributes)
     with mx.AttrScope(ctx_group="anything"):  # a note on the node, not for the operator
@@ -649,12 +649,12 @@ def test_which_operator_is_taken(monkeypatch, setting, op):
     if setting is not None:
         monkeypatch.setenv("RNN_OPS_OPERATOR", setting)
     assert op_of(rnn_ops.rnn_sequence) == op_of(rnn_ops.rnn_step) == op
-    assert {"native": "rnn_ops_native", "custom": "Custom"}[operators.choice()] == op
+    assert {"native": "rnn_ops_native", "custom": "Custom"}[operators.in_use()] == op
 
 
 def test_where_there_is_none_the_custom_operator_is_taken_unless_the_native_one_is_asked_for(monkeypatch):
     monkeypatch.delenv("RNN_OPS_OPERATOR", raising=False)
-    monkeypatch.setattr(functions, "_NOT_LOADED", "the reason")
+    monkeypatch.setattr(load, "failure", "the reason")
     assert op_of(rnn_ops.rnn_sequence) == "Custom"
     assert info.collect()["operator"] == "custom (there is no native one: the reason)"
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
@@ -683,8 +683,8 @@ def test_where_mxnet_does_not_take_the_library_the_custom_operator_is_taken_and_
     shutil.copytree(os.path.dirname(rnn_ops.__file__), str(tmp_path / "rnn_ops"), ignore=shutil.ignore_patterns("__pycache__"))
     library = tmp_path / "rnn_ops" / os.path.basename(native.library_path())
     library.write_bytes(library.read_bytes().replace(b"_opRegSize", b"_opRegSiez"))  # a name that MXNet looks for
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import rnn_ops; from rnn_ops.operators import choice, native; "
-            "print(choice(), '|', native.why_not())")
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import rnn_ops; from rnn_ops.operators import in_use, native; "
+            "print(in_use(), '|', native.why_not())")
     environment = {name: value for name, value in os.environ.items() if name != "RNN_OPS_OPERATOR"}
     said = subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], universal_newlines=True, env=environment,
                                    cwd=str(tmp_path))

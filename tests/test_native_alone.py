@@ -17,7 +17,7 @@ from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
 from rnn_ops.operators import native
-from rnn_ops.operators.native import functions
+from rnn_ops.operators.native import load
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -154,8 +154,8 @@ def check():
 AGAIN = "mx.library.load(library, verbose=False); check()\n"
 IMPORT = """
 import rnn_ops
-from rnn_ops.operators import choice, native
-assert native.why_not() is None and choice() == "native"
+from rnn_ops.operators import in_use, native
+assert native.why_not() is None and in_use() == "native"
 check()
 """
 
@@ -222,4 +222,4 @@ def test_arrays_on_a_gpu_need_python():
                                               "Python has imported rnn_ops"):
             Native(types.SimpleNamespace(hosts={}), device=1).forward(*arrays, np.empty((T, B, H), "float32"))
     finally:
-        library.rnn_ops_native_use_recorder(functions._programs._record)
+        library.rnn_ops_native_use_recorder(load.operator.programs._record)

@@ -22,7 +22,7 @@ from rnn_ops.backends.arguments import NAMES
 from rnn_ops.exactness import relative_error
 from rnn_ops.gradcheck import Case, draw, values_and_gradients
 from rnn_ops.operators import native
-from rnn_ops.operators.native import front, functions
+from rnn_ops.operators.native import calls, front, load
 
 T, B, I, H = 4, 3, 5, 7
 BOUND = 1e-12
@@ -33,7 +33,7 @@ CALL = native.call
 
 def new_front():
     handle = ctypes.c_void_p()
-    mx.base.check_call(mx.base._LIB.NNGetOpHandle(functions.NAME.encode(), ctypes.byref(handle)))
+    mx.base.check_call(mx.base._LIB.NNGetOpHandle(load.NAME.encode(), ctypes.byref(handle)))
     return front.Front(ctypes.CDLL(native.library_path()), handle)
 
 
@@ -43,7 +43,7 @@ def notes(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "no notes":
             patch.setattr(front, "_INFO_TYPE", "a name that is not there")
-        patch.setattr(functions, "_front", new_front())
+        patch.setattr(load, "operator", load.operator._replace(front=new_front()))
         yield request.param
     new_front()
 
@@ -53,7 +53,7 @@ def nothing_else():
     """All calls of this file are the front's, but those that say otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "call", None)
-        patch.setattr(functions, "call", None)
+        patch.setattr(calls, "call", None)
         yield
 
 
@@ -379,7 +379,7 @@ def test_an_array_whose_computation_has_failed(index, record):
     arrays = arrays_of("tokens" if index == 0 else "dense")
     for function in (rnn_ops.rnn_sequence, native.rnn_sequence):
         wrong = mx.nd.zeros((T, B), dtype="int32") + 99
-        failed = rnn_ops.operators.native.functions._functions[0](wrong, *arrays[1:], step="0")[0]
+        failed = native.unguarded(wrong, *arrays[1:], step="0")[0]
         given = list(arrays)
         given[index] = failed.reshape(-1)[:arrays[index].size].reshape(arrays[index].shape).astype(arrays[index].dtype)
         given[1].attach_grad()
@@ -458,7 +458,7 @@ def test_what_nobody_can_see_is_not_written():
         array.attach_grad()
         array.grad[:] = 3
     with mx.autograd.record():
-        outputs, _ = functions._functions[0](*arrays, step="0", wanted="0.1..")
+        outputs, _ = native.unguarded(*arrays, step="0", wanted="0.1..")
     outputs.backward()
     found = [array.grad.asnumpy() for array in arrays]
     assert np.isnan(found[0]).all() and (found[2] != 3).all()

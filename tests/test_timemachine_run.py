@@ -18,7 +18,7 @@ import pytest
 
 import rnn_ops
 from rnn_ops import operators, reference
-from rnn_ops.operators.native import functions as native_functions
+from rnn_ops.operators.native import load
 from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import checkpoint, data, hints, model, progress, prompts, text, training
 from rnn_ops_timemachine.parameters import initialise
@@ -114,7 +114,7 @@ def test_a_run_takes_the_operator_that_there_is_and_stays_with_it(train, monkeyp
     monkeypatch.delenv("RNN_OPS_OPERATOR")
     assert train("--resume", "--epochs", "2", out="custom")[0] == 0  # as one from before there was a native operator
 
-    monkeypatch.setattr(native_functions, "_NOT_LOADED", "the reason")
+    monkeypatch.setattr(load, "failure", "the reason")
     assert step_of(train("--epochs", "1", out="none")[1]) == "custom"
     for arguments in ["--step", "native", "--epochs", "1"], ["--resume", "--epochs", "2"]:
         status, _, _, stderr = train(*arguments, out="other" if "--step" in arguments else "native")

@@ -32,7 +32,7 @@ def default() -> str:
     """The step that a run takes if none is given: the operator that `rnn_ops.rnn_sequence` is, or "cuda" where MXNet is not
     installed and a GPU is there."""
     try:
-        return _import("rnn_ops.operators").choice()
+        return _import("rnn_ops.operators").in_use()
     except ImportError:
         if cuda.why_not() is None:
             return "cuda"

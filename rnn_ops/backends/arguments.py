@@ -7,7 +7,6 @@ Shapes are written in letters, one for each dimension: T steps, B batch rows, I 
 stands for one size wherever it appears, whichever argument it was first read from.
 """
 import functools
-import types
 from typing import NamedTuple
 
 import numpy as np
@@ -31,24 +30,6 @@ class Signature(NamedTuple):
     H: int
     dtype: np.dtype
     tokens: bool
-
-
-def no_array(name, value):
-    """The sentence for a value that is no NDArray and no Symbol, and what to write instead."""
-    kind = type(value)
-    where = f"{kind.__module__}.{kind.__name__}".replace("builtins.", "")
-    remedy = ""
-    if isinstance(value, (list, tuple)) and value and all(hasattr(item, "asnumpy") for item in value):
-        remedy = f": {name}[0]" if len(value) == 1 else f": mx.nd.stack(*{name})"
-    elif where == "mxnet.gluon.parameter.Parameter":
-        remedy = f": {name}.data()"
-    elif where.startswith("torch."):
-        remedy = f": mx.nd.array({name}.numpy())"
-    elif isinstance(value, types.GeneratorType):
-        remedy = f": list({name})"
-    elif isinstance(value, (np.ndarray, np.generic, list, tuple)):
-        remedy = f": mx.nd.array({name})"
-    return f"{name}: got {where}, needs an NDArray or a Symbol{remedy}"
 
 
 class Described(NamedTuple):

@@ -1,21 +1,25 @@
 """The functions that users call, in front of the operators: the native one, and the CustomOp where there is none.
 
-They check NDArrays before MXNet sees them, since an exception in the caller's thread says more than an MXNetError at
-some later wait. What the native operator's own front finds right (`native.quick_call`) is not checked again here. Symbols have
-nothing to check yet: their errors come from the operators when they are bound or run.
+NDArrays are checked before MXNet sees them, because an exception in the caller's thread says more than an MXNetError at some
+later wait. Arguments that the native operator's quick way has found to be right are not checked again here. There is nothing
+to check of Symbols yet: the operators raise their errors when a graph is bound or run.
 """
 import os
+from typing import Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
-from rnn_ops.operators import custom, lookup, native
-from rnn_ops.operators.ndarray import view
-from rnn_ops.operators.devices import in_use, device_for
+from rnn_ops.operators import custom, devices, lookup, native, ndarray
+
+__all__ = ["rnn_step", "rnn_sequence", "in_use", "looks_at_tokens"]
+
+Array = TypeVar("Array", mx.nd.NDArray, mx.sym.Symbol)
+_OPERATORS = {"native": native, "custom": custom}
 
 
-def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_step(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array, activation: str = "tanh") -> Array:
     """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), as one MXNet operator.
 
     The step of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5. For
@@ -64,10 +68,11 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     >>> rnn_ops.rnn_step(tokens, mx.nd.zeros((2, 5)), Wxh, Whh, bh).shape
     (2, 5)
     """
-    return _call("rnn_step", True, (inputs, state, Wxh, Whh, bh), activation)
+    return _call(True, (inputs, state, Wxh, Whh, bh), activation)
 
 
-def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_sequence(inputs: Union[Array, Sequence[Array]], state: Array, Wxh: Array, Whh: Array, bh: Array,
+                 activation: str = "tanh") -> Tuple[Array, Array]:
     """The recurrence h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) over T steps as one MXNet operator.
 
     The loop of "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, chapter 5,
@@ -111,15 +116,16 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     """
     if isinstance(inputs, (list, tuple)):
         inputs = _stacked(inputs)
-    outputs, state = _call("rnn_sequence", False, (inputs, state, Wxh, Whh, bh), activation)
+    outputs, state = _call(False, (inputs, state, Wxh, Whh, bh), activation)
     return outputs, state
 
 
-def choice():
+def in_use() -> str:
     """Which operator `rnn_step` and `rnn_sequence` take: "native" or "custom".
 
-    What RNN_OPS_OPERATOR names; else the native one, unless `rnn_ops.operators.native.why_not` says that there is none. After
-    `use("cuda")` the custom one in any case: to copy arrays to a GPU and back is its business.
+    The environment variable RNN_OPS_OPERATOR names one. Without it the native one is taken, unless
+    `rnn_ops.operators.native.why_not` says why there is none. After `use("cuda")` the custom one is always taken, because it
+    alone copies arrays to a GPU and back.
 
     Raises
     ------
@@ -129,9 +135,9 @@ def choice():
         It names the native operator, and there is none: why.
     """
     name = os.environ.get("RNN_OPS_OPERATOR", "")
-    if name not in ("", "custom", "native"):
+    if name not in ("", *_OPERATORS):
         raise ValueError(f"RNN_OPS_OPERATOR: got {name!r}, needs 'custom' or 'native'")
-    if name == "custom" or in_use() != "cpu":
+    if name == "custom" or devices.in_use() != "cpu":
         return "custom"
     reason = native.why_not()
     if reason and name:
@@ -139,11 +145,16 @@ def choice():
     return "custom" if reason else "native"
 
 
+def looks_at_tokens(context: mx.Context) -> bool:
+    """Whether the operator in use refuses tokens outside [0, I) in arrays of this context."""
+    return _OPERATORS[in_use()].looks_at_tokens(context)
+
+
 def _stacked(inputs):
     """A list of one array a step, such as the tutorial's, as one array."""
     for t, value in enumerate(inputs):
         if type(value) not in (mx.nd.NDArray, mx.sym.Symbol) or type(value) is not type(inputs[0]):
-            raise TypeError(arguments.no_array(f"inputs[{t}]", value))
+            raise TypeError(ndarray.no_array(f"inputs[{t}]", value))
         if isinstance(value, mx.nd.NDArray) and (value.shape, value.dtype) != (inputs[0].shape, inputs[0].dtype):
             raise ValueError(f"inputs[{t}]: got {np.dtype(value.dtype)} of shape {value.shape}, needs "
                              f"{np.dtype(inputs[0].dtype)} of shape {inputs[0].shape}, as inputs[0]")
@@ -153,20 +164,18 @@ def _stacked(inputs):
     return module.stack(*inputs, axis=0)
 
 
-def _call(name, step, values, activation):
+def _call(step, values, activation):
     arguments.check_activation(activation)
-    operator = native if choice() == "native" else custom
+    operator = _OPERATORS[in_use()]
     if operator is native:
         results = native.quick_call(step, values, activation, check_tokens=True)
         if results is not None:
             return results
-    if all(type(value) is mx.nd.NDArray for value in values):
+    if ndarray.are_ndarrays(values):
         _check(step, values, operator)
-    elif not all(type(value) is mx.sym.Symbol for value in values):
-        raise TypeError(_why_not(values))
     if operator is native:
-        return native.call(step, lookup.small(step, *values), activation)
-    return getattr(operator, name)(*values, activation=activation)
+        values = lookup.small(step, *values)
+    return operator.call(step, values, activation)
 
 
 def _check(step, arrays, operator):
@@ -176,28 +185,13 @@ def _check(step, arrays, operator):
     for name, array in zip(arguments.NAMES, arrays):
         if _device(array.context) != _device(context):
             raise ValueError(f"{name}: got an array on {array.context}, needs one on {context}, the context of inputs")
-    device_for(context)
-    # On a GPU the native operator waits for nothing, not even to see the tokens: a wrong one makes NaN.
-    if signature.tokens and not (operator is native and context.device_type == "gpu"):
-        inputs.wait_to_read()
-        tokens = inputs.asnumpy() if context.device_type == "gpu" else view(inputs)
-        arguments.check_tokens(tokens, signature.I)
+    reason = devices.why_no_device(context)
+    if reason:
+        raise ValueError(reason)
+    if signature.tokens and operator.looks_at_tokens(context):
+        arguments.check_tokens(inputs.asnumpy(), signature.I)
 
 
 def _device(context):
-    """The kind and number of what computes on a context's memory: the CPU on that of cpu_pinned and cpu_shared too."""
+    """The kind and number of the device whose kernels work on a context's memory: for cpu_pinned and cpu_shared it is the CPU."""
     return context.device_type.split("_")[0], context.device_id
-
-
-def _why_not(values):
-    """What keeps these values, which are neither all NDArrays nor all Symbols, from being arguments."""
-    for name, value in zip(arguments.NAMES, values):
-        if isinstance(value, mx.nd.sparse.BaseSparseNDArray):
-            return f"{name}: got an NDArray of storage {value.stype}, needs a dense one: tostype('default')"
-        if isinstance(value, (mx.np.ndarray, mx.sym.numpy._Symbol)):
-            return f"{name}: got one of the mx.np arrays, needs one of the mx.nd or mx.sym kind: as_nd_ndarray()"
-        if type(value) not in (mx.nd.NDArray, mx.sym.Symbol):
-            return arguments.no_array(name, value)
-    kind = type(values[0])
-    name, value = next((n, v) for n, v in zip(arguments.NAMES, values) if type(v) is not kind)
-    return f"{name}: got {type(value).__name__}, needs {kind.__name__} as inputs is one"

@@ -1,9 +1,9 @@
-"""Where the operators compute: a place gives them arrays over MXNet's memory, memory besides, and the two passes.
+"""The devices that CustomOps compute on. Each makes arrays over MXNet's memory, has memory besides, and runs the two passes.
 
 - `Cpu`: memory of the CPU, CPU kernels.
-- `Gpu`: memory of a GPU, in place, CUDA kernels.
-- `Offload`: memory of the CPU, CUDA kernels; arguments and results are copied. For GPUs that MXNet 1.9.1 itself has no
-  kernels for (compute capability 9.0 and newer), where all its arrays live in ``mx.cpu()``. Chosen by `use`.
+- `Gpu`: memory of a GPU, CUDA kernels, no copies.
+- `Offload`: memory of the CPU, CUDA kernels; arguments and results are copied. `use` chooses it. It is for GPUs that MXNet 1.9.1
+  has no kernels for (compute capability 9.0 and newer): there all of MXNet's arrays stay in ``mx.cpu()``.
 """
 import contextlib
 
@@ -13,19 +13,22 @@ from rnn_ops.backends import arguments, cpu, cuda
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.operators import ndarray
 
+__all__ = ["use", "in_use", "device_for", "why_no_device", "Cpu", "Gpu", "Offload"]
+
+_CPU_CONTEXTS = ("cpu", "cpu_pinned", "cpu_shared")  # a DataLoader's workers hand over arrays of the last kind
 _offload = None  # the number of the GPU that computes for arrays on the CPU, or None
 
 
-def use(device):
-    """Choose what computes for arrays in ``mx.cpu()``, from now on and in the whole process.
+def use(device: str) -> None:
+    """Choose the device that computes for arrays in ``mx.cpu()``, from now on and in the whole process.
 
     Parameters
     ----------
     device : str
-        "cpu", as it is from the start, or "cuda" or "cuda:1": a GPU. Each call of an operator then copies its arguments
-        there and its results back. That is the way to compute on GPUs that MXNet 1.9.1 itself has no kernels for (compute
-        capability 9.0 and newer). Arrays in ``mx.gpu(i)`` are computed on where they are in any case. Choose before graphs are
-        made: a Symbol, or a block that has been called after it was hybridized, stays with what it has.
+        "cpu", the default, or a GPU: "cuda" or "cuda:1". With a GPU, each call of an operator copies its arguments there and
+        its results back. That is the way to compute on GPUs that MXNet 1.9.1 has no kernels for (compute capability 9.0 and
+        newer). Arrays in ``mx.gpu(i)`` are always computed on GPU i. Choose before graphs are made: a Symbol, or a block
+        that has been called after it was hybridized, stays with the device that it has.
 
     Raises
     ------
@@ -44,32 +47,35 @@ def use(device):
         _offload = cuda.gpu(int(number or 0)).index
 
 
-def in_use():
-    """The device that `use` has chosen, as it takes it: "cpu" or "cuda:0"."""
+def in_use() -> str:
+    """The device that `use` has chosen, in its words: "cpu" or "cuda:0"."""
     return "cpu" if _offload is None else f"cuda:{_offload}"
 
 
+def why_no_device(context):
+    """Why nothing computes on arrays of a context, as a sentence. None where something does."""
+    if context.device_type in _CPU_CONTEXTS:
+        return None
+    if context.device_type != "gpu":
+        return f"inputs: got an array on {context}, needs one on cpu or gpu"
+    reason = cuda.why_not()
+    return reason and f"inputs: got an array on {context}, needs one on cpu, since {reason}"
+
+
 def device_for(context):
-    """The place for arrays in a context, a new one for each operator. A ValueError says why there is none."""
-    if context.device_type in ("cpu", "cpu_pinned", "cpu_shared"):  # a DataLoader's workers hand over the last kind
-        return Cpu() if _offload is None else Offload(cuda.gpu(_offload))
+    """The device for arrays of a context, a new one for each operator. A ValueError says why there is none."""
+    reason = why_no_device(context)
+    if reason:
+        raise ValueError(reason)
     if context.device_type == "gpu":
-        reason = cuda.why_not()
-        if reason is None:
-            return Gpu(cuda.gpu(context.device_id))
-        raise ValueError(f"inputs: got an array on {context}, needs one on cpu, since {reason}")
-    raise ValueError(f"inputs: got an array on {context}, needs one on cpu or gpu")
-
-
-def _check_tokens(tokens, symbols):
-    if tokens.dtype == arguments.TOKENS:
-        arguments.check_tokens(tokens, symbols)
+        return Gpu(cuda.gpu(context.device_id))
+    return Cpu() if _offload is None else Offload(cuda.gpu(_offload))
 
 
 class Cpu:
+    looks_at_tokens = True  # whether `forward` itself refuses those outside [0, I); otherwise `check_tokens` comes before it
     view = staticmethod(ndarray.view)
     empty = staticmethod(np.empty)
-    check_tokens = staticmethod(_check_tokens)
     forward = staticmethod(cpu.forward)
     backward = staticmethod(cpu.backward)
 
@@ -77,13 +83,19 @@ class Cpu:
         """The operator's whole call happens inside this."""
         return contextlib.nullcontext()
 
+    @staticmethod
+    def check_tokens(tokens, symbols):
+        """Raise a ValueError where tokens, if the inputs are tokens, are not in [0, symbols)."""
+        if tokens.dtype == arguments.TOKENS:
+            arguments.check_tokens(tokens, symbols)
+
 
 class Gpu:
     """MXNet's own device memory, no copy.
 
-    Order: MXNet calls an operator when all that its inputs come from is done, and takes its outputs for ready when the call
-    returns. MXNet's streams and the legacy default stream, in which we launch, also wait for one another. So it is enough
-    that the call waits for its own work at the end.
+    Order: MXNet calls an operator after everything that its inputs come from is done, and takes its outputs for ready when
+    the call returns. MXNet's streams and the legacy default stream, in which we launch, also wait for one another. So it is
+    enough that the call waits for its own work at the end.
     """
 
     def __init__(self, gpu):
@@ -105,9 +117,8 @@ class Gpu:
     def check_tokens(self, tokens, symbols):
         cuda.check_tokens(self._gpu, tokens, symbols)
 
-    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
-        self.check_tokens(inputs, Wxh.shape[0])
-        self._launcher.forward(inputs, state, Wxh, Whh, bh, outputs, activation)
+    def forward(self, *arrays, **options):
+        self._launcher.forward(*arrays, **options)
 
     def backward(self, *arrays, **options):
         self._launcher.backward(*arrays, **options)
@@ -116,23 +127,23 @@ class Gpu:
 class Offload:
     """NumPy arrays over MXNet's memory, copied to the GPU and back.
 
-    What a call copies there lives as long as the call, so that no parameter can be older than MXNet's own. Only the states
-    between two steps stay: the backward pass finds those that its forward pass has left, and they need not come back.
+    The copies live as long as the call, so no parameter on the GPU can be older than MXNet's own. Only the states between two
+    steps stay: the backward pass finds those that its forward pass has left, and they need not be copied a second time.
     """
+    looks_at_tokens = False
     view = staticmethod(ndarray.view)
     empty = staticmethod(np.empty)
-    check_tokens = staticmethod(_check_tokens)
+    check_tokens = staticmethod(Cpu.check_tokens)
 
     def __init__(self, gpu):
         self._gpu = gpu
         self._launcher = Launcher(gpu)
-        self._states = None, None  # where the host has them, the device's
+        self._states = None, None  # the states' address on the host, and their copy on the GPU
 
     def active(self):
         return self._gpu.default_stream()
 
     def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
-        self.check_tokens(inputs, Wxh.shape[0])
         gpu = self._gpu
         states = gpu.empty(outputs.shape, outputs.dtype)
         self._launcher.forward(*map(gpu.to_device, (inputs, state, Wxh, Whh, bh)), states, activation)
@@ -142,7 +153,7 @@ class Offload:
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation, **gradients):
         gpu = self._gpu
         where, states = self._states
-        if where != outputs.ctypes.data:  # MXNet has moved them, or asks another operator of the same graph
+        if where != outputs.ctypes.data:  # MXNet has moved them, or another operator of the same graph runs backward
             states = gpu.to_device(outputs)
         self._states = None, None
         given = [gpu.to_device(array) for array in (inputs, state, Wxh, Whh)]

@@ -11,8 +11,8 @@ import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments, cpu
-from rnn_ops.operators import native
 from rnn_ops.operators.devices import device_for
+from rnn_ops.operators.native import guard
 
 # With so many symbols tokens are looked up. T×B×H = 35×20×200 and 64×32×256, forward and backward, on two cores: with 1,000
 # symbols that costs as much as a transpose or the guard's copy of the whole table (0.2 ms), with 2,000 it saves 0.3 ms, with
@@ -32,7 +32,7 @@ def of_batch(tokens, table, layout, step=False):
     if isinstance(table, mx.nd.NDArray):
         inputs, Wxh, _ = mx.nd.Custom(tokens, table, **options)
     else:
-        inputs, Wxh, _ = mx.sym.Custom(tokens, table, attr={native.UNSHARED: "1"}, **options)
+        inputs, Wxh, _ = mx.sym.Custom(tokens, table, attr={guard.UNSHARED: "1"}, **options)
     return inputs, Wxh
 
 
@@ -47,12 +47,12 @@ def small(step, inputs, state, Wxh, Whh, bh):
     large, with the rows of it that the batch needs. MXNet copies what that operator takes in a graph, and its gradients."""
     if isinstance(Wxh, mx.sym.Symbol):
         # In a Gluon block all that it takes has its type and shape. On a GPU a copy costs less than Python.
-        if native.in_block() and _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():
+        if guard.in_block() and _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():
             inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
     elif (inputs.dtype == arguments.TOKENS and max(MANY_IN_ARRAYS, inputs.size + 1) <= Wxh.shape[0]
           and mx.autograd.is_recording() and inputs.context.device_type != "gpu"):
         V, H = Wxh.shape
-        if native.has_history(Wxh) and (Wxh.grad is None or Wxh.grad.stype == "default"):
+        if guard.has_history(Wxh) and (Wxh.grad is None or Wxh.grad.stype == "default"):
             inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
         else:
             inputs, Wxh = _own_symbols(mx.nd, inputs), _embedded(mx.nd, inputs, Wxh, V, H)
@@ -79,25 +79,25 @@ def _embedded(F, tokens, table, V, H):
 class Lookup(mx.operator.CustomOp):
     """The operator on arrays of a GPU."""
 
-    def __init__(self, place, symbols, tokens_rank, layout):
+    def __init__(self, device, symbols, tokens_rank, layout):
         super().__init__()
-        self._place = place
+        self._device = device
         self._symbols = symbols
         self._tokens_rank = tokens_rank
         self._layout = layout
         self._Wxh = 1 if layout else 0  # which of the results
 
     def forward(self, is_train, req, in_data, out_data, aux):
-        place = self._place
-        with place.active():
-            inputs, *tables = map(place.view, in_data)
+        device = self._device
+        with device.active():
+            inputs, *tables = map(device.view, in_data)
             kept = 0
             if self._symbols:
-                place.check_tokens(inputs, self._symbols)
+                device.check_tokens(inputs, self._symbols)
             else:
                 Wxh = self._by_symbol(tables[0])
                 if self._by_row(inputs, Wxh):
-                    place.check_tokens(inputs, len(Wxh))
+                    device.check_tokens(inputs, len(Wxh))
                     Wxh, kept = Wxh[inputs.ravel()], inputs
                     inputs = _library(inputs).arange(inputs.size, dtype=inputs.dtype).reshape(inputs.shape)
                 self._deliver(out_data[self._Wxh], req[self._Wxh], Wxh)
@@ -107,16 +107,16 @@ class Lookup(mx.operator.CustomOp):
                 self._deliver(out_data[0], req[0], inputs)
 
     def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
-        place = self._place
-        with place.active():
-            inputs = place.view(in_data[0])
-            self._deliver(in_grad[0], req[0], 0 if inputs.dtype == arguments.TOKENS else place.view(out_grad[0]))
+        device = self._device
+        with device.active():
+            inputs = device.view(in_data[0])
+            self._deliver(in_grad[0], req[0], 0 if inputs.dtype == arguments.TOKENS else device.view(out_grad[0]))
             if self._symbols or req[1] == "null":
                 return
-            gradient, arrived = self._by_symbol(place.view(in_grad[1])), place.view(out_grad[self._Wxh])
+            gradient, arrived = self._by_symbol(device.view(in_grad[1])), device.view(out_grad[self._Wxh])
             if self._by_row(inputs, gradient):
-                tokens = place.view(out_data[2]) if self._layout else inputs
-                place.check_tokens(tokens, len(gradient))
+                tokens = device.view(out_data[2]) if self._layout else inputs
+                device.check_tokens(tokens, len(gradient))
                 tokens, sums = sums_by_token(tokens.ravel(), arrived)
                 if req[1] != "add":
                     gradient[:] = 0
@@ -134,7 +134,7 @@ class Lookup(mx.operator.CustomOp):
 
     def _deliver(self, array, req, result):
         if req != "null":
-            view = self._place.view(array)
+            view = self._device.view(array)
             view[:] = view + result if req == "add" else result
 
 
@@ -144,7 +144,7 @@ def sums_by_token(tokens, rows):
 
 
 def sums_by_product(xp, tokens, rows):
-    """The same as a product, which CuPy computes in one order: it adds to a place several times by atomics, in any order."""
+    """The same as a product, which CuPy computes in one order: where it adds to one row several times, it does so by atomics, in any order."""
     distinct = xp.unique(tokens)
     return distinct, (distinct[:, None] == tokens[None, :]).astype(rows.dtype) @ rows
 
