@@ -11,7 +11,8 @@ from gluon_cases import HYBRID, assert_same, drawn, evaluate, hybridized
 import rnn_ops
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
-from rnn_ops.operators import devices, lookup, native
+from rnn_ops.operators import devices, lookup
+from rnn_ops.operators.native import guard
 
 H = 7
 BATCHES = {  # of so many symbols
@@ -237,7 +238,7 @@ def test_the_table_may_be_of_floats_too(how, operator):
 def test_a_graph_copies_no_table(monkeypatch):
     """That of a Gluon block."""
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
-    monkeypatch.setattr(native, "in_block", lambda: True)
+    monkeypatch.setattr(guard, "in_block", lambda: True)
     shapes = {"inputs": (T, B), "state": (B, H), "Whh": (H, H), "bh": (H,)}
     arguments = [mx.sym.var(name, shape=(V, H) if name == "Wxh" else None) for name in ("inputs", "state", "Wxh", "Whh", "bh")]
     internals = rnn_ops.rnn_sequence(*arguments)[0].get_internals()
