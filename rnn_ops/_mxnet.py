@@ -52,5 +52,5 @@ def import_mxnet():
 
 
 mx = import_mxnet()
-with contextlib.suppress(ImportError):  # as in a source folder without compiled kernels; told to whoever asks for them
+with contextlib.suppress(ImportError):  # without compiled kernels; to ask for the operators raises it again
     importlib.import_module("rnn_ops.operators")

@@ -1,10 +1,13 @@
 """What `import rnn_ops` does and does not: no MXNet until it is asked for, and then as it has to be."""
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy
 import pytest
+
+import rnn_ops
 
 WITHOUT_MXNET = ["rnn_ops", "rnn_ops.backends", "rnn_ops.backends.cpu", "rnn_ops.backends.cuda",
                  "rnn_ops.backends.cuda.compiler", "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.gpu", "rnn_ops_benchmarks.gpu.__main__",
@@ -106,3 +109,31 @@ def test_two_wheels_of_mxnet_at_once_are_named(tmp_path):
     assert "mxnet and mxnet-cu112 are both installed and have written the same module 'mxnet' over each other" in python(
         code, tmp_path)
     assert python(code, tmp_path / "nothing") == "[]\n"
+
+
+@pytest.fixture
+def source_folder(tmp_path):
+    """A folder with the package's code and without the compiled library: Python that starts there imports this code."""
+    shutil.copytree(os.path.dirname(rnn_ops.__file__), str(tmp_path / "rnn_ops"),
+                    ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+def test_a_source_folder_takes_the_installed_library(source_folder):
+    found = python("import rnn_ops; from rnn_ops.backends import cpu; print(rnn_ops.__file__); print(cpu.library_path())",
+                   folder=source_folder).splitlines()
+    installed = os.path.join(os.path.dirname(rnn_ops.__file__), "librnn_ops.so")
+    assert found == [str(source_folder / "rnn_ops" / "__init__.py"), installed]
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["other code is installed", "nothing is installed"])
+def test_a_source_folder_without_a_library_that_fits_says_what_to_run(source_folder, installed):
+    with open(source_folder / "rnn_ops" / "exactness.py", "a") as file:
+        file.write("# one line more\n")
+    code = "import rnn_ops.backends.cpu"
+    if not installed:
+        code = f"import importlib.metadata; importlib.metadata.distributions = lambda **name: []; {code}"
+    folder = source_folder / "rnn_ops"
+    why = f", and its code is not that of the rnn_ops installed in {os.path.dirname(rnn_ops.__file__)}" if installed else ""
+    assert python(code, folder=source_folder, status=1).splitlines()[-1] == (
+        f"ImportError: rnn_ops in {folder} has no compiled kernels{why}: run 'pip install -e .' in {source_folder}")

@@ -1,7 +1,6 @@
 """What pip makes of the project: a base without MXNet, the sentences for what is missing, NumPy left as it was."""
 import os
 import re
-import shutil
 import subprocess
 import sys
 import venv
@@ -105,14 +104,6 @@ def test_numpy_is_left_as_it_was_found():
     assert mx.__version__ == "1.9.1"
     if tuple(map(int, numpy.__version__.split(".")[:2])) >= (1, 24):
         assert "bool" not in vars(numpy)
-
-
-def test_a_source_folder_without_kernels_says_so(tmp_path):
-    """What happens in the checkout's own folder, where `import rnn_ops` finds the sources."""
-    shutil.copytree(os.path.dirname(rnn_ops.__file__), str(tmp_path / "rnn_ops"),
-                    ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    status, printed = run(sys.executable, "-c", "import rnn_ops.backends.cpu", cwd=tmp_path)  # finds the copy
-    assert status == 1 and "no compiled kernels" in printed.splitlines()[-1]
 
 
 def test_the_gpu_wheel_without_a_driver_says_what_to_install(tmp_path):

@@ -12,9 +12,9 @@ import os
 
 import numpy as np
 
-from rnn_ops.backends import arguments, codes
+from rnn_ops.backends import arguments, codes, library
 
-_LIBRARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "librnn_ops.so")
+_LIBRARY = library.path()
 
 _SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32), ("activation", ctypes.c_int32)]
 
@@ -33,10 +33,6 @@ class _BackwardArgs(ctypes.Structure):  # rnn_cpu_backward_args
 
 
 def _load():
-    if not os.path.exists(_LIBRARY):
-        raise ImportError(
-            f"rnn_ops in {os.path.dirname(_LIBRARY)} has no compiled kernels: this is a source folder. "
-            "Build them with 'pip install -e .' in it, or start Python from another folder to use an installed rnn_ops.")
     library = ctypes.CDLL(_LIBRARY)
     library.rnn_cpu_forward.argtypes = [ctypes.POINTER(_ForwardArgs)]
     library.rnn_cpu_backward.argtypes = [ctypes.POINTER(_BackwardArgs)]
