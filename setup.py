@@ -2,9 +2,10 @@
 (rnn_ops/operators/native), which needs nothing of MXNet to be built.
 
 One library, so that it can be given to MXNet alone, where there is no Python, and so that a process has the kernels and their
-threads once. The rest of the package's description is in pyproject.toml. The library knows nothing of Python, so one build
-serves every version of it. Each SIMD level of the kernels is a source file of its own with its own flags; the level is chosen
-when the kernels run.
+threads once. The library knows nothing of Python, so one build serves every version of it. Each SIMD level of the kernels is a
+source file of its own with its own flags; the level is chosen when the kernels run.
+
+Which folder becomes which package is here too. The rest of the package's description is in pyproject.toml.
 """
 import os
 import platform
@@ -13,7 +14,11 @@ import shutil
 import subprocess
 import sys
 
-from setuptools import Extension, setup
+if sys.version_info < (3, 8):  # newer ones are refused by pip, which reads pyproject.toml
+    raise SystemExit("rnn_ops: got Python %d.%d, needs 3.8 to 3.12" % sys.version_info[:2])
+
+import setuptools
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -33,6 +38,20 @@ if X86:
     KERNEL_FLAGS["isa_avx512.cc"] = ["-mavx512f", "-mfma"]
 OPERATOR_FLAGS = dict.fromkeys(["mxnet_abi.cc", "inference.cc", "cpu.cc", "gpu.cc", "front.cc", "custom_lookup.cc"],
                                ["-I", os.path.join(HERE, KERNELS)])
+
+# Package: its folder. The folders below that have an __init__.py are packages too.
+CUDA_SOURCES = "rnn_ops.backends.cuda.kernels"  # compiled where they run, so the sources go along
+FOLDERS = {"rnn_ops": "rnn_ops",
+           "rnn_ops_timemachine": os.path.join("python", "rnn_ops_timemachine"),
+           "rnn_ops_cli": os.path.join("python", "rnn_ops_cli"),
+           "rnn_ops_benchmarks": "benchmarks",
+           CUDA_SOURCES: "kernels"}
+PACKAGES = [name for package, folder in FOLDERS.items()
+            for name in [package] + [package + "." + below for below in find_packages(os.path.join(HERE, folder))]]
+PACKAGE_DATA = {"": ["py.typed", "*.json", "*.cu"], CUDA_SOURCES: ["codes.h", "cuda/*.cu", "cuda/*.cuh"]}
+
+# From 77 on, which needs Python 3.9, setuptools has a field for a licence's name in SPDX, and warns of the older field.
+LICENSE_FIELD = "license_expression" if int(setuptools.__version__.split(".")[0]) >= 77 else "license"
 
 LIBRARY = "rnn_ops.librnn_ops"
 SOURCES = {KERNELS: KERNEL_FLAGS, OPERATOR: OPERATOR_FLAGS}  # folder: flags of each source
@@ -90,10 +109,15 @@ class AnyPythonWheel(bdist_wheel):
 
 if __name__ == "__main__":
     setup(
+        packages=PACKAGES,
+        package_dir=FOLDERS,
+        package_data=PACKAGE_DATA,
+        include_package_data=False,  # which would add the C++ sources
         ext_modules=[Extension(LIBRARY,
                                sources=[os.path.join(folder, source) for folder in SOURCES for source in SOURCES[folder]],
                                depends=[os.path.join(folder, file) for folder in SOURCES
                                         for file in sorted(os.listdir(os.path.join(HERE, folder)))
                                         if file.endswith((".cc", ".h"))] + [os.path.join("kernels", "codes.h")])],
         cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
+        **{LICENSE_FIELD: "Apache-2.0"},
     )
