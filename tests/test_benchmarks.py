@@ -499,16 +499,55 @@ def test_what_is_faster_than_its_floor_is_not_credible(result, figures, tmp_path
             if "not_credible" in row] == [False, True, False, False]
 
 
-def test_the_chart_marks_it_too_and_takes_any_name(result, monkeypatch, tmp_path):
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """A function that draws the chart of a result → its title, and the text at each bar by the bar's name, from the top."""
     axes_module = pytest.importorskip("matplotlib.axes")
-    texts, text = [], axes_module.Axes.text
-    monkeypatch.setattr(axes_module.Axes, "text", lambda self, x, y, s, **options: (
-        texts.append(s), text(self, x, y, s, **options))[1])
-    marked(result, median=4e-7)
+    kept, barh = [], axes_module.Axes.barh
+    monkeypatch.setattr(axes_module.Axes, "barh", lambda axes, *args, **options: (
+        kept.append(axes), barh(axes, *args, **options))[1])
+
+    def draw(result):
+        chart.draw(result, tmp_path / "chart.png")
+        assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+        axes = kept.pop()
+        texts = {round(text.get_position()[1]): text.get_text() for text in axes.texts if text.get_position()[1] >= 0}
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert axes.get_ylim()[0] > axes.get_ylim()[1] and not kept
+        return axes.get_title(loc="left"), {name: texts[i] for i, name in enumerate(names)}
+    return draw
+
+
+def test_the_chart_marks_it_too_and_takes_any_name(result, drawn):
+    next(row for row in result["rows"] if row["provider"] == "native")["median"] = 4e-7
+    measure.derive(result["rows"][1:])
     result["environment"]["processor"] = r"a $\\frac{1}$ b$ $_{^ %s"
-    chart.draw(result, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-    assert [text for text in texts if "not credible" in text] == ["0.000, not credible"]
+    assert [text for text in drawn(result)[1].values() if "not credible" in text] == ["0.000, not credible   1.0×"]
+
+
+def test_the_chart_shows_forward_and_backward_the_fastest_first_with_factors(result, drawn):
+    bars = {"rnn_ops, native operator": "0.003   1.0×", "the tutorial's ndarray loop": "0.020   6.7×, the best peer",
+            "mx.gluon.rnn.RNN": "failed"}
+    title, shown = drawn(result)
+    assert title == "forward, ms: less is better" and list(shown.items()) == list(bars.items())
+    result["rows"] += [timed("native", "forward+backward", 8e-6), timed("NumPy loop", "forward+backward", 1.2e-5),
+                       timed("rnn_ops.gluon", "forward+backward", 9e-6), timed("kernel", "forward+backward", 1e-6),
+                       timed("jax.lax.scan", "forward+backward", 3e-5)]
+    title, shown = drawn(result)
+    assert title == "forward+backward, ms: less is better" and list(shown.items()) == [
+        ("rnn_ops, native operator", "0.008   1.0×"), ("rnn_ops.gluon.RNN", "0.009   1.1×"),
+        ("NumPy loop", "0.012   1.5×, the best peer"), ("jax.lax.scan", "0.030   3.8×")]
+
+
+def test_the_chart_shows_the_kernel_where_mxnet_is_missing(result, drawn):
+    result["rows"] = [row for row in result["rows"] if row["provider"] in ("kernel", "ndarray loop")]
+    assert list(drawn(result)[1].items()) == [
+        ("kernel", "0.002   1.0×"), ("the tutorial's ndarray loop", "0.020   10.0×, the best peer")]
+
+
+def test_the_readmes_chart_is_that_of_the_tutorials_shape(drawn):
+    title, shown = drawn(report.read_json(os.path.join(os.path.dirname(__file__), "..", "benchmarks", "results", "cpu.json")))
+    assert title == "forward+backward, ms: less is better" and next(iter(shown)) == "rnn_ops, native operator"
 
 
 def test_a_chart_that_fails_costs_nothing_else(result, monkeypatch, tmp_path, capsys):
