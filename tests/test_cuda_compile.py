@@ -74,7 +74,7 @@ def test_kernels_stay_on_the_chip(workers, family, architecture):
 
 def test_the_readme_counts_them_right():
     each = [kernel for case in CASES for kernel in kernels(*case)]
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "README.md"), encoding="utf-8") as file:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "kernels", "README.md"), encoding="utf-8") as file:
         text = " ".join(file.read().split())
     assert f"The {len(set(each))} kernels that can be chosen are compiled" in text and f", {len(each)} times in all" in text
 
