@@ -1,36 +1,28 @@
-"""Are the operators right? Values and gradients held against the reference and against central differences.
+"""Are the operators right? Their values and gradients are compared with the reference and with central differences.
 
-Every case draws random arguments and a random cotangent (the gradient that arrives from above) for every result, and
-compares each result and each gradient with another way to compute it:
+Every case draws random arguments and a random cotangent (the gradient that arrives) for every result, and compares each
+result and each gradient with another way to compute it:
 
 - ``float64, reference``: the operator against `rnn_ops.reference`.
 - ``float64, differences``: the operator's gradients against central differences of its own results.
 - ``float64, reference's differences``: the reference's gradients against central differences of its results.
 - ``float32, reference``: the float32 operator against the float64 reference on the same (float32) arguments.
 
-Errors and what float32 is allowed are those of `rnn_ops.exactness`, the second of the two being the truth.
+Errors and the bound of float32 are those of `rnn_ops.exactness`; the second of the two is the truth.
 
 ``rnn-ops check`` runs it all; from Python, `check` takes other operators and other cases.
 """
-import contextlib
 import functools
 import itertools
-import json
 import math
-import textwrap
-import time
-from typing import NamedTuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
-import rnn_ops
 from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
-from rnn_ops.backends import cuda
 from rnn_ops.backends.arguments import NAMES
-from rnn_ops.exactness import FLOAT32_FACTOR, FLOAT32_FLOOR, relative_error
-
-FLOAT64_BOUND = 1e-9
+from rnn_ops.exactness import FLOAT64_BOUND, float32_bound, relative_error
 
 # Central differences, (f(x+s) - f(x-s)) / 2s, are off by s²/6·f''' from cutting off the Taylor series, with s = 2^-14
 # 6e-10·f''', and from rounding: f adds up N elements, each off by about eps, eps·√N / 2s together, for the largest case
@@ -72,11 +64,11 @@ class Row(NamedTuple):
     bound: float
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         return self.error <= self.bound
 
 
-def default_cases():
+def default_cases() -> List[Case]:
     """The grid of `check`: ones, primes and the workload's shape, dense and tokens, saturated states, and relu."""
     sequences = [(1, 1, 1, 1), (1, 2, 3, 5), (2, 1, 1, 3), (5, 3, 1, 2), (7, 1, 4, 1), (3, 2, 5, 7), (4, 5, 13, 11),
                  (31, 17, 23, 37), (64, 1, 77, 256), (64, 32, 77, 256)]
@@ -87,15 +79,15 @@ def default_cases():
         cases.append(Case("sequence", *shape, input="tokens", values="one token"))
         cases += [Case("sequence", *shape, input=kind, values=values)
                   for kind, values in itertools.product(("dense", "tokens"), ("saturated", "flat"))]
-    # Smaller ones for relu: where an argument of it is so near 0 that a step for a difference crosses it, there is nothing
-    # to compare, and of many elements some are.
+    # Smaller ones for relu: central differences are wrong where a step crosses 0, and of many elements some are that near.
     shapes = [("sequence", 1, 1, 1, 1), ("sequence", 7, 1, 4, 1), ("sequence", 3, 2, 5, 7), ("sequence", 4, 5, 13, 11),
               ("step", 1, 3, 5, 7)]
     cases += [Case(*shape, input=kind, activation="relu") for shape, kind in itertools.product(shapes, ("dense", "tokens"))]
     return cases
 
 
-def check(rnn_step=operators.rnn_step, rnn_sequence=operators.rnn_sequence, cases=None, report=None):
+def check(rnn_step: Callable = operators.rnn_step, rnn_sequence: Callable = operators.rnn_sequence,
+          cases: Optional[Iterable[Case]] = None, report: Optional[Callable] = None) -> List[Row]:
     """Compare operators with the reference and with central differences.
 
     Parameters
@@ -103,7 +95,7 @@ def check(rnn_step=operators.rnn_step, rnn_sequence=operators.rnn_sequence, case
     rnn_step, rnn_sequence : callable
         The operators to check; they take and return what those of `rnn_ops` do.
     cases : iterable of Case
-        The grid of `default_cases`, where not given.
+        By default those of `default_cases`.
     report : callable
         Called with (number of the case, number of cases, case, its rows) after every case.
 
@@ -129,68 +121,6 @@ def check(rnn_step=operators.rnn_step, rnn_sequence=operators.rnn_sequence, case
     return rows
 
 
-def main(device="cpu", json_path=None):
-    """``rnn-ops check``: run it all, print what was found → exit status: 0 where everything is within its bound, 1 where
-    something is not or the file could not be written, 2 where there is no such device or file.
-    """
-    from rnn_ops_timemachine import files, streams  # the rest of the command line is there too
-
-    def fail(status, reason):
-        streams.complain(f"error: {reason}")
-        return status
-
-    reason = cuda.why_not() if device == "cuda" else None
-    if reason:
-        return fail(2, reason)
-    started = time.time()
-    reason = files.why_not_writable(json_path) if json_path else None
-    if reason:  # now, and not after a minute's work
-        return fail(2, f"cannot write {json_path}: {reason}")
-    with _computing_on(device) as place:
-        operator = operators.in_use()
-        print(textwrap.fill(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {place} against its reference in MXNet "
-                            f"{mx.__version__}; of each case the tensor that is nearest to its bound, and how near:", 80))
-        rows = check(report=_print_progress)
-    failed = [row for row in rows if not row.passed]
-    seconds = time.time() - started
-    print(_table(rows))
-    for row in failed:
-        print(f"FAILED  {row.case}:\n        {row.comparison}, {row.tensor}: {row.error:.2e} > {row.bound:.2e}")
-    print(f"{len(rows)} comparisons in {seconds:.0f} s, {len(failed)} failed", flush=True)
-    if json_path:
-        record = {
-            "rnn_ops": rnn_ops.__version__, "mxnet": mx.__version__, "numpy": np.__version__, "device": place,
-            "operator": operator,
-            "seconds": round(seconds, 1), "passed": not failed,
-            "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
-                      "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
-                      "bound": row.bound, "passed": row.passed} for row in rows]}
-        try:
-            with files.writing(json_path) as file:
-                file.write(json.dumps(record, indent=1).encode())
-        except OSError as error:
-            return fail(1, f"cannot write {json_path}: {error.strerror}")
-    return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def _computing_on(device):
-    """Inside, the operators compute on "cpu" or "cuda". Gives words for it."""
-    if device == "cpu":
-        yield "cpu"
-        return
-    gpu = cuda.devices()[0]
-    if gpu.compute_capability < 90 and mx.runtime.Features().is_enabled("CUDA"):
-        with mx.gpu(0):  # where new arrays go
-            yield f"{gpu.name}, arrays in mx.gpu(0)"
-        return
-    rnn_ops.use("cuda")  # MXNet has no kernels for it: the reference stays on the CPU
-    try:
-        yield f"{gpu.name}, arrays in mx.cpu()"
-    finally:
-        rnn_ops.use("cpu")
-
-
 def _check_case(operator, case):
     truth = getattr(reference, "rnn_" + case.operator)
     if case.activation != "tanh":
@@ -210,12 +140,16 @@ def _check_case(operator, case):
     exact = values_and_gradients(
         truth, *([_as(np.float64, array) for array in arrays] for arrays in (single, cotangents)))
     for tensor in ours:
-        bound = FLOAT32_FACTOR * relative_error(theirs[tensor], exact[tensor]) + FLOAT32_FLOOR
+        bound = float32_bound(relative_error(theirs[tensor], exact[tensor]))
         yield Row(case, "float32, reference", tensor, relative_error(ours[tensor], exact[tensor]), bound)
 
 
-def draw(case):
-    """Arguments and cotangents of a case, as NumPy arrays; always the same ones."""
+def draw(case: Case) -> tuple:
+    """(arguments, cotangents) of a case, as lists of NumPy arrays; always the same ones.
+
+    `exactness.draw` draws for other checks. Here the states stay away from ±1 for every shape, so that central differences
+    are exact, and the README states the errors of these numbers.
+    """
     random = np.random.RandomState(0)
     steps = () if case.operator == "step" else (case.T,)
     if case.input == "dense":
@@ -224,8 +158,8 @@ def draw(case):
         inputs = np.full(steps + (case.B,), case.I // 2, np.int32)
     else:
         inputs = random.randint(case.I, size=steps + (case.B,)).astype(np.int32)
-    # The argument of tanh is about 1 at most, however long its sums: neither linear nor flat, and nothing that grows
-    # from step to step.
+    # The argument of tanh is about 1 at most, however long its sums: neither linear nor flat, and nothing grows from
+    # step to step.
     state = random.uniform(-1, 1, size=(case.B, case.H))
     Wxh = random.uniform(-0.5, 0.5, size=(case.I, case.H)) / math.sqrt(case.I if case.input == "dense" else 1)
     Whh = random.uniform(-0.5, 0.5, size=(case.H, case.H)) / math.sqrt(case.H)
@@ -249,7 +183,7 @@ def _results(function, arrays):
     return list(results) if isinstance(results, (tuple, list)) else [results]
 
 
-def values_and_gradients(function, arguments, cotangents):
+def values_and_gradients(function: Callable, arguments: list, cotangents: list) -> Dict[str, np.ndarray]:
     """Every result and every gradient by its name in TENSORS, as NumPy arrays."""
     arrays = [mx.nd.array(array, dtype=array.dtype) for array in arguments]
     variables = {"d" + name: array for name, array in zip(NAMES, arrays) if array.dtype != np.int32}
@@ -287,31 +221,3 @@ def _errors_of_differences(function, found, arguments, cotangents):
             difference = sum(np.vdot(a - b, cotangent) for a, b, cotangent in zip(*ends, cotangents))
             differences.append(difference / (2 * STEP))
         yield tensor, relative_error(directions @ found[tensor].ravel(), np.array(differences))
-
-
-def _print_progress(number, total, case, rows):
-    worst = max(rows, key=lambda row: row.error / row.bound)
-    verdict = "ok" if all(row.passed for row in rows) else "FAILED"
-    print(f"[{number:2d}/{total}] {str(case):46s} {verdict:6s} {worst.tensor:>7s} {100 * worst.error / worst.bound:7.2g} %",
-          flush=True)
-
-
-def _table(rows):
-    """The worst relative error of each tensor in each comparison, as text 80 columns wide."""
-    widths = [13, 15, 17, 15]
-    headings = [textwrap.wrap(comparison, width - 2) for comparison, width in zip(COMPARISONS, widths)]
-    lines = [""]
-    for number in range(max(map(len, headings))):
-        words = (heading[number] if number < len(heading) else "" for heading in headings)
-        lines.append(("", "worst relative error")[number == 0].ljust(20)
-                     + "".join(word.rjust(width) for word, width in zip(words, widths)))
-    for tensor in TENSORS:
-        cells = []
-        for comparison in COMPARISONS:
-            errors = [row.error for row in rows if row.comparison == comparison and row.tensor == tensor]
-            cells.append(f"{max(errors):.1e}" if errors else "-")
-        lines.append(tensor.ljust(20) + "".join(cell.rjust(width) for cell, width in zip(cells, widths)))
-    bounds = [f"{FLOAT64_BOUND:.0e}", f"{DIFFERENCES_BOUND:.0e}", f"{DIFFERENCES_BOUND:.0e}", "*"]
-    lines.append("bound".ljust(20) + "".join(bound.rjust(width) for bound, width in zip(bounds, widths)))
-    lines.append(f"* {FLOAT32_FACTOR} times the float32 reference's own error + {FLOAT32_FLOOR:.0e}")
-    return "\n".join(lines)

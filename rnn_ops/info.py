@@ -1,22 +1,20 @@
-"""What there is to compute with: versions, devices, kernels and the settings that choose them. ``rnn-ops info``."""
-import json
+"""The facts that ``rnn-ops info`` prints: versions, devices, kernels and the settings that choose them."""
 import os
 import platform
-import shutil
-import textwrap
+from typing import Dict, List
 
 import numpy
 
 import rnn_ops
 from rnn_ops import _mxnet_import
-from rnn_ops.backends import cpu, cuda
+from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import compiler, variants
 
 _SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA", "RNN_OPS_CACHE")
 
 
-def collect(batch_size=32, hidden_size=256):
-    """What `main` prints, as a dict of name → text. The shape is the one that kernels are chosen for."""
+def collect(batch_size: int = 32, hidden_size: int = 256) -> Dict[str, str]:
+    """Facts by name. The shape is the one that kernels are chosen for."""
     try:
         from rnn_ops._mxnet import mx
         mxnet = mx.__version__ + (", built for CUDA" if mx.runtime.Features().is_enabled("CUDA") else ", built for CPUs")
@@ -28,7 +26,7 @@ def collect(batch_size=32, hidden_size=256):
         "NumPy": numpy.__version__,
         "MXNet": mxnet,
         "operator": _operator(),
-        "CPU": f"{_cpu_name()}, {os.cpu_count()} processors",
+        "CPU": f"{cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": _cpu_kernels(),
         f"CPU, B={batch_size}, H={hidden_size}": _split(batch_size, hidden_size),
     }
@@ -45,21 +43,21 @@ def collect(batch_size=32, hidden_size=256):
                 facts[f"GPU {number}, clusters"] = ", ".join(
                     f"{count} of {size}" for count, size in zip(device.clusters, variants.CLUSTER_SIZES)) + " blocks at once"
             facts[f"GPU {number}, compiler"] = _compiler(number)
-            facts[f"GPU {number}, B={batch_size}, H={hidden_size}"] = choice(device, batch_size, hidden_size)
+            facts[f"GPU {number}, B={batch_size}, H={hidden_size}"] = kernel_for(device, batch_size, hidden_size)
         facts["arrays in mx.cpu()"] = ("computed on by the CPU; after rnn_ops.use('cuda') by GPU 0: each call copies tokens, "
                                        "parameters, results and gradients, the states for the backward pass stay there")
     facts["settings"] = ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none"
-    reason = _no_folder()
-    if reason:
-        facts["settings"] += f"; {reason}"
+    reasons = wrong_folder()
+    if reasons:
+        facts["settings"] += f"; {reasons[0]}"
     return facts
 
 
-def wrong_settings():
-    """What is wrong with the environment variables that choose what computes: a list of sentences."""
+def wrong_settings() -> List[str]:
+    """What is wrong with the environment variables that choose an operator and its kernels, as sentences."""
     found = _wrong_for_kernels()
     try:
-        _choice()
+        _operator_in_use()
     except (ValueError, RuntimeError) as error:
         found.append(str(error))
     except ImportError:  # no MXNet, which is no setting
@@ -67,8 +65,23 @@ def wrong_settings():
     return found + list(filter(None, [_mxnet_import.why_not()]))
 
 
-def choice(device, batch_size, hidden_size):
-    """Which CUDA kernel computes a float32 recurrence of a shape on a `variants.Device`, and what speaks against others."""
+def wrong_folder() -> List[str]:
+    """What is wrong with RNN_OPS_DATA, as sentences."""
+    folder = os.environ.get("RNN_OPS_DATA")
+    return [f"RNN_OPS_DATA: got {folder!r}, needs a folder"] if folder and not os.path.isdir(folder) else []
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor that has no name there
+        return platform.processor() or platform.machine()
+
+
+def kernel_for(device: variants.Device, batch_size: int, hidden_size: int) -> str:
+    """Which CUDA kernel computes a float32 recurrence of a shape, and the reasons against the others."""
     chosen = variants.choose(device, "float32", batch_size, hidden_size)
     found, reasons = variants.candidates(device, "float32", batch_size, hidden_size)
     others = []
@@ -80,57 +93,42 @@ def choice(device, batch_size, hidden_size):
     return f"{chosen}; estimated cycles a step {chosen.cycles:.0f}; {', '.join(others)}"
 
 
-def main(batch_size=32, hidden_size=256, as_json=False):
-    """Print what `collect` finds, a line each or as JSON → exit status: 0, or 1 where a setting is wrong."""
-    facts, wrong = collect(batch_size, hidden_size), wrong_settings() + list(filter(None, [_no_folder()]))
-    if as_json:
-        print(json.dumps(dict(facts, wrong=wrong), indent=1))
-        return int(bool(wrong))
-    width = max(map(len, facts))
-    columns = shutil.get_terminal_size().columns
-    for name, text in facts.items():
-        print(textwrap.fill(text, max(columns, width + 20), initial_indent=f"{name:<{width}}  ",
-                            subsequent_indent=" " * (width + 2), break_long_words=False, break_on_hyphens=False))
-    return int(bool(wrong))
-
-
 def _cpu_kernels():
     wrong = _wrong_for_kernels()
-    return f"none: {'; '.join(wrong)}" if wrong else (
-        f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads")
+    if wrong:
+        return f"none: {'; '.join(wrong)}"
+    from rnn_ops.backends import cpu
+    return f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads"
 
 
 def _split(batch_size, hidden_size):
     if _wrong_for_kernels():
         return "none"
+    from rnn_ops.backends import cpu
     rows, columns = cpu.split(batch_size, hidden_size)
     return f"each step in {rows} group{'s' * (rows > 1)} of rows by {columns} group{'s' * (columns > 1)} of columns"
 
 
 def _wrong_for_kernels():
+    from rnn_ops.backends import cpu  # not needed, and in a source folder not there, where only a GPU computes
     found = []
-    for ask in cpu.threads, cpu.simd:
+    for setting in cpu.threads, cpu.simd:
         try:
-            ask()
+            setting()
         except ValueError as error:
             found.append(str(error))
     return found
 
 
-def _no_folder():
-    folder = os.environ.get("RNN_OPS_DATA")
-    return f"RNN_OPS_DATA: got {folder!r}, needs a folder" if folder and not os.path.isdir(folder) else None
-
-
-def _choice():
+def _operator_in_use():
     from rnn_ops.operators import in_use
     return in_use()
 
 
 def _operator():
-    """Which MXNet operator computes, and why not the other one."""
+    """Which MXNet operator computes, and why the native one does not."""
     try:
-        taken = _choice()
+        taken = _operator_in_use()
         from rnn_ops.operators import native
     except (ImportError, RuntimeError, ValueError) as error:
         return f"none: {error}"
@@ -147,16 +145,8 @@ def _device(device):
 
 
 def _compiler(number):
-    """What compiles for a GPU, or why nothing does."""
+    """The compiler for a GPU, or why there is none."""
     try:
         return str(cuda.platform().nvrtc(number))
     except RuntimeError as error:
         return f"none: {error}"
-
-
-def _cpu_name():
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a processor that has no name there
-        return platform.processor() or platform.machine()

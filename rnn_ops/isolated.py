@@ -1,5 +1,7 @@
 """Run a function in a process of its own that ends after a time: what hangs, crashes or breaks the GPU's context costs itself."""
+import contextlib
 import multiprocessing
+import signal
 import time
 from typing import Any, Callable, Optional
 
@@ -41,9 +43,11 @@ def run(function: Callable, *arguments: Any, seconds: float, report: Callable[[A
 
 
 def _call(connection, function, arguments):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; its parent ends it
     try:
         function(lambda value: connection.send(("value", value)), *arguments)
         why_not = None
     except Exception as error:
         why_not = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    connection.send((_END, why_not))
+    with contextlib.suppress(OSError):  # the parent is gone
+        connection.send((_END, why_not))

@@ -16,7 +16,9 @@ from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 from rnn_ops.gradcheck import Case
+from rnn_ops.backends.cuda.selftest import run as kernels_selftest
 from rnn_ops.operators import custom, devices
+from rnn_ops_cli.main import main
 
 H100 = variants.known_device(90, 8)
 PLACES = ["gpu", "offload"]
@@ -312,31 +314,37 @@ def test_without_a_gpu_use_says_why():
 
 # ---- the commands
 
-def unwrapped(capsys):
+def unwrapped(capfd):
     """What was printed, with its lines put together again."""
-    return " ".join(capsys.readouterr().out.split())
+    return " ".join(capfd.readouterr().out.split())
+
+
+@pytest.fixture
+def without_processes(monkeypatch):
+    """The kernels' self-test runs in processes, which have no stand-in for a GPU; test_cuda_selftest.py has it."""
+    monkeypatch.setattr(kernels_selftest, "run", lambda report, full: [])
 
 
 @pytest.mark.slow
-def test_check_runs_on_a_gpu(gpus, monkeypatch, capsys):
+def test_check_runs_on_a_gpu(gpus, without_processes, monkeypatch, capfd):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens"), Case("step", 1, 3, 2, 5)])
-    assert gradcheck.main(device="cuda") == 0
-    assert "custom operator, on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in unwrapped(capsys)
+    assert main(["check", "--device", "cuda"]) == 0
+    assert "custom operator, on sm_90, arrays in mx.cpu() against its reference in MXNet 1.9.1" in unwrapped(capfd)
     assert gpus.emulators[0].launches and devices.in_use() == "cpu"
 
 
 @pytest.mark.slow
-def test_check_fails_where_a_kernel_is_wrong(gpus, monkeypatch, capsys):
+def test_check_fails_where_a_kernel_is_wrong(gpus, without_processes, monkeypatch, capfd):
     monkeypatch.setattr(gradcheck, "default_cases", lambda: [Case("sequence", 3, 2, 5, 7, "tokens")])
     cuda.gpu(0)._edit = lambda family, text: text.replace("(1 - term.h) * (1 + term.h)", "(1 - term.h)")
-    assert gradcheck.main(device="cuda") == 1
-    assert "FAILED sequence T=3 B=2 I=5 H=7 tokens random: float64, reference, dWhh" in unwrapped(capsys)
+    assert main(["check", "--device", "cuda"]) == 1
+    assert "FAILED sequence T=3 B=2 I=5 H=7 tokens random: float64, reference, dWhh" in unwrapped(capfd)
     assert devices.in_use() == "cpu"
 
 
-def test_info_says_what_a_gpu_would_run_and_why(gpus, capsys):
-    assert info.main(batch_size=3, hidden_size=300) == 0
-    printed = unwrapped(capsys)
+def test_info_says_what_a_gpu_would_run_and_why(gpus, capfd):
+    assert main(["info", "--batch-size", "3", "--hidden", "300"]) == 0
+    printed = unwrapped(capfd)
     assert "sm_90, compute capability 9.0, 8 multiprocessors, 227 KiB of shared memory a block; newer than MXNet 1.9.1" in printed
     assert re.search(r"GPU 0, B=3, H=300 +cluster: a cluster of \d+ blocks .*; estimated cycles a step \d+; ", printed)
     assert "resident cannot: 300 hidden units: at most 256" in printed

@@ -2,7 +2,10 @@
 
 A stand-in that computes in NumPy takes the GPU's place: right, it passes every check; with any one defect, it does not.
 """
+import json
 import math
+import os
+import re
 import sys
 import types
 
@@ -10,12 +13,15 @@ import numpy as np
 import pytest
 from cuda_host import Emulator
 from gpu_machines import H100, Defective
+from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.backends.cuda.selftest import __main__ as watched
-from rnn_ops.backends.cuda.selftest import checks, sanitizer
+from rnn_ops.backends.cuda.selftest import checks, run, sanitizer
 
+import rnn_ops
 from rnn_ops import exactness, numpy_reference
+from rnn_ops_cli.main import main
 from rnn_ops_timemachine import parameters
 
 FEW = dict(shapes=((1, 1, 1, 1), (3, 4, 5, 7)), variant_shapes=((2, 3, 5, 33),), option_shapes=((4, 3, 5, 6),),
@@ -264,3 +270,96 @@ def test_what_the_sanitizer_watches():
     gpu = Watched()
     assert watched.passes(gpu, ("grid", "stepwise")) and launched == {"grid", "stepwise"} and pools and gpu.patience == 100
     assert not watched.passes(Defective(defect="slightly off"), ("grid",))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+def right():
+    return Defective()
+
+
+def slightly_off():
+    return Defective(defect="slightly off")
+
+
+class CrashingCluster(Defective):
+    def forward(self, *arguments, variant=None, **options):
+        if variant.family == "cluster" and variant.exchange == "async":
+            os._exit(77)
+        super().forward(*arguments, variant=variant, **options)
+
+
+class HangingGrid(Defective):
+    """As `Gpu.wait` does it: a TimeoutError, and the GPU does not answer."""
+
+    def forward(self, *arguments, variant=None, **options):
+        if variant.family == "grid":
+            raise TimeoutError("the GPU has not finished within 20 s: a kernel hangs")
+        super().forward(*arguments, variant=variant, **options)
+
+
+SMALL = dict(shapes=((3, 4, 5, 7), (2, 3, 5, 300)), variant_shapes=(), option_shapes=(), bits_shapes=((3, 2, 5, 4),),
+             most_runs=3, sweep=2 ** 8)
+
+
+@pytest.fixture
+def check(monkeypatch, capfd, tmp_path):
+    """``rnn-ops check --device cuda`` with a stand-in that this file makes → (exit status, stdout, record). The processes
+    import this file by its name."""
+    import test_cuda_selftest as importable
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.abspath(__file__)))
+    monkeypatch.setattr(cuda, "why_not", lambda: None)
+    monkeypatch.setattr(cuda, "devices", lambda: [H100])
+    monkeypatch.setattr(run, "SHORT", SMALL)
+    monkeypatch.setattr(run, "FULL", SMALL)
+    monkeypatch.setitem(sys.modules, "rnn_ops.gradcheck", None)  # as where MXNet is not installed
+    monkeypatch.delitem(vars(rnn_ops), "gradcheck", raising=False)
+
+    def call(make_gpu, *options):
+        monkeypatch.setattr(run, "first_gpu", getattr(importable, make_gpu))
+        path = tmp_path / "check.json"
+        status = main(["check", "--device", "cuda", "--json", str(path), *options])
+        return status, capfd.readouterr().out, json.loads(path.read_text())
+    return call
+
+
+@pytest.mark.slow
+def test_the_command_checks_every_family_without_mxnet(check):
+    status, stdout, record = check("right")
+    assert status == 0 and record["passed"] and record["device"] == H100.name and "rows" not in record
+    lines = stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[0].startswith(f"rnn_ops {rnn_ops.__version__}, CUDA kernels on sm_90 against")
+    counts = record["kernels"]["families"]
+    assert set(counts) == set(checks.EVERY) and all(counts.values()) and record["kernels"]["failed"] == []
+    for family, count in counts.items():
+        assert any(re.match(rf"{family} +{count} of +{count} right   \S+ .* %$", line) for line in lines), family
+    assert [sentence.split(",")[0] for sentence in record["left_out"]] == ["the operators", "the other shapes"]
+    assert "Left out: the operators, for want of MXNet." in stdout
+
+
+@pytest.mark.slow
+def test_the_command_says_what_is_wrong(check):
+    status, stdout, record = check("slightly_off")
+    assert status == 1 and not record["passed"]
+    assert "FAILED  3×4×5×7 tokens float32, resident: " in stdout and "dbh: " in stdout
+    assert len(record["kernels"]["failed"]) == stdout.count("FAILED")
+
+
+@pytest.mark.slow
+def test_a_family_that_ends_its_process_or_hangs_costs_itself(check, monkeypatch):
+    status, stdout, record = check("CrashingCluster")
+    assert status == 1 and record["kernels"]["failed"] == ["cluster: its process ended with exit code 77"]
+    assert re.search(r"cluster-barrier +(\d+) of +\1 right", stdout)  # its older exchange works
+    asked = []
+    monkeypatch.setattr(sanitizer, "find", lambda: "tool")
+    monkeypatch.setattr(sanitizer, "run", lambda show, left, keep, without: asked.append(without) or {"racecheck": "found"})
+    status, stdout, record = check("HangingGrid", "--full")
+    assert status == 1 and record["sanitizer"] == {"racecheck": "found"} and asked == [["--without", "grid"]]
+    assert [line.split(":")[0] for line in record["kernels"]["failed"]] == ["3×4×5×7 tokens float32, grid", "grid", "racecheck"]
+    assert "GpuLost" in stdout and "a kernel hangs" in stdout
+
+
+def test_full_is_for_a_gpu(capfd):
+    assert main(["check", "--full"]) == 2
+    assert capfd.readouterr().err == (
+        "rnn-ops: error: --full: is for --device cuda; the check on the CPU is the same without it\n")

@@ -11,6 +11,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.gradcheck import Case
 from rnn_ops.operators import custom, devices
+from rnn_ops_cli.main import main
 
 CASES = [Case("sequence", 3, 2, 2, 3), Case("sequence", 4, 3, 2, 2, "tokens"), Case("step", 1, 2, 2, 3)]
 
@@ -179,21 +180,23 @@ def test_relative_error():
 
 
 @pytest.mark.slow
-def test_rnn_ops_check_passes(tmp_path, capsys):
+def test_rnn_ops_check_passes(tmp_path, capfd):
     """The whole grid, as `rnn-ops check` runs it."""
     path = tmp_path / "check.json"
     before = os.umask(0o027)
     try:
-        assert gradcheck.main(json_path=str(path)) == 0
+        assert main(["check", "--json", str(path)]) == 0
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640  # as every other file's here
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     for line in ("worst relative error", "differences", "0 failed"):
         assert line in printed
     assert max(map(len, printed.splitlines())) <= 80
     record = json.loads(path.read_text())
+    assert list(record) == ["rnn_ops", "numpy", "device", "mxnet", "operator", "rows", "seconds", "passed", "left_out"]
     assert record["passed"] and record["device"] == "cpu" and record["operator"] == operators.in_use()
+    assert record["left_out"] == []
     rows = record["rows"]
     assert {row["comparison"] for row in rows} == set(gradcheck.COMPARISONS)
     assert {row["tensor"] for row in rows} == set(gradcheck.TENSORS)
@@ -202,40 +205,40 @@ def test_rnn_ops_check_passes(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["check.json"]
 
 
-def test_rnn_ops_check_fails(tmp_path, capsys, monkeypatch):
+def test_rnn_ops_check_fails(tmp_path, capfd, monkeypatch):
     rows = gradcheck.check(planted_step("dbh nan"), planted_sequence("dbh nan"), CASES)
     monkeypatch.setattr(gradcheck, "check", lambda report: rows)
     path = tmp_path / "check.json"
-    assert gradcheck.main(json_path=str(path)) == 1
+    assert main(["check", "--json", str(path)]) == 1
     line = "FAILED  step T=1 B=2 I=2 H=3 dense random:\n        float64, reference, dbh: inf > 1.00e-09\n"
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert line in printed and max(map(len, printed.splitlines())) <= 80
     record = json.loads(path.read_text())
     assert not record["passed"]
     assert {row["tensor"] for row in record["rows"] if row["error"] is None} == {"dbh"}
 
 
-def test_a_file_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
+def test_a_file_that_cannot_be_written_is_said_at_once(tmp_path, capfd):
     path = tmp_path / "missing" / "check.json"
-    assert gradcheck.main(json_path=str(path)) == 2
-    assert capsys.readouterr().err == f"rnn-ops: error: cannot write {path}: No such file or directory\n"
+    assert main(["check", "--json", str(path)]) == 2
+    assert capfd.readouterr().err == f"rnn-ops: error: cannot write {path}: No such file or directory\n"
 
 
-def test_a_folder_is_no_file_to_write(tmp_path, capsys):
-    assert gradcheck.main(json_path=str(tmp_path)) == 2
-    assert capsys.readouterr().err == f"rnn-ops: error: cannot write {tmp_path}: Is a directory\n"
+def test_a_folder_is_no_file_to_write(tmp_path, capfd):
+    assert main(["check", "--json", str(tmp_path)]) == 2
+    assert capfd.readouterr().err == f"rnn-ops: error: cannot write {tmp_path}: Is a directory\n"
 
 
-def test_a_full_disk_is_said_after_the_table(capsys, monkeypatch):
+def test_a_full_disk_is_said_after_the_table(capfd, monkeypatch):
     rows = gradcheck.check(cases=CASES[:1])
     monkeypatch.setattr(gradcheck, "check", lambda report: rows)
-    assert gradcheck.main(json_path="/dev/full") == 1
-    printed, said = capsys.readouterr()
+    assert main(["check", "--json", "/dev/full"]) == 1
+    printed, said = capfd.readouterr()
     assert ", 0 failed\n" in printed and said == "rnn-ops: error: cannot write /dev/full: No space left on device\n"
 
 
-def test_cuda_is_refused_in_words(capsys):
+def test_cuda_is_refused_in_words(capfd):
     if cuda.why_not() is None:
         pytest.skip("there is a GPU")
-    assert gradcheck.main(device="cuda") == 2
-    assert capsys.readouterr().err == f"rnn-ops: error: {cuda.why_not()}\n"
+    assert main(["check", "--device", "cuda"]) == 2
+    assert capfd.readouterr().err == f"rnn-ops: error: {cuda.why_not()}\n"

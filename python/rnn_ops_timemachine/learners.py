@@ -8,7 +8,7 @@ from typing import Dict, Iterator, Optional, Protocol
 
 import numpy as np
 
-from rnn_ops.backends import cpu, cuda
+from rnn_ops.backends import cuda
 
 
 class Learner(Protocol):
@@ -54,6 +54,7 @@ def why_not(step: str) -> Optional[str]:
         return reason and f"nothing can be computed on a GPU here: {reason}"
     reason = _import("rnn_ops.operators").native.why_not() if step == "native" else None
     _import(_MODULES[step])
+    cpu = _import("rnn_ops.backends.cpu")
     cpu.threads(), cpu.simd()
     return reason and f"there is no native operator: {reason}"
 

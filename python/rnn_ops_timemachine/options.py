@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose errors are one line, types of options, exit statuses, imports that may fail."""
+"""Shared by all commands: a parser whose errors are one line, types of options, exit statuses, imports that may fail."""
 import argparse
 import contextlib
 import re
@@ -18,28 +18,28 @@ class CommandError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """With errors of one line: argparse prints its whole usage before the one that matters."""
+    """Its errors are one line; argparse's own parser prints its whole usage first."""
 
     def error(self, message):
         raise CommandError(USAGE, f"error: {message} ({self.prog} --help says more)")
 
 
-def positive(text):
-    """The number that an option is given."""
+def positive(text: str) -> int:
+    """The type of an option that is a number of at least 1."""
     if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
         raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number, 1 or more, of at most 18 digits")
     return int(text)
 
 
-def path(text):
-    """The path, or the name of a text, that an option is given."""
+def path(text: str) -> str:
+    """The type of an option that is a path or the name of a text."""
     if not text:
         raise argparse.ArgumentTypeError(f"got {text!r}, needs a name")
     return text
 
 
-def check_settings():
-    """See that the environment variables can be followed, before anything is begun."""
+def check_settings() -> None:
+    """Raise a `CommandError` if an environment variable cannot be followed, before anything is begun."""
     with importing():
         from rnn_ops import info
     for reason in info.wrong_settings():
@@ -48,8 +48,8 @@ def check_settings():
 
 @contextlib.contextmanager
 def importing():
-    """Turn whatever an import raises into a line for the user. It may be for a setting: TQDM_MININTERVAL=abc is a ValueError,
-    and PYTHONWARNINGS=error raises what is a warning else."""
+    """Turn any exception of an import into a line for the user. A setting may cause it: TQDM_MININTERVAL=abc is a
+    ValueError, and PYTHONWARNINGS=error raises warnings."""
     try:
         with one_line(FAILURE, ImportError):
             yield
@@ -65,6 +65,6 @@ def one_line(status, *exceptions):
     try:
         yield
     except ModuleNotFoundError as error:
-        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu] and rnn_ops[cu112] bring it") from error
+        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu], rnn_ops[cu112], rnn_ops[cu12] and rnn_ops[cu13] bring it") from error
     except exceptions as error:
         raise CommandError(status, f"error: {str(error) or type(error).__name__}") from error

@@ -102,12 +102,12 @@ class Waiting:
 
 
 def _show(write, *lines):
-    """Write lines to stdout. Where that is lost a line on stderr says so, and training goes on."""
+    """Write lines to stdout. If that is no longer possible a line on stderr says so, and training goes on."""
     try:
         write("\n".join(lines))
         sys.stdout.flush()
-    except streams.Lost as lost:
-        streams.complain(f"{lost}: the training goes on")
+    except streams.Closed as closed:
+        streams.complain(f"{closed}: the training goes on")
 
 
 def _line(metrics, epochs, columns):

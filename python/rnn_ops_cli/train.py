@@ -1,0 +1,73 @@
+"""``rnn-ops train``: train the character model on a text, or go on with a run."""
+import argparse
+
+from rnn_ops_timemachine import hints, signals, streams
+from rnn_ops_timemachine.options import FAILURE, SIGNALLED, USAGE, CommandError, check_settings, importing, one_line, path
+
+
+def add_to(commands) -> None:
+    """Add the command to the parser's."""
+    parser = commands.add_parser("train", help="train a character model on a book", allow_abbrev=False,
+                                 argument_default=argparse.SUPPRESS,
+                                 description="Train a character-level recurrent network on a text, as the tutorial does; the "
+                                             "defaults are the tutorial's, except for its 2,000 epochs.")
+    parser.set_defaults(run=run)
+    parser.add_argument("--text", type=path, metavar="NAME|FILE",
+                        help="timemachine (default), tinyshakespeare, python-topics or the path of a UTF-8 file")
+    parser.add_argument("--step", choices=("native", "custom", "gluon", "reference", "cuda"),
+                        help="what computes: our native operator (default), our CustomOp in Python, our layer in a Gluon "
+                             "network, the tutorial's ndarray loop, or our CUDA kernels on a GPU, for which MXNet is not "
+                             "needed")
+    parser.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 15)")
+    parser.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="rows of a batch (default 32)")
+    parser.add_argument("--sequence-length", type=int, metavar="T", help="characters of a row (default 64)")
+    parser.add_argument("--learning-rate", type=float, metavar="LR",
+                        help="halved at every 100th epoch (default 0.5); a new one with --resume is that of the next epoch")
+    parser.add_argument("--seed", type=int, metavar="S", help="of the first parameters and the samples (default 0)")
+    parser.add_argument("--validation", type=float, metavar="PART",
+                        help="part of the text, such as 0.1, to hold out at its end and measure the loss on (default none)")
+    parser.add_argument("--patience", type=int, metavar="N",
+                        help="stop after N epochs without a new minimum of the loss on that part (default never)")
+    parser.add_argument("--init-from", type=path, metavar="DIR|FILE",
+                        help="begin with the parameters of another run, whose symbols must be those of the text or more")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
+    parser.add_argument("--resume", action="store_true", default=False,
+                        help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
+                             "--learning-rate may be new")
+    parser.add_argument("--quiet", action="store_true", default=False,
+                        help="print the run's folder alone, at the end, and what goes wrong")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0; a `CommandError` where the run cannot begin or has ended before its last epoch."""
+    with signals.held_back() as raise_interrupt:
+        return _run(arguments, raise_interrupt)
+
+
+def _run(arguments, raise_interrupt):
+    check_settings()
+    given = dict(vars(arguments))
+    resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
+    del given["run"], given["quiet"]
+    with importing():
+        from rnn_ops_timemachine import opening, progress
+        from rnn_ops_timemachine.settings import Settings
+    raise_interrupt()
+    on_wait = progress.Waiting(raise_interrupt, arguments.quiet)
+    with one_line(FAILURE, ImportError), one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
+        if resume and not out:
+            raise ValueError("out: --resume needs --out, the folder of the run to go on with")
+        if resume and init_from:
+            raise ValueError("init_from: a run that is resumed has its parameters already")
+        run = opening.resume(out, given, on_wait) if resume else opening.start(Settings(**given), out, init_from, on_wait)
+    with run:
+        for notice in run.notices:
+            streams.complain(notice)
+        try:
+            with one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
+                progress.follow(run, arguments.quiet)
+        except signals.Interrupted as interrupt:
+            raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
+                               "to go on: " + hints.command("train", "--resume", *hints.option("--out", run.folder))) from None
+    return 0
