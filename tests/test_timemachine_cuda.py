@@ -1,11 +1,19 @@
 """`rnn-ops train --step cuda` without a GPU: the learner on NumPy arrays and the emulator of the CUDA kernels."""
+import json
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from emulated_gpu import EmulatedGpu
 from rnn_ops.backends.cuda import variants
 
 from rnn_ops import numpy_reference
+from rnn_ops_cli.main import main
 from rnn_ops_timemachine import cuda_training, descent, parameters
+from rnn_ops_timemachine.settings import STEPS
 
 WORDS = "the cat sat on the mat and the dog ran after the cat until the cat ran up a tree. "
 
@@ -128,3 +136,65 @@ def test_training_that_diverges_is_an_error():
         train(learner, inputs, labels, 2)
     with pytest.raises(FloatingPointError, match="training has diverged: W.. is no longer finite"):
         learner.arrays()
+
+
+# --- as a run
+
+PROGRAM = """
+import sys, types
+sys.modules["mxnet"] = None
+from emulated_gpu import EmulatedGpu
+from rnn_ops_cli.main import main
+from rnn_ops_timemachine import cuda_training, learners
+learners.cuda = types.SimpleNamespace(why_not=lambda: {reason!r})
+cuda_training.first_gpu = EmulatedGpu
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_mxnet(*words, reason=None):
+    """(exit status, stdout, stderr) of a command in a process that has no MXNet, with the emulator for a GPU."""
+    ran = subprocess.run([sys.executable, "-c", PROGRAM.format(reason=reason), *words], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+@pytest.mark.slow
+def test_a_run_needs_no_mxnet(tmp_path):
+    """It begins without a word about the step, is resumed, validated, sampled from, and begins another one."""
+    book, out = tmp_path / "words.txt", str(tmp_path / "run")
+    book.write_text(WORDS * 6)
+    options = ["--text", str(book), "--hidden", "8", "--batch-size", "3", "--sequence-length", "7", "--validation", "0.2"]
+    status, stdout, stderr = without_mxnet("train", *options, "--epochs", "2", "--out", out)
+    assert (status, stderr) == (0, "") and "cuda step" in stdout
+    status, stdout, stderr = without_mxnet("train", "--resume", "--epochs", "3", "--out", out)
+    assert (status, stderr) == (0, "") and "epochs 3 to 3" in stdout
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["step"] == "cuda" and len(record["sessions"]) == 2
+    assert set(record["sessions"][0]["versions"]) == {"python", "numpy", "cupy", "rnn_ops"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3] and lines[2]["loss"] < lines[0]["loss"]
+    assert all(0 < line["validation_loss"] < 4 for line in lines)
+    status, stdout, stderr = without_mxnet("sample", "--checkpoint", out, "--prompt", "the cat", "--length", "20")
+    assert (status, stderr, len(stdout)) == (0, "", 28)
+    status, _, stderr = without_mxnet("train", "--text", str(book), "--step", "cuda", "--batch-size", "3", "--sequence-length",
+                                      "7", "--epochs", "1", "--init-from", out, "--out", str(tmp_path / "other"))
+    assert (status, stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_without_a_gpu_or_mxnet_it_is_one_line(tmp_path):
+    words = ["train", "--out", str(tmp_path / "run")]
+    assert without_mxnet(*words, "--step", "cuda", reason="the reason") == (
+        2, "", "rnn-ops: error: step: got 'cuda', but nothing can be computed on a GPU here: the reason\n")
+    for more in [], ["--step", "native"], ["--step", "reference"]:
+        status, stdout, stderr = without_mxnet(*words, *more, reason="the reason")
+        assert (status, stdout, stderr.count("\n")) == (1, "", 1) and stderr.startswith("rnn-ops: error: ")
+        assert "mxnet" in stderr.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_offers_the_steps_that_there_are(capfd):
+    assert main(["train", "--step", "nothing"]) == 2
+    offered = capfd.readouterr().err.partition("choose from")[2].partition(")")[0]
+    assert re.findall(r"\w+", offered) == list(STEPS)

@@ -71,14 +71,6 @@ def test_encode_and_decode_any_text(text):
     assert vocabulary.decode(tokens) == text
 
 
-def test_textify_undoes_one_hots():
-    vocabulary = data.Vocabulary(TEXT)
-    rows = vocabulary.one_hots(vocabulary.encode(TEXT[:40]))
-    assert rows.shape == (40, len(vocabulary)) and rows.dtype == np.float32
-    assert rows.sum(axis=1).asnumpy().tolist() == [1] * 40
-    assert vocabulary.textify(rows) == TEXT[:40]
-
-
 def test_a_character_that_the_vocabulary_lacks_is_named():
     with pytest.raises(ValueError, match="text: got '!', 'é', which the vocabulary of 26 characters lacks"):
         data.Vocabulary("abcdefghijklmnopqrstuvwxyz").encode("aéb!é")

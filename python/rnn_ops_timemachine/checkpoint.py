@@ -1,7 +1,7 @@
 """A trained model in one file: parameters, vocabulary and settings. A crash never costs the one already there.
 
-A file is read as what it may be: somebody's. It holds exactly what `save` writes, or it is not taken. The shapes that
-its vocabulary and hidden size need are held against what its parts declare before the first parameter is read.
+A file may come from anybody. So it is read only if it holds exactly what `save` writes, and the shapes that its parts declare
+are compared with those of its vocabulary and hidden size before the first parameter is read.
 """
 import io
 import json
@@ -16,8 +16,8 @@ import numpy as np
 from rnn_ops_timemachine import data, files, parameters, settings
 
 FILE = "model.npz"
-_FORMATS = "rnn_ops.timemachine/1", "rnn_ops.timemachine/2"  # the last one is written, the first one is that of 0.1.0
-_MOST_BYTES = {"settings": 1 << 20, "symbols": 8 << 20}  # of the parts that are read before it is known how long they are
+_FORMATS = "rnn_ops.timemachine/1", "rnn_ops.timemachine/2"  # the last one is written; 0.1.0 wrote the first
+_MOST_BYTES = {"settings": 1 << 20, "symbols": 8 << 20}  # of the parts that are read before their lengths are known
 
 
 class Checkpoint(NamedTuple):
@@ -28,13 +28,13 @@ class Checkpoint(NamedTuple):
     settings: dict
 
 
-def save(path, checkpoint):
+def save(path: str, checkpoint: Checkpoint) -> None:
     """Write a checkpoint over ``path``: to a temporary name beside it first, which takes its place once it is on disk.
 
     Raises
     ------
     OSError
-        It cannot be written; what was at ``path`` is still there.
+        It cannot be written; the file that was at ``path`` is still there.
     """
     text = json.dumps(dict(checkpoint.settings, format=_FORMATS[-1]))
     with files.replacing(path) as file:
@@ -42,7 +42,7 @@ def save(path, checkpoint):
                  settings=np.array(text), **checkpoint.parameters)
 
 
-def load(path):
+def load(path: str) -> Checkpoint:
     """Read a checkpoint.
 
     Parameters
@@ -53,7 +53,7 @@ def load(path):
     Raises
     ------
     OSError
-        There is none, or it cannot be read.
+        It does not exist or cannot be read.
     ValueError
         The file is not a checkpoint, is damaged, or its parts do not fit one another.
     """
@@ -65,29 +65,29 @@ def load(path):
         raise FileNotFoundError(f"checkpoint: {path} does not exist") from None
     try:
         with _SmallReads(io.FileIO(descriptor)) as file, warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy warns of a header that it has to guess at
+            warnings.simplefilter("error")  # NumPy warns where it guesses at a header
             return _read(file)
     except _Misfit as error:
         raise ValueError(f"checkpoint: {path}: {error}") from None
     except MemoryError as error:
-        raise ValueError(f"checkpoint: {path} needs more memory than there is ({error})") from error
-    except Exception as error:  # a damaged archive makes its reader fail in every way there is
+        raise ValueError(f"checkpoint: {path} needs more memory than this machine has ({error})") from error
+    except Exception as error:  # a damaged archive can raise any exception in its reader
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"checkpoint: {path} is damaged or not one ({type(error).__name__}: {said})") from error
 
 
 class _Misfit(ValueError):
-    """A part that can be read and is not what a checkpoint holds."""
+    """A part that can be read but does not belong to a checkpoint."""
 
 
 class _SmallReads(io.BufferedReader):
-    """No read of this file is a large one: zipfile would believe an archive that declares a directory of gigabytes."""
+    """Refuses large reads: zipfile would believe an archive that declares a directory of gigabytes."""
     _MOST = 1 << 20
 
     def read(self, size=-1):
         content = super().read(self._MOST + 1 if size is None or size < 0 or size > self._MOST else size)
         if len(content) > self._MOST:
-            raise ValueError("it declares a part far larger than any that it can have")
+            raise ValueError("it declares a part far larger than a checkpoint has")
         return content
 
 
@@ -107,7 +107,7 @@ def _read(file):
 
 
 def _headers(archive):
-    """The (shape, dtype) that every array declares, by name; a `_Misfit` where the parts are not those that `save` writes."""
+    """The (shape, dtype) that every array declares, by name; a `_Misfit` where the parts are others than `save` writes."""
     members = archive.infolist()
     names = [member.filename[:-len(".npy")] for member in members]
     needed = ["symbols", "settings", *parameters.NAMES]
@@ -122,7 +122,7 @@ def _headers(archive):
             raise _Misfit(f"{name} is {member.file_size:,} bytes long, needs at most {_MOST_BYTES[name]:,}")
         with archive.open(member) as part:
             if np.lib.format.read_magic(part) != (1, 0):
-                raise _Misfit(f"{name} is in a format of NumPy's that is not used here")
+                raise _Misfit(f"{name} is in another of NumPy's formats than 1.0")
             shape, _, dtype = np.lib.format.read_array_header_1_0(part)
             header = part.tell()
         numbers = 1

@@ -1,11 +1,10 @@
-"""From characters to batches: the vocabulary, tokens, and the sequences that the model is trained on.
+"""From characters to batches: the vocabulary, tokens, and the sequences that the model is trained on. Needs NumPy alone."""
+from typing import Iterable, Tuple
 
-All of it but one-hot rows works where MXNet is not installed.
-"""
 import numpy as np
 
 CODE_POINTS = 0x110000  # of Unicode
-_CHUNK = 1 << 20  # characters that are worked on at once, which keeps the copies in between small
+_CHUNK = 1 << 20  # characters that are worked on at once, so that the copies in between stay small
 
 
 class Vocabulary:
@@ -17,25 +16,25 @@ class Vocabulary:
         At least one; repeated ones count once.
     """
 
-    def __init__(self, characters):
+    def __init__(self, characters: str):
         if not characters:
             raise ValueError("characters: got an empty text, needs at least one character")
         self._code_points = _distinct(characters)
         self.symbols = "".join(map(chr, self._code_points))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.symbols)
 
-    def missing(self, text):
+    def missing(self, text: str) -> str:
         """The distinct characters of ``text`` that are not in the vocabulary, in code-point order."""
         return "".join(map(chr, np.setdiff1d(_distinct(text), self._code_points)))
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """The smallest dtype of unsigned integers that holds every token."""
         return np.min_scalar_type(len(self) - 1)
 
-    def encode(self, text, dtype=np.int32):
+    def encode(self, text: str, dtype=np.int32) -> np.ndarray:
         """str of N characters → tokens, ``dtype`` (N,). ValueError where the vocabulary lacks a character."""
         token_of = np.full(CODE_POINTS, -1, np.int32)
         token_of[self._code_points] = np.arange(len(self))
@@ -48,27 +47,18 @@ class Vocabulary:
             start += len(found)
         return tokens
 
-    def decode(self, tokens):
+    def decode(self, tokens: Iterable[int]) -> str:
         """Integers (N,), each in [0, V) → str."""
         return "".join(self.symbols[token] for token in tokens)
 
-    def one_hots(self, tokens):
-        """Tokens (N,) → NDArray float32 (N, V), one one-hot row a token."""
-        from rnn_ops._mxnet import mx
-        return mx.nd.one_hot(mx.nd.array(tokens, dtype="int32"), len(self))
 
-    def textify(self, rows):
-        """NDArray (N, V), such as one-hot rows or probabilities → str, the likeliest character of each row."""
-        return self.decode(rows.argmax(axis=1).asnumpy().astype(np.int64))
-
-
-def listed(characters, most=10):
-    """Characters for a message: at most so many of them, and how many more there are."""
+def listed(characters: str, most: int = 10) -> str:
+    """Characters for a message: the first ``most`` of them, and how many more there are."""
     more = f" and {len(characters) - most:,} more" if len(characters) > most else ""
     return ", ".join(map(repr, characters[:most])) + more
 
 
-def batches(tokens, sequence_length, batch_size):
+def batches(tokens: np.ndarray, sequence_length: int, batch_size: int) -> Tuple[np.ndarray, np.ndarray]:
     """Cut a text into batches whose rows go on from one batch to the next.
 
     The text's whole sequences are dealt out so that each of the B batch rows gets one contiguous stretch of the text,
@@ -94,7 +84,7 @@ def batches(tokens, sequence_length, batch_size):
     return np.ascontiguousarray(inputs), np.ascontiguousarray(labels)
 
 
-def batch_views(tokens, sequence_length, batch_size):
+def batch_views(tokens: np.ndarray, sequence_length: int, batch_size: int) -> Tuple[np.ndarray, np.ndarray]:
     """`batches` of tokens of any dtype as views of ``tokens``, which take no memory of their own."""
     T, B = sequence_length, batch_size
     count = (len(tokens) - 1) // T // B

@@ -1,15 +1,16 @@
-"""Fetch a small file within a time and a size, however slowly or endlessly a server sends."""
+"""Fetch a small file, with limits on time and size even if a server sends slowly or endlessly."""
 import threading
+from typing import Callable
 
-_DEADLINE = 30  # seconds for all of it; a timeout of a connection is only for each of its pieces
+_DEADLINE = 30  # seconds for the whole file; a connection's own timeout is for each piece alone
 _POLL = 0.1
 
 
-def fetch(url, most, on_wait):
+def fetch(url: str, most: int, on_wait: Callable[[], None]) -> bytes:
     """The content of a URL.
 
-    It is fetched by a thread of its own, which nobody waits for beyond the deadline: looking up a name and reading
-    headers cannot be cut short otherwise. Until all of it is there it is in memory only.
+    A thread of its own fetches it and is left alone after the deadline: there is no other way to cut short looking up a name
+    and reading headers. The content is in memory only until it is complete.
 
     Parameters
     ----------
@@ -17,14 +18,14 @@ def fetch(url, most, on_wait):
     most : int
         Bytes.
     on_wait : callable
-        Called again and again while it is fetched. What it raises comes through.
+        Called again and again while it is fetched. Its exceptions are passed on.
 
     Raises
     ------
     OSError
         No connection, an error of the server's; TimeoutError after 30 seconds.
     ValueError
-        There are more bytes.
+        The file has more bytes.
     """
     import requests
     content, failed = bytearray(), []
@@ -37,7 +38,7 @@ def fetch(url, most, on_wait):
                     content.extend(part)
                     if len(content) > most or gone.is_set():
                         return
-        except OSError as error:  # to be raised where somebody waits for it
+        except OSError as error:  # raised by the thread that waits
             failed.append(error)
         except Exception as error:  # urllib3's own, of a connection that breaks off
             failed.append(ConnectionError(f"{url}: {error}"))

@@ -1,6 +1,6 @@
-"""Files of a run: read where they are plain files of a bearable size, written whole or not at all, never through a link.
+"""Files of a run: only plain files of a limited size are read; files are written whole or not at all, never through a link.
 
-A run's folder may come from somebody else, with links, FIFOs and devices where its files belong.
+A run's folder may come from somebody else, with links, FIFOs and devices in the place of its files.
 """
 import contextlib
 import errno
@@ -10,9 +10,10 @@ import os
 import re
 import secrets
 import stat
+from typing import Any, BinaryIO, Iterable, Iterator, Optional
 
 
-def open_plain(path, flags=os.O_RDONLY, follow=False):
+def open_plain(path: str, flags: int = os.O_RDONLY, follow: bool = False) -> int:
     """A descriptor of a plain file. OSError for a folder, a FIFO or a device, and for a link unless ``follow``."""
     refused = OSError(f"{path}: is a {'' if follow else 'link, '}directory, pipe or device, needs to be a plain file")
     try:
@@ -27,14 +28,14 @@ def open_plain(path, flags=os.O_RDONLY, follow=False):
     return descriptor
 
 
-def read(path, most):
+def read(path: str, most: int) -> bytes:
     """The first ``most`` bytes of a plain file."""
     with open(open_plain(path), "rb") as file:
         return file.read(most)
 
 
-def parsed(content):
-    """JSON as Python's objects. ValueError where it is none, or so deep that only somebody malicious has written it."""
+def parsed(content: bytes) -> Any:
+    """JSON as Python's objects. A ValueError if it is no JSON, or nested so deeply that only an attacker writes it."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -42,15 +43,15 @@ def parsed(content):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """A binary file in memory to write to; when the block is done, what it holds takes the place of ``path``.
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A binary file in memory to write to; when the block is done, its content replaces ``path``.
 
-    It goes to a new file beside ``path`` first, which is renamed once it is on disk. Where that fails, ``path`` stays
-    what it was and nothing is left beside it; `remove_temporaries` does away with what a killed process leaves.
+    It goes to a new file beside ``path`` first, which is renamed once it is on disk. If that fails, ``path`` is unchanged and
+    nothing is left beside it; `remove_temporaries` removes the file that a killed process leaves.
     """
     content = io.BytesIO()
     yield content
-    temporary = f"{path}.{secrets.token_hex(8)}.tmp"  # a name that nobody can have put a link at
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"  # nobody can have put a link at this name
     try:
         with _naming(path):
             _write(temporary, os.O_CREAT | os.O_EXCL, content.getbuffer())
@@ -61,8 +62,8 @@ def replacing(path):
         raise
 
 
-def remove_temporaries(folder, names):
-    """Remove what a killed process left of `replacing` files of these names; older versions called it name.tmp."""
+def remove_temporaries(folder: str, names: Iterable[str]) -> None:
+    """Remove files that a killed process left while `replacing` files of these names; older versions called them name.tmp."""
     pattern = re.compile(f"({'|'.join(map(re.escape, names))})(\\.[0-9a-f]{{16}})?\\.tmp")
     for name in filter(pattern.fullmatch, os.listdir(folder)):
         with contextlib.suppress(OSError):
@@ -70,9 +71,9 @@ def remove_temporaries(folder, names):
 
 
 @contextlib.contextmanager
-def writing(path):
-    """A binary file for what the user wants written to ``path``: as `replacing`, but that a link is followed and that a
-    device or a pipe stays one."""
+def writing(path: str) -> Iterator[BinaryIO]:
+    """A binary file for a path that the user has named: as `replacing`, except that a link is followed, and that a device
+    or a pipe is written to and not replaced."""
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb") as file:
             yield file
@@ -81,25 +82,25 @@ def writing(path):
             yield file
 
 
-def why_not_writable(path):
-    """What would keep `writing` from it, as far as it can be seen before there is something to write; None for nothing."""
+def why_not_writable(path: str) -> Optional[str]:
+    """Why `writing` would fail, as far as that can be seen before there is something to write; None if it would not."""
     if os.path.isdir(path):
         return os.strerror(errno.EISDIR)
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         return os.strerror(errno.ENOENT)
-    place = path if os.path.exists(path) and not os.path.isfile(path) else folder
-    return None if os.access(place, os.W_OK) else os.strerror(errno.EACCES)
+    written = path if os.path.exists(path) and not os.path.isfile(path) else folder
+    return None if os.access(written, os.W_OK) else os.strerror(errno.EACCES)
 
 
-def append(path, text):
+def append(path: str, text: str) -> None:
     """Add text to the end of a plain file, as UTF-8, and see it onto the disk."""
     with _naming(path):
         _write(path, os.O_CREAT | os.O_APPEND, text.encode())
 
 
-def size(path):
-    """The size of a plain file in bytes, 0 where there is none."""
+def size(path: str) -> int:
+    """The size of a plain file in bytes, 0 if it does not exist."""
     try:
         descriptor = open_plain(path)
     except FileNotFoundError:
@@ -110,11 +111,11 @@ def size(path):
         os.close(descriptor)
 
 
-def cut(path, length):
+def cut(path: str, length: int) -> None:
     """Cut a plain file off after ``length`` bytes; a shorter one is left alone.
 
-    A file with a second name, such as one in a backup made of hard links, is first replaced by a copy: what happens to
-    it from here on does not happen to the other.
+    A file with a second name, such as one in a backup made of hard links, is first replaced by a copy, so that the
+    other stays as it is.
     """
     if not os.path.lexists(path):
         return
@@ -126,8 +127,8 @@ def cut(path, length):
             os.ftruncate(file.fileno(), length)
 
 
-def set_aside(path):
-    """Give a file another name beside the old one, ``path``.damaged or that and a number, and return it."""
+def set_aside(path: str) -> str:
+    """Rename a file to ``path``.damaged, with a number after it if that exists, and return the new name."""
     number, aside = 1, f"{path}.damaged"
     while os.path.lexists(aside):
         number, aside = number + 1, f"{path}.damaged-{number + 1}"
@@ -136,7 +137,7 @@ def set_aside(path):
 
 
 def _write(path, flags, content):
-    """Write all of ``content`` without a buffer, which would be written once more, and fail again, when it is closed."""
+    """Write all of ``content`` without a buffer. A buffer would be written once more, and fail again, when it is closed."""
     descriptor = open_plain(path, os.O_WRONLY | flags)
     try:
         content = memoryview(content)
@@ -149,7 +150,7 @@ def _write(path, flags, content):
 
 @contextlib.contextmanager
 def _naming(path):
-    """Give an OSError that names no file the name of the one that was to be written."""
+    """Give an OSError without a file name the name of the file that was to be written."""
     try:
         yield
     except OSError as error:

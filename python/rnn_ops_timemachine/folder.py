@@ -1,11 +1,12 @@
 """The folder of a run: how one is made, which files it holds, and how those beside the checkpoint are read and checked.
 
-They may be damaged, gone or somebody else's. A run goes on without its record (run.json), its metrics or its samples: what
-cannot be used keeps its content under another name, is begun anew, and the user is told.
+They may be damaged, gone or somebody else's. A run goes on without its record (run.json), its metrics or its samples: a file
+that cannot be used is renamed and begun anew, and the user is told.
 """
 import contextlib
 import os
 import time
+from typing import Any, Callable, List, Optional, Tuple
 
 from rnn_ops_timemachine import checkpoint, files, record
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, is_integer, is_loss, is_number
@@ -13,15 +14,14 @@ from rnn_ops_timemachine.settings import METRICS, SAMPLES, is_integer, is_loss, 
 PLOT, BEST = "loss.png", "best.npz"
 FILES = (checkpoint.FILE, BEST, record.FILE, METRICS, SAMPLES, PLOT)
 METRICS_KEYS = ("epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds")
-VALIDATION_KEY = "validation_loss"  # the last one where there is a validation part
+VALIDATION_KEY = "validation_loss"  # comes last, in runs with a validation part
 
 _LONGEST_STEM = 200  # of a folder that is named for its text, in bytes; file systems take 255, and a time comes after it
 _LONGEST_LINE = 1024  # of the metrics, in bytes; a run's are a quarter of that
 
 
-def make(path, name):
-    """Make the folder ``path``, or where that is None one for a run of the text ``name`` in runs/ that no other run has;
-    return its path."""
+def make(path: Optional[str], name: str) -> str:
+    """Make the folder ``path`` and return it. If it is None, make a new one in runs/ that is named for the text ``name``."""
     if path is not None:
         os.makedirs(path, exist_ok=True)
         return path
@@ -33,33 +33,33 @@ def make(path, name):
     number, path = 1, os.path.join("runs", stem)
     while True:
         try:
-            os.mkdir(path)  # which is how two processes find out whose it is
+            os.mkdir(path)  # it fails for the second of two processes
             return path
         except FileExistsError:
             number, path = number + 1, os.path.join("runs", f"{stem}-{number + 1}")
 
 
-def refuse_taken(path):
-    """Raise a FileExistsError where a folder holds a run, or what is left of one."""
+def refuse_taken(path: str) -> None:
+    """Raise a FileExistsError if a folder holds any file of a run."""
     for name in FILES:
         if os.path.lexists(os.path.join(path, name)):
             raise FileExistsError(f"out: {path} already holds a run ({name}): --resume it or name another folder")
 
 
-def remove_files(path):
+def remove_files(path: str) -> None:
     """Remove the files of a run that could not begin."""
     for name in FILES:
         with contextlib.suppress(OSError):
             os.remove(os.path.join(path, name))
 
 
-def remove_empty(path):
-    """Remove a folder if there is nothing in it."""
+def remove_empty(path: str) -> None:
+    """Remove a folder if it is empty."""
     with contextlib.suppress(OSError):
         os.rmdir(path)
 
 
-def recover(path, read, otherwise, lost):
+def recover(path: str, read: Callable[[str], Any], otherwise: Any, consequence: str) -> Tuple[Any, str]:
     """Read a file that a run can go on without.
 
     Parameters
@@ -68,15 +68,15 @@ def recover(path, read, otherwise, lost):
     read : callable
         Takes the path; a ValueError says that the file is damaged.
     otherwise : object
-        The result where the file is missing or damaged. A damaged one keeps its content under another name.
-    lost : str
+        The result if the file is missing or damaged. A damaged file is renamed.
+    consequence : str
         What that means for the run.
 
     Returns
     -------
     result : object
     notice : str
-        What was wrong; empty where nothing was.
+        What was wrong; empty if nothing was.
     """
     try:
         return read(path), ""
@@ -84,16 +84,16 @@ def recover(path, read, otherwise, lost):
         wrong = "is missing"
     except ValueError as error:
         wrong = f"is damaged ({error}) and is now called {os.path.basename(files.set_aside(path))}"
-    return otherwise, f"{path} {wrong}: {lost}"
+    return otherwise, f"{path} {wrong}: {consequence}"
 
 
-def read_metrics(path, size, epoch):
-    """The first ``size`` bytes of a run's metrics, as long as they were after so many epochs → list of dicts.
+def read_metrics(path: str, size: int, epoch: int) -> List[dict]:
+    """The first ``size`` bytes of a run's metrics, their length after so many epochs → one dict an epoch.
 
     Raises
     ------
     ValueError
-        They are not what a run writes: a whole line an epoch, the last of them that of ``epoch``.
+        They are not a whole line for each epoch, the last of them for ``epoch``.
     """
     if not size:
         return []
@@ -107,8 +107,8 @@ def read_metrics(path, size, epoch):
     return metrics
 
 
-def check_size(path, size):
-    """Raise a ValueError where a file is shorter than when the checkpoint was written, a FileNotFoundError where it is gone."""
+def check_size(path: str, size: int) -> None:
+    """Raise a ValueError if a file is shorter than when the checkpoint was written, a FileNotFoundError if it is gone."""
     if size and not os.path.lexists(path):
         raise FileNotFoundError(path)
     if files.size(path) < size:

@@ -1,4 +1,4 @@
-"""One owner of a run's folder at a time: a lock that ends with its process, however that ends."""
+"""A lock on a run's folder, so that one process at a time trains it. It ends with its process, however that ends."""
 import contextlib
 import errno
 import fcntl
@@ -7,14 +7,14 @@ import os
 from rnn_ops_timemachine import files
 
 FILE = "run.lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # what file systems that cannot lock answer
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # errors of file systems without locks
 
 
 class Lock:
     """The lock of a folder, taken when it is made and kept until `release`.
 
-    Where the file system cannot lock, nobody is refused: a run there can be trained, and ``notice`` says that two
-    processes at once would not be kept apart.
+    On a file system without locks nobody is refused: a run there can be trained, and ``notice`` says that two processes at
+    once are not kept apart.
 
     Raises
     ------
@@ -24,7 +24,7 @@ class Lock:
         The folder cannot be written to.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str):
         self.notice = ""
         self._path = os.path.join(folder, FILE)
         while True:
@@ -36,10 +36,10 @@ class Lock:
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            os.close(self._descriptor)  # its owner has just removed it: others lock a new one
+            os.close(self._descriptor)  # its owner has just removed it; others lock a new file
 
-    def release(self):
-        """Remove the file and let the lock go. What a killed process leaves is an unlocked file, which is no lock."""
+    def release(self) -> None:
+        """Remove the file and release the lock. A killed process leaves a file that is not locked, which keeps nobody out."""
         with contextlib.suppress(OSError):
             if self._is_the_file():
                 os.remove(self._path)
@@ -57,7 +57,7 @@ class Lock:
                            "see to it that no other process trains this run")
 
     def _is_the_file(self):
-        """Whether the file that is locked still has its name."""
+        """Whether the locked file still has its name."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.lstat(self._path))
         except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The character model: recurrence, output layer, cross-entropy.
 
-The recurrence is an argument of `loss`: ``rnn_ops.rnn_sequence`` and ``rnn_ops.reference.rnn_sequence`` are the same
-function to it, and to change from one to the other is to pass the other.
+The recurrence is an argument of `loss`: ``rnn_ops.rnn_sequence`` and ``rnn_ops.reference.rnn_sequence`` compute the same
+function, and either can be passed.
 
 Shapes: T steps, B batch rows, H hidden units, V vocabulary.
 """

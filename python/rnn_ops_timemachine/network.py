@@ -1,4 +1,4 @@
-"""The character model as a Gluon network: the same function, the same training, as a user of Gluon writes it.
+"""The character model as a Gluon network: the same function and the same training, as a user of Gluon writes them.
 
 Its parameters are those of model.py under Gluon's names, and its runs save and load the same checkpoints.
 """

@@ -1,14 +1,16 @@
-"""Begin a run or take one up again: all that is checked before a run trains, and what a resumed one finds in its folder."""
+"""Begin a run or resume one: everything that is checked before a run trains, and the files of a resumed run."""
 import contextlib
 import os
+from typing import Any, Callable, Dict, Optional
 
 from rnn_ops_timemachine import checkpoint, data, files, folder as folders, learners, lock, record, text
 from rnn_ops_timemachine.run import Run
 from rnn_ops_timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
 
 
-def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
-    """Begin a run in a folder that holds none yet. It is made if need be, and holds a checkpoint at once.
+def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[str] = None,
+          on_wait: Callable[[str], None] = lambda doing: None) -> Run:
+    """Begin a run in a folder that holds none yet. The folder is made if it does not exist, and holds a checkpoint at once.
 
     Parameters
     ----------
@@ -24,7 +26,7 @@ def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
     Raises
     ------
     OSError, ValueError
-        A setting or a text that cannot be used, or a folder that holds a run or cannot be written to.
+        A setting or a text that cannot be used; a folder that holds a run or cannot be written to.
     ImportError
         A library that the step needs cannot be imported.
     """
@@ -37,14 +39,14 @@ def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
     if settings.hidden != hidden and initial:
         raise ValueError(f"hidden: got {settings.hidden}, but the model in {init_from} has {hidden}")
     if folder is not None:
-        folders.refuse_taken(folder)  # before a large text is read; and again when nobody else can begin one there
+        folders.refuse_taken(folder)  # before a large text is read; again below, when nobody else can begin a run there
     asked, book = settings.text, text.load(settings.text, on_wait)
     if initial and initial.vocabulary.missing(book.characters):
         raise ValueError(f"init_from: the model in {init_from} lacks characters of {book.source}: "
                          f"{data.listed(initial.vocabulary.missing(book.characters))}")
     run = Run(settings._replace(text=book.name), book, initial)
     origin = init_from and dict(path=init_from, text=initial.settings["text"], epoch=initial.settings["epoch"])
-    with contextlib.ExitStack() as undo:  # where something fails, what has been done is undone from its end
+    with contextlib.ExitStack() as undo:  # if a step fails, the earlier ones are undone in reverse order
         try:
             if folder is None or not os.path.isdir(folder):
                 folder = folders.make(folder, book.name)
@@ -64,27 +66,27 @@ def start(settings, folder=None, init_from=None, on_wait=lambda doing: None):
     return run
 
 
-def resume(folder, given, on_wait=lambda doing: None):
-    """Take up a run where its checkpoint is.
+def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = lambda doing: None) -> Run:
+    """Go on with a run from its checkpoint.
 
     Parameters
     ----------
     folder : str
     given : dict
-        Settings by name that were asked for again. ``epochs``, ``patience`` and ``learning_rate`` may be new; the
-        others must be the run's. A new learning rate is that of the next epoch, and halved from there on.
+        Settings by name that the user has given again. ``epochs``, ``patience`` and ``learning_rate`` may be new; the
+        others must be the run's. A new learning rate holds from the next epoch on, and is halved from there.
     on_wait : callable
         As that of `text.load`.
 
     Raises
     ------
     OSError, ValueError
-        No run or a damaged one, a setting that is not the run's, a text that is no longer the same, another owner.
+        No run or a damaged one, a setting that is not the run's, a text that has changed, another process that trains it.
     ImportError
         A library that the step needs cannot be imported.
     """
     file = os.path.join(folder, checkpoint.FILE)
-    if not os.path.lexists(file):  # no lock is put into what is not the folder of a run
+    if not os.path.lexists(file):  # a lock goes only into the folder of a run
         raise FileNotFoundError(f"checkpoint: {file} does not exist")
     owner = lock.Lock(folder)
     try:
@@ -101,7 +103,7 @@ def resume(folder, given, on_wait=lambda doing: None):
 
 
 def _of(saved, folder, given, on_wait):
-    """The run as a checkpoint holds it, with the settings that it is to go on with."""
+    """The run of a checkpoint, with the settings that it goes on with."""
     settings, state = (kind(**{name: saved.settings[name] for name in kind._fields}) for kind in (Settings, State))
     for name, value in given.items():
         value = text.name_of(value) if name == "text" else value
@@ -124,7 +126,7 @@ def _of(saved, folder, given, on_wait):
 
 
 def _take_up(run):
-    """Bring the files beside the checkpoint to where it stands; those that are damaged or missing are begun anew."""
+    """Bring the files beside the checkpoint to its epoch; damaged and missing ones are begun anew."""
     files.remove_temporaries(run.folder, folders.FILES)
     epoch, written = run.state.epoch, run.state.written
     kept, *notices = folders.recover(

@@ -1,16 +1,17 @@
 """Draw the loss of a run over its epochs.
 
-matplotlib is imported to draw and not before: whatever is wrong with it or its settings costs the plot and nothing else.
+matplotlib is imported when a plot is drawn and not before: a fault in it or its settings costs the plot and nothing else.
 """
 import contextlib
 import warnings
+from typing import BinaryIO, Iterator, List
 
 import numpy as np
 
 _LOSS, _MOVING, _HELD_OUT, _INK = "#1b6ca8", "#e07b39", "#3a8f5c", "#444444"
 
 
-def draw(file, metrics, title):
+def draw(file: BinaryIO, metrics: List[dict], title: str) -> None:
     """Write a PNG of the loss.
 
     Parameters
@@ -19,7 +20,7 @@ def draw(file, metrics, title):
     metrics : list of dict
         One for each epoch, as in metrics.jsonl; at least one.
     title : str
-        Drawn as it is: a $ begins no mathematics.
+        Drawn as it is: a $ does not begin mathematics.
     """
     with plain_text():
         _draw(file, metrics, "".join(
@@ -27,9 +28,9 @@ def draw(file, metrics, title):
 
 
 @contextlib.contextmanager
-def plain_text():
-    """Inside, matplotlib draws text as it is, neither as mathematics nor through TeX, and characters that its font lacks
-    as boxes."""
+def plain_text() -> Iterator[None]:
+    """Inside, matplotlib draws text as it is, not as mathematics and not through TeX, and a box for each character that its
+    font lacks."""
     import matplotlib
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")

@@ -8,9 +8,10 @@ import unicodedata
 from tqdm import tqdm
 
 from rnn_ops_timemachine import descent, hints, prompts, signals, streams
+from rnn_ops_timemachine.run import Run
 
 
-def follow(run, quiet=False):
+def follow(run: Run, quiet: bool = False) -> None:
     """Train a `run.Run` to its end and show it on stdout (the bar on stderr, where that is a terminal).
 
     A stdout that can no longer be written to does not end the training: a line on stderr says so.
@@ -19,14 +20,14 @@ def follow(run, quiet=False):
     ----------
     run : run.Run
     quiet : bool
-        Show nothing but, at the end, the run's folder.
+        Show only the run's folder, at the end.
 
     Raises
     ------
     FloatingPointError, OSError, MemoryError, RuntimeError
         As `run.Run.train`.
     signals.Interrupted
-        Ctrl-C was pressed, or another signal came; the batch under way was finished.
+        Ctrl-C was pressed, or another signal came; the current batch was finished.
     """
     batches, T, B = run.inputs.shape
     epochs, columns = run.settings.epochs, hints.columns()
@@ -57,7 +58,7 @@ def follow(run, quiet=False):
         began, samples = time.monotonic(), None
         for metrics, samples in run.train(on_batch):
             show(_line(metrics, epochs, columns))
-            if began and run.epoch < epochs:  # now that it is known how long one takes, with its samples and all
+            if began and run.epoch < epochs:  # the time of one epoch, with its samples, is known now
                 more = epochs - run.epoch
                 show(f"{more:,} more in about {duration(more * (time.monotonic() - began))}")
             began = None
@@ -68,7 +69,7 @@ def follow(run, quiet=False):
     if quiet:
         print(run.folder)
         return
-    samples = samples or run.samples()  # it was finished before
+    samples = samples or run.samples()  # the run was finished before
     if not terminal:
         show(*_lines(samples, columns))
     if run.stopped_early:
@@ -85,9 +86,9 @@ def follow(run, quiet=False):
 
 
 class Waiting:
-    """Says what the user waits for, when it takes long: at once, and again whenever two more seconds have passed.
+    """Tells the user why a long start takes long: at once, and again after every two seconds.
 
-    Called with what is being done. Also raises `signals.Interrupted`, by the function that `signals.held_back` yields.
+    Called with a text for the user. It also raises `signals.Interrupted`, by the function that `signals.held_back` yields.
     """
 
     def __init__(self, raise_interrupt, quiet=False):
@@ -111,7 +112,7 @@ def _show(write, *lines):
 
 
 def _line(metrics, epochs, columns):
-    """An epoch on a line: its figures up to the first that there is no room for. metrics.jsonl has all of them."""
+    """An epoch on a line, with as many of its figures as there is room for. metrics.jsonl has all of them."""
     line, *parts = (f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.4f}",
                     f"perplexity {metrics['perplexity']:.2f}",
                     *([f"validation {metrics['validation_loss']:.4f}"] if "validation_loss" in metrics else []),
@@ -124,12 +125,12 @@ def _line(metrics, epochs, columns):
 
 
 def _wrapped(text, columns):
-    """Lines of a text that are no wider than the screen, but for what has no space in it, such as a path."""
+    """Lines of a text, no wider than the screen unless a word is, such as a path."""
     return textwrap.wrap(streams.one_line(text), columns, subsequent_indent="  ", break_long_words=False,
                          break_on_hyphens=False)
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """A time in words, in its two largest units: 1 s, 50 s, 24 min, 1 h 5 min, 2 d 3 h."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 59.5:
@@ -145,8 +146,8 @@ def _lines(samples, columns):
     return [shorten(f"  {prompt}{continuation}", columns - 1) for prompt, continuation in samples]
 
 
-def shorten(text, columns):
-    """Text on one screen line: white space and what cannot be printed as spaces, cut to so many columns."""
+def shorten(text: str, columns: int) -> str:
+    """Text on one screen line, cut to so many columns; white space and unprintable characters become spaces."""
     line, width = "", 0
     for character in text:
         character = character if character.isprintable() else " "

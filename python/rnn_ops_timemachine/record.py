@@ -1,7 +1,8 @@
-"""run.json: what a run was asked for, what it read and is, and a session for each time that it was started or resumed."""
+"""run.json: the text and settings of a run, where its model began, and a session for each start and resumption."""
 import json
 import platform
 import time
+from typing import List, Optional
 
 import numpy as np
 
@@ -13,14 +14,14 @@ FILE = "run.json"
 _LARGEST = 16 << 20  # bytes; a session has some 300
 
 
-def read(path):
-    """What a record says that nothing else knows → dict of ``asked``, ``init_from``, ``sessions``, as `write` takes it.
+def read(path: str) -> dict:
+    """``asked``, ``init_from`` and ``sessions``, as `write` takes them: a resumed run finds them nowhere else.
 
     Raises
     ------
     FileNotFoundError
     ValueError
-        It is not what a run writes.
+        It is not the record of a run.
     """
     record = files.parsed(files.read(path, _LARGEST))
     text = record.get("text") if type(record) is dict else None
@@ -35,8 +36,8 @@ def read(path):
     return dict(asked=text["asked"], init_from=init_from, sessions=sessions)
 
 
-def write(path, run, asked, init_from, sessions):
-    """Write the record of a `run.Run` that begins or goes on. ``sessions``: those before this one."""
+def write(path: str, run, asked: str, init_from: Optional[dict], sessions: List[dict]) -> None:
+    """Write the record of a `run.Run` that begins or goes on. ``sessions``: the earlier ones."""
     batches, T, B = run.inputs.shape
     if not run.finished:
         sessions = sessions + [dict(
@@ -50,5 +51,5 @@ def write(path, run, asked, init_from, sessions):
         settings=run.settings._asdict(), batches_per_epoch=batches, tokens_per_epoch=batches * T * B,
         parameters=run.parameter_count, prompts=run.prompts, init_from=init_from, sessions=sessions)
     with files.replacing(path) as file:
-        # A file name that is no UTF-8 comes as surrogates, which "backslashreplace" writes as JSON does.
+        # A file name that is not UTF-8 has surrogates, which "backslashreplace" writes as JSON does.
         file.write(json.dumps(record, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

@@ -1,36 +1,39 @@
-"""One training run: it trains and writes down each epoch in its folder.
+"""One training run: it trains and writes each epoch to its folder.
 
-An epoch is written down in this order: its samples, its metrics, then the checkpoint, which also holds the sizes of the
-other two files. What a crash leaves in them beyond the checkpoint is cut off when the run is resumed, so that no epoch
-is lost or written twice.
+An epoch is written in this order: its samples, its metrics, then the checkpoint, which also holds the sizes of the other two
+files. A crash can leave more in them than the checkpoint knows of; that is cut off when the run is resumed, so that no epoch is
+lost or written twice.
 """
 import json
 import os
 import textwrap
 import time
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import numpy as np
 
 import rnn_ops
 from rnn_ops_timemachine import (
     checkpoint, data, descent, files, folder as folders, learners, parameters, plot, prompts, record)
-from rnn_ops_timemachine.settings import METRICS, SAMPLES, State
+from rnn_ops_timemachine.lock import Lock
+from rnn_ops_timemachine.settings import METRICS, SAMPLES, Settings, State
+from rnn_ops_timemachine.text import Text
 
-_LONGEST_TITLE = 40  # characters of a text's name over the plot, which a long one would leave no room
+_LONGEST_TITLE = 40  # characters of a text's name over the plot; a longer one would leave no room for the plot
 _PLOT_PAUSE = 30  # seconds between two drawings of the plot, since one can take as long as half an epoch
 
 
 class Run:
-    """A run in ``folder``; made by `opening.start` or `opening.resume`, which do all the checking, and carried on by `train`.
+    """A run in ``folder``; made and checked by `opening.start` or `opening.resume`, carried on by `train`.
 
-    It owns its folder until `close`, which the end of a ``with`` block calls.
+    It owns its folder until `close`; a ``with`` block calls that at its end.
 
     Parameters
     ----------
     settings : Settings
     book : text.Text
     initial : checkpoint.Checkpoint
-        Whose parameters and vocabulary the run takes; by default its own.
+        The run begins with its parameters and vocabulary; by default with new ones.
 
     Attributes
     ----------
@@ -47,24 +50,24 @@ class Run:
     metrics : list of dict
         One for each epoch, as in metrics.jsonl.
     prompts : list of str
-        What the model is given to continue after each epoch.
+        The texts that the model continues after each epoch.
     saved_epoch : int
         The epoch that the checkpoint in the folder holds.
     notices : list of str
-        A line for everything that the user should know before the run trains.
-    not_drawn : str
-        Why the plot could not be drawn the last time; None where it was.
+        Lines that the user should read before the run trains.
+    not_drawn : str or None
+        Why the plot could not be drawn the last time.
     """
 
     not_drawn = None
 
-    def __init__(self, settings, book, initial=None):
+    def __init__(self, settings: Settings, book: Text, initial: Optional[checkpoint.Checkpoint] = None):
         self.settings, self.text, self.notices = settings, book, [book.notice] if book.notice else []
         self.vocabulary = initial.vocabulary if initial else data.Vocabulary(book.characters)
         tokens = self.vocabulary.encode(book.characters, self.vocabulary.dtype)
         held_out = int(settings.validation * len(tokens))
         shape = settings.sequence_length, settings.batch_size
-        data.batch_views(tokens, *shape)  # a text that is too short as a whole is not for want of another part
+        data.batch_views(tokens, *shape)  # a text that is too short as a whole gets the plain error
         try:
             self.inputs, self.labels = data.batch_views(tokens[:len(tokens) - held_out], *shape)
         except ValueError as error:
@@ -76,20 +79,20 @@ class Run:
         try:
             self.parameters = initial.parameters if initial else parameters.initialise(
                 len(self.vocabulary), settings.hidden, settings.seed)
-        except (MemoryError, ValueError) as error:  # a ValueError of NumPy's for what no array could hold
+        except (MemoryError, ValueError) as error:  # NumPy raises the ValueError for a size that no array can have
             raise ValueError(f"hidden: got {settings.hidden}, which is too many for this machine ({error})") from error
         self.prompts = prompts.of(book.characters, self.vocabulary)
         self.metrics = []
         self.state = State(epoch=0, moving_loss=None, sha256=book.sha256, written={}, rnn_ops=rnn_ops.__version__)
 
-    def own(self, folder, owner):
-        """Take a folder as its own. ``owner``: the `lock.Lock` of the folder."""
+    def own(self, folder: str, owner: Lock) -> None:
+        """Take a folder as its own, with the lock of that folder."""
         self.folder, self._owner = folder, owner
         if owner.notice:
             self.notices.append(owner.notice)
 
-    def close(self):
-        """Let go of the folder: another process may train the run."""
+    def close(self) -> None:
+        """Release the folder: another process may train the run."""
         self._owner.release()
 
     def __enter__(self):
@@ -99,25 +102,25 @@ class Run:
         self.close()
 
     @property
-    def epoch(self):
-        """The last one finished, 0 before the first."""
+    def epoch(self) -> int:
+        """The last finished epoch, 0 before the first."""
         return self.state.epoch
 
     @property
-    def stopped_early(self):
-        """Whether the loss on the validation part has had no new minimum for as many epochs as the patience is, nor a
-        new learning rate to find one with."""
+    def stopped_early(self) -> bool:
+        """Whether the patience is over: so many epochs without a new minimum of the validation loss and without a new
+        learning rate."""
         patience, state = self.settings.patience, self.state
         since = max(state.best_epoch or 0, state.learning_rate_since - 1)
         return bool(patience) and state.epoch - since >= patience
 
     @property
-    def finished(self):
-        """Whether there is nothing left to train."""
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
         return self.epoch >= self.settings.epochs or self.stopped_early
 
-    def train(self, on_batch):
-        """Train to the last epoch: a generator that yields after each epoch, when all of it is on disk.
+    def train(self, on_batch: Callable[[float], None]) -> Iterator[Tuple[dict, List[Tuple[str, str]]]]:
+        """Train to the last epoch: a generator that yields after each epoch, when all its files are on disk.
 
         Parameters
         ----------
@@ -134,8 +137,8 @@ class Run:
         ------
         FloatingPointError
             Training has diverged, or the model can no longer be sampled from. The checkpoint is that of the last good epoch.
-        OSError, MemoryError
-            Something could not be written, or there is not enough memory. The same holds.
+        OSError, MemoryError, RuntimeError
+            A file could not be written, memory is not enough, or MXNet or CuPy has failed. The same holds.
         """
         try:
             learner, drawn = learners.make(self.settings.step, self.parameters), time.monotonic()
@@ -154,8 +157,8 @@ class Run:
             raise
         self._draw()
 
-    def ended_by(self, error):
-        """An error that ended the training, as a sentence that says what is saved."""
+    def ended_by(self, error: Exception) -> Exception:
+        """An error that ended the training, as a sentence that also says which epoch is saved."""
         kind, said = type(error), str(error)
         if isinstance(error, FloatingPointError):
             kind, said = FloatingPointError, f"{error}; try a smaller learning rate"
@@ -191,8 +194,8 @@ class Run:
         self.parameters, self.state = arrays, state._replace(epoch=epoch, moving_loss=moving_loss, **best)
         self.metrics.append(line)
 
-    def samples(self):
-        """How the model as it is continues the prompts: a list of (prompt, continuation)."""
+    def samples(self) -> List[Tuple[str, str]]:
+        """(prompt, continuation) of each prompt by the model as it is now."""
         return prompts.continued(self.prompts, self.parameters, self.vocabulary, self.settings.seed, self.epoch)
 
     def _write(self, samples):
@@ -200,45 +203,45 @@ class Run:
         files.append(self.path(METRICS), json.dumps(self.metrics[-1]) + "\n")
         self.save()
 
-    def save(self):
+    def save(self) -> None:
         """Write the checkpoint."""
         self.state = self.state._replace(rnn_ops=rnn_ops.__version__, written={
             name: files.size(self.path(name)) for name in (METRICS, SAMPLES)})
         saved = checkpoint.Checkpoint(self.parameters, self.vocabulary, dict(self.settings._asdict(), **self.state._asdict()))
         checkpoint.save(self.path(checkpoint.FILE), saved)
         self.saved_epoch = self.epoch
-        if self.state.best_epoch == self.epoch:  # after the other: a crash in between is made good by --resume
+        if self.state.best_epoch == self.epoch:  # second: after a crash in between --resume writes it
             checkpoint.save(self.path(folders.BEST), saved)
 
-    def read_best(self):
-        """Read best.npz. A FileNotFoundError or a ValueError where it is not the model of the best epoch."""
+    def read_best(self) -> None:
+        """Read best.npz. A FileNotFoundError or a ValueError if it is not the model of the best epoch."""
         path = self.path(folders.BEST)
         if os.path.islink(path) or os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("is no plain file")
+            raise ValueError("is not a plain file")
         epoch = checkpoint.load(path).settings["epoch"]
         if epoch != self.state.best_epoch:
             raise ValueError(f"is the model of epoch {epoch}, not of epoch {self.state.best_epoch}")
 
-    def why_no_best(self):
-        """What is wrong with best.npz, as a sentence; None where nothing is."""
+    def why_no_best(self) -> Optional[str]:
+        """What is wrong with best.npz, as a sentence, or None."""
         try:
             self.read_best()
         except FileNotFoundError:
             return f"{folders.BEST} is missing"
         except (OSError, ValueError):
-            return f"{folders.BEST} is damaged or that of another epoch"
+            return f"{folders.BEST} is damaged or of another epoch"
 
-    def files(self):
-        """The names of its files that there are, but for that of the best model."""
+    def files(self) -> List[str]:
+        """The names of its files that exist, without best.npz."""
         names = checkpoint.FILE, METRICS, SAMPLES, folders.PLOT, record.FILE
         return [name for name in names if os.path.isfile(self.path(name))]
 
     @property
-    def parameter_count(self):
+    def parameter_count(self) -> int:
         return sum(array.size for array in self.parameters.values())
 
     def _draw(self):
-        """Draw the plot. Where that fails, whatever it is, training goes on: it is not worth a run."""
+        """Draw the plot. If that fails for any reason, training goes on."""
         if self.metrics:
             try:
                 with files.replacing(self.path(folders.PLOT)) as file:
@@ -249,6 +252,6 @@ class Run:
             except Exception as error:
                 self.not_drawn = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
 
-    def path(self, name):
+    def path(self, name: str) -> str:
         """The path of one of its files."""
         return os.path.join(self.folder, name)

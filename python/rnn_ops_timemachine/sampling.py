@@ -1,9 +1,10 @@
 """Let a model continue a text, one character at a time.
 
-NumPy does the steps: a single row is a few microseconds of arithmetic, which the call of an operator, or even the
-argument checks of the CPU kernels, would multiply.
+NumPy does the steps: a single row is a few microseconds of arithmetic. A call of an operator, or even the argument checks of
+the CPU kernels, would take several times as long.
 """
 import math
+from typing import Dict, Iterator, Sequence, Union
 
 import numpy as np
 
@@ -11,8 +12,11 @@ from rnn_ops_timemachine import data
 
 _PIECE = 64  # characters, a few milliseconds' work
 
+Seed = Union[int, Sequence[int]]
 
-def sample(parameters, vocabulary, prompt, length, temperature, seed):
+
+def sample(parameters: Dict[str, np.ndarray], vocabulary: data.Vocabulary, prompt: str, length: int, temperature: float,
+           seed: Seed) -> str:
     """Continue a text.
 
     Parameters
@@ -21,12 +25,12 @@ def sample(parameters, vocabulary, prompt, length, temperature, seed):
         NumPy arrays by name, as in `checkpoint.Checkpoint`.
     vocabulary : data.Vocabulary
     prompt : str
-        What the model reads first, from a hidden state of zeros: at least one character, all in the vocabulary.
+        The model reads it first, from a hidden state of zeros: at least one character, all in the vocabulary.
     length : int
         How many characters to add, at least 1.
     temperature : float
-        Greater than 0: the logits are divided by it before the softmax. Near 0 the likeliest character is taken, 1 is
-        what was trained.
+        Greater than 0: the logits are divided by it before the softmax. Near 0 the likeliest character is taken; at 1 the
+        probabilities are those that were trained.
     seed : int or sequence of int
         At least 0. The same seed gives the same text.
 
@@ -44,9 +48,10 @@ def sample(parameters, vocabulary, prompt, length, temperature, seed):
     return "".join(stream(parameters, vocabulary, prompt, length, temperature, seed))
 
 
-def stream(parameters, vocabulary, prompt, length, temperature, seed):
-    """As `sample`, but an iterator over pieces of the continuation, each made when it is asked for: it takes no memory for
-    the others. What cannot be is raised at once."""
+def stream(parameters: Dict[str, np.ndarray], vocabulary: data.Vocabulary, prompt: str, length: int, temperature: float,
+           seed: Seed) -> Iterator[str]:
+    """As `sample`, but an iterator over pieces of the continuation. Each piece is made when its turn comes, so memory holds
+    one. A ValueError is raised at once."""
     _check(vocabulary, prompt, length, temperature, seed)
     return _pieces(parameters, vocabulary, prompt, length, temperature, np.random.default_rng(seed))
 
@@ -70,12 +75,14 @@ def _pieces(parameters, vocabulary, prompt, length, temperature, random):
 
 
 def _quiet():
-    """No warnings: a sum that overflows shows in the logits, and a logit over a tiny temperature is meant to be exp(-inf), 0."""
+    """No warnings: a sum that overflows is seen in the logits, and a logit over a tiny temperature becomes exp(-inf) = 0 on
+    purpose."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
 def _choose(logits, temperature, threshold):
-    """Draw from softmax(logits / temperature) by a number from [0, 1): where the cumulative sum passes that part."""
+    """Draw from softmax(logits / temperature) by a number from [0, 1): the first index where the cumulative sum is above
+    that part of the total."""
     if not np.isfinite(logits).all():
         raise FloatingPointError("the logits are not finite: the model's parameters are too large")
     cumulative = np.cumsum(np.exp((logits - logits.max()).astype(np.float64) / temperature))

@@ -1,36 +1,44 @@
-"""What a run depends on and where it stands, and the one place that says which values these can have.
+"""The settings and the state of a run, and the one place that says which values they can have.
 
-They come from the command line and, with --resume, from a checkpoint, which may be anybody's.
+They come from the command line and, with --resume, from a checkpoint, which may come from anybody.
 """
 import math
 import re
 import reprlib
-from typing import NamedTuple
+from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"  # the files of a run whose sizes its checkpoint holds
-MAY_CHANGE = ("epochs", "patience", "learning_rate")  # settings that a resumed run may take anew
-STEPS = ("native", "custom", "gluon", "reference", "cuda")
+MAY_CHANGE = ("epochs", "patience", "learning_rate")  # settings that may be new when a run is resumed
+STEPS = ("native", "custom", "gluon", "reference", "cuda")  # `learners` has one for each
 LEARNING_RATES = np.finfo(np.float32)  # MXNet's update takes no others
-LARGEST_LOSS = 709  # the exponential of a larger one, the perplexity, is no number
+LARGEST_LOSS = 709  # the exponential of a larger one, the perplexity, is infinite
 
 
 class Settings(NamedTuple):
-    """What a run depends on. The defaults are the tutorial's, but for its 2,000 epochs."""
+    """The settings of a run. The defaults are the tutorial's, except for its 2,000 epochs.
+
+    ``step`` says what computes the training steps, one of STEPS:
+
+    - "native": our native operator, and "custom": our CustomOp in Python, in the model of model.py;
+    - "gluon": our layer in a Gluon network;
+    - "reference": the tutorial's recurrence in mx.nd operations;
+    - "cuda": the CUDA kernels alone on a GPU, without MXNet.
+    """
     text: str = "timemachine"
-    step: str = None  # one of STEPS; None for what `rnn_ops.rnn_sequence` takes when the run starts
+    step: Optional[str] = None  # None: `learners.default`
     epochs: int = 15
-    hidden: int = None  # None for 256, or for those of the model that the run begins with
+    hidden: Optional[int] = None  # None: 256, or those of the model that the run begins with
     seed: int = 0
     learning_rate: float = 0.5
     batch_size: int = 32
     sequence_length: int = 64
-    validation: float = 0.0  # part of the text, at its end, that is held out to measure the loss on; 0 for none
-    patience: int = 0  # epochs that the loss on that part may go without a new minimum before the run stops; 0 for all
+    validation: float = 0.0  # part of the text, at its end, that is held out to measure the loss on; 0: none
+    patience: int = 0  # the run stops after so many epochs without a new minimum of the loss on that part; 0: never
 
-    def check(self):
-        """Raise a ValueError that names the first setting that cannot be."""
+    def check(self) -> None:
+        """Raise a ValueError that names the first setting with an impossible value."""
         _check(self._asdict(), Settings._fields)
         if self.patience and not self.validation:
             raise ValueError(f"patience: got {self.patience}, needs a validation part: --validation 0.1 holds out a tenth")
@@ -40,30 +48,30 @@ class State(NamedTuple):
     """Where a run stands after an epoch, besides its parameters.
 
     ``written``: the sizes of its metrics and samples by file name. ``learning_rate_since``: the first epoch with the
-    learning rate of the settings. ``best_epoch``, ``best_loss``: of the smallest loss on the validation part, None
-    where there is none yet. ``sha256``: of the text. ``rnn_ops``: the version that wrote this.
+    learning rate of the settings. ``best_epoch``, ``best_loss``: of the smallest loss on the validation part, None before
+    the first. ``sha256``: of the text. ``rnn_ops``: the version that wrote this.
     """
     epoch: int
-    moving_loss: float
+    moving_loss: Optional[float]
     sha256: str
     written: dict
     rnn_ops: str
     learning_rate_since: int = 1
-    best_epoch: int = None
-    best_loss: float = None
+    best_epoch: Optional[int] = None
+    best_loss: Optional[float] = None
 
 
 _LATER = ("validation", "patience", "learning_rate_since", "best_epoch", "best_loss")  # not in checkpoints of 0.1.0
 _DEFAULTS = dict(Settings._field_defaults, **State._field_defaults)
 
 
-def check_saved(saved):
-    """Check the settings and the state of a checkpoint, by name in one dict; what version 0.1.0 did not have is added.
+def check_saved(saved: Dict[str, Any]) -> Dict[str, Any]:
+    """Check the settings and the state of a checkpoint, by name in one dict; those that version 0.1.0 did not have are added.
 
     Raises
     ------
     ValueError
-        One is missing, too many, of another type or out of range, or they contradict one another.
+        A name is missing or unknown, a value has another type or is out of range, or two contradict one another.
     """
     needed = set(Settings._fields + State._fields)
     if set(saved) == needed - set(_LATER):
@@ -92,18 +100,18 @@ def _check(values, names):
             raise ValueError(f"{name}: got {reprlib.repr(values[name])}, needs {needs}")
 
 
-def is_integer(value, least=0, most=2 ** 63 - 1):
-    """Whether a value is an int, which True is not, from ``least`` to ``most``."""
+def is_integer(value: Any, least: int = 0, most: int = 2 ** 63 - 1) -> bool:
+    """Whether a value is an int (True is none) from ``least`` to ``most``."""
     return type(value) is int and least <= value <= most
 
 
-def is_number(value, least=-math.inf, most=math.inf):
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
     """Whether a value is a finite float or int from ``least`` to ``most``."""
     return type(value) in (int, float) and math.isfinite(value) and least <= value <= most
 
 
-def is_loss(value):
-    """Whether a value can be a loss of a run: a number whose perplexity is a number too."""
+def is_loss(value: Any) -> bool:
+    """Whether a value can be a loss of a run: a number whose perplexity is finite."""
     return is_number(value, 0, LARGEST_LOSS)
 
 

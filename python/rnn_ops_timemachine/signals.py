@@ -1,14 +1,15 @@
 """SIGINT (Ctrl-C), SIGTERM and SIGHUP, held back until Python may be left.
 
-MXNet calls a custom operator's Python from within its own code. An exception there does not come through: it crashes the
-process or leaves it waiting for ever. And an import that is interrupted can lose the exception or print it and go on.
+MXNet calls a custom operator's Python from within its own code. An exception there does not reach the caller: the process
+crashes or waits for ever. And an import that is interrupted can lose the exception, or print it and go on.
 """
 import contextlib
 import signal
 import threading
+from typing import Callable, Iterator
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_came = None  # numbers of the signals that have come while they are held back; None while they are not
+_came = None  # numbers of the signals that came while they are held back; None while they are not
 
 
 class Interrupted(KeyboardInterrupt):
@@ -20,11 +21,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def held_back():
+def held_back() -> Iterator[Callable[[], None]]:
     """Keep the signals from ending the process, or raising wherever Python is, until the function that this yields is
     called: it raises `Interrupted` if one has come.
 
-    One that is ignored, as SIGHUP under nohup, stays ignored, and one that somebody else handles stays theirs.
+    A signal that is ignored, as SIGHUP under nohup, stays ignored, and another handler stays in place.
     """
     global _came
     if _came is not None or threading.current_thread() is not threading.main_thread():

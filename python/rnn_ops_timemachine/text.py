@@ -1,11 +1,11 @@
 """Find the text to train on: a named one (in a folder, in the cache, from the network) or a file of the user's.
 
-``load`` answers with the characters and with where they really came from.
+``load`` gives the characters and says where they came from.
 """
 import codecs
 import hashlib
 import os
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from rnn_ops_timemachine import download, files
 
@@ -14,18 +14,18 @@ _SHA256 = {
     "timemachine": "d8b212a688e074a31191e6d2db2c5a4728696bb09cefd90ac769552b048d4d2b",
     "tinyshakespeare": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 }
-_LICENCE = {"timemachine": 38083}  # characters at the end that are Project Gutenberg's and not the book's
+_LICENCE = {"timemachine": 38083}  # characters of Project Gutenberg's licence at the end
 
 FALLBACK = "python-topics"
 NAMES = tuple(_SHA256) + (FALLBACK,)
-_LARGEST = 4 << 20  # bytes of a fetched text; the larger one of those above has 1.1 million
+_LARGEST = 4 << 20  # bytes of a fetched text; the larger one has 1.1 million
 _BLOCK = 4 << 20  # bytes that are read at once
 
 
 class Text(NamedTuple):
     """``characters`` to train on, called ``name``, read from ``source``; ``sha256`` is of the bytes read there.
 
-    ``notice`` is empty, or one line that says why this is another text, or from elsewhere, than the one asked for.
+    ``notice`` is empty, or one line that says why this is not the text, or not the file, that the user named.
     """
     name: str
     characters: str
@@ -34,7 +34,7 @@ class Text(NamedTuple):
     notice: str = ""
 
 
-def load(text, on_wait=lambda doing: None):
+def load(text: str, on_wait: Callable[[str], None] = lambda doing: None) -> Text:
     """Load a text.
 
     Parameters
@@ -42,11 +42,11 @@ def load(text, on_wait=lambda doing: None):
     text : str
         ``timemachine``, ``tinyshakespeare``, ``python-topics`` (the English texts on Python's topics that come with
         Python itself) or the path of a UTF-8 file. The first two are looked for in the folder that the environment
-        variable RNN_OPS_DATA names, then in the user's cache, then fetched into it; where that fails the answer is
-        ``python-topics``, with a notice.
+        variable RNN_OPS_DATA names, then in the user's cache, then fetched into it. If that fails, ``python-topics`` is
+        taken, with a notice.
     on_wait : callable
-        Called with what is being done, again and again while that takes long: a large file is read, or one is fetched.
-        What it raises ends the loading.
+        Called with a text for the user, again and again while a large file is read or one is fetched. Its exceptions end
+        the loading.
 
     Returns
     -------
@@ -76,14 +76,14 @@ def load(text, on_wait=lambda doing: None):
     return _read_known(text, path, on_wait)._replace(notice=f"{not_there}: using {path}" if folder else "")
 
 
-def name_of(text):
-    """The name that the text asked for by ``text`` gets: itself if it is a named one, else the file's absolute path."""
+def name_of(text: str) -> str:
+    """The name of a text: ``text`` itself if it is a named one, else the file's absolute path."""
     return text if text in NAMES else os.path.abspath(text)
 
 
 def _fetch(name, on_wait):
     """The path of the cached file, fetched if it is not there yet or not what it was."""
-    import pooch  # which nothing else needs
+    import pooch  # only this function needs it
     pooch.get_logger().setLevel("WARNING")
 
     def fetch(url, path, _):

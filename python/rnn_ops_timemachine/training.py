@@ -1,4 +1,4 @@
-"""The tutorial's training loop: truncated backpropagation through time with plain stochastic gradient descent."""
+"""The tutorial's training loop in MXNet: truncated backpropagation through time with plain stochastic gradient descent."""
 import functools
 
 from rnn_ops import reference
