@@ -22,7 +22,7 @@ def record_of(folder):
     return json.loads(content_of(folder)[RECORD])
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [pytest.param(step, marks=pytest.mark.slow if step == "cuda" else ()) for step in STEPS])
 def test_a_validation_part_is_held_out(train, book_file, step):
     status, folder, stdout, _ = train("--epochs", "3", "--step", step, "--validation", "0.25")
     assert status == 0
@@ -143,7 +143,7 @@ def link(path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (lose, "is missing: "), (link, "is damaged (is no plain file) and is now called best.npz.damaged: "),
+    (lose, "is missing: "), (link, "is damaged (is not a plain file) and is now called best.npz.damaged: "),
     (damage, "BadZipFile: File is not a zip file)) and is now called best.npz.damaged: "),
     (exchange, "is damaged (is the model of epoch {last}, not of epoch {best}) and is now called best.npz.damaged: ")])
 def test_a_best_model_that_is_lost_is_not_said_to_be_there(train, wrong, said):

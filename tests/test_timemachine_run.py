@@ -28,8 +28,10 @@ from rnn_ops_timemachine.record import FILE as RECORD
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, STEPS
 from timemachine_cases import SMALL, assert_same_run, book_file, content_of, metrics_of, one_line, train, train_by_hand
 
+EACH_STEP = [pytest.param(step, marks=pytest.mark.slow if step == "cuda" else ()) for step in STEPS]  # cuda: by the emulator
 
-@pytest.mark.parametrize("step", STEPS)
+
+@pytest.mark.parametrize("step", EACH_STEP)
 def test_what_a_run_leaves(train, book_file, step):
     status, folder, stdout, stderr = train("--epochs", "3", "--step", step, "--seed", "4")
     assert (status, stderr) == (0, "")
@@ -58,7 +60,7 @@ def test_what_a_run_leaves(train, book_file, step):
     assert epoch == 3
     saved = checkpoint.load(folder)
     for name, parameter in parameters._asdict().items():
-        if step == "gluon":
+        if step in ("gluon", "cuda"):
             assert np.abs(saved.parameters[name] - parameter.asnumpy()).max() <= 1e-5
         else:
             np.testing.assert_array_equal(saved.parameters[name], parameter.asnumpy())
@@ -200,12 +202,12 @@ def test_parameters_that_are_no_numbers_are_not_saved(train):
     assert_diverges(train, folder, saved, "training has diverged: ", "is no longer finite")
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", EACH_STEP)
 def test_a_text_of_one_character_leaves_nothing_to_guess(train, tmp_path, step):
     """Its loss is 0, which float32 can round to something below."""
     (tmp_path / "a.txt").write_text("a" * 500)
     status, folder, _, stderr = train("--text", str(tmp_path / "a.txt"), "--epochs", "2", "--step", step, "--validation", "0.3",
-                                      "--hidden", "300")
+                                      "--hidden", "30" if step == "cuda" else "300")
     assert (status, stderr) == (0, "")
     assert all(0 <= line[name] < 1e-5 for line in metrics_of(folder) for name in ("loss", "validation_loss", "moving_loss"))
     assert train("--resume", "--epochs", "3")[::3] == (0, "")
