@@ -60,7 +60,7 @@ def wrong_settings() -> List[str]:
         _operator_in_use()
     except (ValueError, RuntimeError) as error:
         found.append(str(error))
-    except ImportError:  # no MXNet, which is no setting
+    except ImportError:  # MXNet is missing, which is no setting
         pass
     return found + list(filter(None, [_mxnet_import.why_not()]))
 
@@ -97,12 +97,15 @@ def _cpu_kernels():
     wrong = _wrong_for_kernels()
     if wrong:
         return f"none: {'; '.join(wrong)}"
-    from rnn_ops.backends import cpu
+    try:
+        from rnn_ops.backends import cpu
+    except ImportError as error:  # a source folder
+        return f"none: {error}"
     return f"{cpu.simd()} (of {', '.join(cpu.simd_levels())}), {cpu.threads()} threads"
 
 
 def _split(batch_size, hidden_size):
-    if _wrong_for_kernels():
+    if _cpu_kernels().startswith("none"):
         return "none"
     from rnn_ops.backends import cpu
     rows, columns = cpu.split(batch_size, hidden_size)
@@ -110,7 +113,10 @@ def _split(batch_size, hidden_size):
 
 
 def _wrong_for_kernels():
-    from rnn_ops.backends import cpu  # not needed, and in a source folder not there, where only a GPU computes
+    try:
+        from rnn_ops.backends import cpu
+    except ImportError:  # a source folder, where a GPU can compute all the same
+        return []
     found = []
     for setting in cpu.threads, cpu.simd:
         try:
