@@ -122,7 +122,7 @@ def _headers(archive):
             raise _Misfit(f"{name} is {member.file_size:,} bytes long, needs at most {_MOST_BYTES[name]:,}")
         with archive.open(member) as part:
             if np.lib.format.read_magic(part) != (1, 0):
-                raise _Misfit(f"{name} is in another of NumPy's formats than 1.0")
+                raise _Misfit(f"{name} is in a format of NumPy's other than 1.0")
             shape, _, dtype = np.lib.format.read_array_header_1_0(part)
             header = part.tell()
         numbers = 1
