@@ -6,6 +6,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from rnn_ops.info import cpu_name
+
 _PACKAGES = ("rnn_ops", "numpy", "mxnet", "mxnet-cu112", "torch", "jax", "jaxlib", "onnxruntime")
 _THREADS = ("RNN_OPS_NUM_THREADS", "RNN_OPS_SIMD", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE",
             "MKL_NUM_THREADS")
@@ -17,7 +19,7 @@ def describe():
     ``load`` is the mean number of running processes over the last minute, before the measurement adds its own.
     """
     return {
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": len(processors()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -62,16 +64,6 @@ def _busy():
 def processors():
     """Those that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-
-
-def _processor():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(package):

@@ -9,7 +9,7 @@ import math
 import textwrap
 import time
 
-from rnn_ops_timemachine import files, streams
+from rnn_ops_timemachine import files
 from rnn_ops_timemachine.options import FAILURE, USAGE, CommandError, check_settings, importing, path
 
 

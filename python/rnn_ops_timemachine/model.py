@@ -5,7 +5,9 @@ function, and either can be passed.
 
 Shapes: T steps, B batch rows, H hidden units, V vocabulary.
 """
-from typing import NamedTuple
+from typing import Callable, Dict, NamedTuple, Optional
+
+import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops_timemachine.parameters import finite
@@ -22,7 +24,7 @@ class Parameters(NamedTuple):
     by: mx.nd.NDArray
 
 
-def trainable(arrays):
+def trainable(arrays: Dict[str, np.ndarray]) -> Parameters:
     """NumPy arrays by name → `Parameters` with gradients attached."""
     parameters = Parameters(**{name: nd.array(array, dtype=array.dtype) for name, array in arrays.items()})
     for parameter in parameters:
@@ -30,12 +32,12 @@ def trainable(arrays):
     return parameters
 
 
-def arrays(parameters):
-    """`Parameters` → NumPy arrays by name. FloatingPointError where one holds something that is not a finite number."""
+def arrays(parameters: Parameters) -> Dict[str, np.ndarray]:
+    """`Parameters` → NumPy arrays by name. A FloatingPointError if one holds NaN or infinity."""
     return finite({name: array.asnumpy() for name, array in parameters._asdict().items()})
 
 
-def loss(tokens, labels, state, parameters, rnn_sequence, vocabulary_size=None):
+def loss(tokens, labels, state, parameters: Parameters, rnn_sequence: Callable, vocabulary_size: Optional[int] = None):
     """The loss of one batch: one product for the logits of all T·B predictions, no one-hot labels.
 
     Parameters
@@ -47,7 +49,7 @@ def loss(tokens, labels, state, parameters, rnn_sequence, vocabulary_size=None):
     rnn_sequence : callable
         ``rnn_ops.rnn_sequence``, or for NDArrays ``rnn_ops.reference.rnn_sequence``.
     vocabulary_size : int
-        V, needed with Symbols, which do not tell.
+        V; needed with Symbols, which do not know it.
 
     Returns
     -------
@@ -66,11 +68,11 @@ def loss(tokens, labels, state, parameters, rnn_sequence, vocabulary_size=None):
 class Loss(mx.gluon.HybridBlock):
     """`loss` as one operation: (tokens, labels, state, *parameters) → (loss, state).
 
-    MXNet then keeps the memory between the operations from batch to batch and walks through them without Python, which
-    together take a fifth of a batch's time otherwise.
+    MXNet then keeps the memory between the operations from batch to batch and runs them without Python. Otherwise these two
+    take a fifth of a batch's time.
     """
 
-    def __init__(self, vocabulary_size, rnn_sequence):
+    def __init__(self, vocabulary_size: int, rnn_sequence: Callable):
         super().__init__()
         self._vocabulary_size, self._rnn_sequence = vocabulary_size, rnn_sequence
         self.hybridize(static_alloc=True, static_shape=True)

@@ -2,6 +2,10 @@
 
 Its parameters are those of model.py under Gluon's names, and its runs save and load the same checkpoints.
 """
+from typing import Dict, Iterator
+
+import numpy as np
+
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import parameters, training
@@ -10,7 +14,7 @@ from rnn_ops_timemachine import parameters, training
 class Network(mx.gluon.HybridBlock):
     """tokens (T, B), state (1, B, H) → logits (T, B, V), state (1, B, H)."""
 
-    def __init__(self, vocabulary_size, hidden_size, dtype="float32"):
+    def __init__(self, vocabulary_size: int, hidden_size: int, dtype: str = "float32"):
         super().__init__()
         with self.name_scope():
             self.rnn = gluon.TokenRNN(hidden_size, activation="tanh", input_size=vocabulary_size, dtype=dtype)
@@ -27,7 +31,7 @@ class Loss(mx.gluon.HybridBlock):
     MXNet keeps the memory of a static block from batch to batch.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: Network):
         super().__init__()
         with self.name_scope():
             self.network = network
@@ -48,7 +52,7 @@ class Learner:
         The first parameters, NumPy arrays by the names of `parameters.NAMES`.
     """
 
-    def __init__(self, arrays):
+    def __init__(self, arrays: Dict[str, np.ndarray]):
         V, H = arrays["Wxh"].shape
         self._dtype = arrays["Wxh"].dtype
         self.network = Network(V, H, self._dtype.name)
@@ -61,16 +65,16 @@ class Learner:
         self._loss = Loss(self.network)
         self._trainer = mx.gluon.Trainer(self.network.collect_params(), "sgd", kvstore=None)
 
-    def train_epoch(self, inputs, labels, learning_rate):
+    def train_epoch(self, inputs: training.Tokens, labels: training.Tokens, learning_rate: float) -> Iterator[float]:
         """As `learners.Learner.train_epoch`; the tokens may be NDArrays too."""
         self._trainer.set_learning_rate(learning_rate)
         return training.train_batches(inputs, labels, self._no_state(inputs), self._loss, lambda: self._trainer.step(1))
 
-    def loss(self, inputs, labels):
+    def loss(self, inputs: training.Tokens, labels: training.Tokens) -> float:
         """As `learners.Learner.loss`."""
         return training.mean_loss(inputs, labels, self._no_state(inputs), self._loss)
 
-    def arrays(self):
+    def arrays(self) -> Dict[str, np.ndarray]:
         """As `learners.Learner.arrays`."""
         return parameters.finite({name: parameter.data().asnumpy().T.copy()
                                   for name, parameter in zip(parameters.NAMES, self._parameters())})

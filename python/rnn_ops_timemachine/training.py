@@ -1,16 +1,20 @@
 """The tutorial's training loop in MXNet: truncated backpropagation through time with plain stochastic gradient descent."""
 import functools
+from typing import Callable, Dict, Iterator, Union
+
+import numpy as np
 
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import descent, model
 
 nd = mx.nd
+Tokens = Union[np.ndarray, nd.NDArray]  # integers (batches, T, B)
 
 _BLOCK = 1 << 20  # tokens that are made an NDArray at once
 
 
-def batches(tokens):
+def batches(tokens: Tokens) -> Iterator[nd.NDArray]:
     """Batches of tokens (batches, T, B), an NDArray or NumPy's integers, as NDArrays of int32.
 
     They are made some at a time: MXNet's int32 would take four times the memory that the tokens of a large text have.
@@ -24,7 +28,8 @@ def batches(tokens):
         yield from nd.array(tokens[start:start + step], dtype="int32")
 
 
-def train_batches(inputs, labels, state, loss_of, update):
+def train_batches(inputs: Tokens, labels: Tokens, state: nd.NDArray, loss_of: Callable, update: Callable[[], None]
+                  ) -> Iterator[float]:
     """`learners.Learner.train_epoch` over any model: ``loss_of(tokens, labels, state)`` gives (loss, state), ``update()``
     takes the step that its gradients ask for. When a loss comes, MXNet may still be at work on the batch's update."""
     try:
@@ -39,7 +44,7 @@ def train_batches(inputs, labels, state, loss_of, update):
         nd.waitall()  # MXNet can hang at exit while a custom operator, such as the last batch's backward, is queued
 
 
-def mean_loss(inputs, labels, state, loss_of):
+def mean_loss(inputs: Tokens, labels: Tokens, state: nd.NDArray, loss_of: Callable) -> float:
     """`learners.Learner.loss` of any model; ``loss_of`` as in `train_batches`."""
     losses = []
     for tokens, targets in zip(batches(inputs), batches(labels)):
@@ -63,7 +68,7 @@ class Learner:
     parameters : model.Parameters
     """
 
-    def __init__(self, arrays, rnn_sequence):
+    def __init__(self, arrays: Dict[str, np.ndarray], rnn_sequence: Callable):
         self.parameters = model.trainable(arrays)
         if rnn_sequence is reference.rnn_sequence:  # plain ndarray, and to stay so
             self._loss_of = functools.partial(model.loss, parameters=self.parameters, rnn_sequence=rnn_sequence)
@@ -71,7 +76,7 @@ class Learner:
             loss = model.Loss(len(self.parameters.by), rnn_sequence)
             self._loss_of = lambda tokens, labels, state: loss(tokens, labels, state, *self.parameters)
 
-    def train_epoch(self, inputs, labels, learning_rate):
+    def train_epoch(self, inputs: Tokens, labels: Tokens, learning_rate: float) -> Iterator[float]:
         """As `learners.Learner.train_epoch`; the tokens may be NDArrays too."""
         def update():
             for parameter in self.parameters:
@@ -79,11 +84,11 @@ class Learner:
 
         return train_batches(inputs, labels, self._no_state(inputs), self._loss_of, update)
 
-    def loss(self, inputs, labels):
+    def loss(self, inputs: Tokens, labels: Tokens) -> float:
         """As `learners.Learner.loss`."""
         return mean_loss(inputs, labels, self._no_state(inputs), self._loss_of)
 
-    def arrays(self):
+    def arrays(self) -> Dict[str, np.ndarray]:
         """As `learners.Learner.arrays`."""
         return model.arrays(self.parameters)
 
