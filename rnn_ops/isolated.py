@@ -6,6 +6,7 @@ import time
 from typing import Any, Callable, Optional
 
 _END = "end"
+_GONE = 20  # seconds to wait for a killed process: the driver can hold one whose GPU hangs
 
 
 def run(function: Callable, *arguments: Any, seconds: float, report: Callable[[Any], None]) -> Optional[str]:
@@ -22,7 +23,7 @@ def run(function: Callable, *arguments: Any, seconds: float, report: Callable[[A
     """
     context = multiprocessing.get_context("spawn")  # CUDA and MXNet do not work in a forked process
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(theirs, function, arguments), daemon=True)
+    process = context.Process(target=_call, args=(theirs, function, arguments))
     process.start()
     theirs.close()
     end = time.monotonic() + seconds
@@ -34,11 +35,11 @@ def run(function: Callable, *arguments: Any, seconds: float, report: Callable[[A
             report(value)
         return f"did not end within {seconds:.0f} s"
     except EOFError:
-        process.join()
+        process.join(_GONE)
         return f"its process ended with exit code {process.exitcode}"
     finally:
         process.kill()
-        process.join()
+        process.join(_GONE)
         ours.close()
 
 
