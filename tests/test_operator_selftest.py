@@ -7,11 +7,14 @@ import pytest
 
 import rnn_ops
 from cuda_host import platform
+from rnn_ops import gradcheck
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
 from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.selftest import run as kernels_selftest
 from rnn_ops.operators import custom, ndarray, selftest
 from rnn_ops.operators.selftest import FAILED, PASSED, SKIPPED, Outcome, Target
+from rnn_ops_cli.main import main
 
 
 def here():
@@ -185,3 +188,37 @@ def test_an_mxnet_for_cpus_is_a_sentence(monkeypatch):
         assert "it needs to be mxnet-cu112" in selftest.why_not()
         monkeypatch.setattr(mx.context, "num_gpus", lambda: 1)
         assert selftest.why_not() is None
+
+
+# --- the command
+
+def one_of_each(target):
+    return [Outcome("this", FAILED, "for a reason"), Outcome("that", SKIPPED, "for another"), Outcome("these", PASSED)]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_command_checks_arrays_on_a_gpu(capability, monkeypatch, capfd, tmp_path):
+    """``rnn-ops check --device cuda`` where MXNet is built for CUDA; for Hopper, which MXNet has no kernels for, with --full."""
+    monkeypatch.setattr(kernels_selftest, "run", lambda report, full: [])
+    monkeypatch.setattr(gradcheck, "default_cases", lambda: [gradcheck.Case("step", 1, 3, 2, 5)])
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: 1)
+    asked = []
+
+    def run(report, checks):
+        asked.append(checks)
+        for outcome in one_of_each(None):
+            report(outcome)
+
+    monkeypatch.setattr(selftest, "run", run)
+    with platform(variants.known_device(capability, 8)):
+        for options in [], ["--full"]:
+            path = tmp_path / "check.json"
+            status = main(["check", "--device", "cuda", "--json", str(path), *options])
+            stdout, record = capfd.readouterr().out, json.loads(path.read_text())
+            if capability == 90 and not options:
+                assert status == 0 and any("MXNet 1.9.1 has no kernels" in sentence for sentence in record["left_out"])
+                continue
+            assert status == 1 and not record["passed"] and len(record["arrays_on_gpu"]) == 3
+            assert "FAIL    this: for a reason\n3 checks, 1 failed, 1 skipped\n" in stdout and "SKIPPED" not in stdout
+            assert not any("mx.gpu(0)" in sentence for sentence in record["left_out"])
+    assert asked == ([selftest.SHORT] if capability == 80 else []) + [selftest.CHECKS]

@@ -60,7 +60,7 @@ def _gradcheck(device):
     except CommandError as error:
         if device == "cpu":
             raise
-        return None, [f"the operators, for want of MXNet. {str(error)[len('error: '):]}"]
+        return None, [f"the operators, since MXNet cannot be imported: {str(error)[len('error: '):]}"]
     return gradcheck, []
 
 
@@ -210,8 +210,11 @@ def _table(gradcheck, rows):
 
 def _check_arrays_on_gpu(record, left_out, full):
     """The number of failures."""
+    from rnn_ops.backends import cuda
     from rnn_ops.operators import selftest
     reason = selftest.why_not()
+    if reason is None and not full and cuda.devices()[0].compute_capability >= 90:
+        reason = "MXNet 1.9.1 has no kernels of its own for this GPU; --full checks what works without them"
     if reason:
         left_out.append(f"the operators on arrays in mx.gpu(0): {reason}")
         return 0
@@ -220,12 +223,13 @@ def _check_arrays_on_gpu(record, left_out, full):
 
     def report(outcome):
         outcomes.append(outcome)
-        if outcome.status != selftest.PASSED:
+        if outcome.status == selftest.FAILED:
             print(outcome, flush=True)
 
     selftest.run(report, selftest.CHECKS if full else selftest.SHORT)
-    failed = sum(outcome.status == selftest.FAILED for outcome in outcomes)
-    print(f"{len(outcomes)} checks, {failed} failed", flush=True)
+    failed, skipped = (sum(outcome.status == status for outcome in outcomes)
+                       for status in (selftest.FAILED, selftest.SKIPPED))
+    print(f"{len(outcomes)} checks, {failed} failed, {skipped} skipped", flush=True)
     record["arrays_on_gpu"] = [outcome._asdict() for outcome in outcomes]
     return failed
 
