@@ -1,4 +1,4 @@
-"""How far a result may be from the truth: problems drawn at random, their truth, errors, and what float32 is allowed.
+"""How far a result may be from the truth: problems drawn at random, their truth, errors, and bounds on errors.
 
 All checks and benchmarks of the recurrence share these. Needs NumPy alone; a problem's arrays may be CuPy's.
 """

@@ -93,7 +93,7 @@ def check(rnn_step: Callable = operators.rnn_step, rnn_sequence: Callable = oper
     Parameters
     ----------
     rnn_step, rnn_sequence : callable
-        The operators to check; they take and return what those of `rnn_ops` do.
+        The operators to check; with the arguments and results of those of `rnn_ops`.
     cases : iterable of Case
         By default those of `default_cases`.
     report : callable

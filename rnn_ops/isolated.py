@@ -1,4 +1,4 @@
-"""Run a function in a process of its own that ends after a time: what hangs, crashes or breaks the GPU's context costs itself."""
+"""Run a function in a process of its own that ends after a time: a hang, a crash or a broken GPU context costs that call alone."""
 import contextlib
 import multiprocessing
 import signal
@@ -15,11 +15,11 @@ def run(function: Callable, *arguments: Any, seconds: float, report: Callable[[A
     Parameters
     ----------
     function : callable
-        Of a module that the new process can import. What it gives to ``send`` reaches ``report`` at once.
+        Of a module that the new process can import. Each object that it gives to ``send`` reaches ``report`` at once.
     seconds : float
         After these the process is killed.
     report : callable
-        Called in this process with everything that was sent.
+        Called in this process with each object.
     """
     context = multiprocessing.get_context("spawn")  # CUDA and MXNet do not work in a forked process
     ours, theirs = context.Pipe(duplex=False)

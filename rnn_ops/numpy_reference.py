@@ -30,7 +30,7 @@ def backward(inputs: Array, state: Array, Wxh: Array, Whh: Array, outputs: Array
              activation: str = "tanh") -> Dict[str, Array]:
     """Gradients {"dstate", "dWxh", "dWhh", "dbh"} and, for dense inputs, "dinputs"."""
     H, xp = Whh.shape[0], namespace(state)
-    da = xp.empty_like(outputs)  # gradient of what goes into tanh or relu
+    da = xp.empty_like(outputs)  # gradient of the argument of tanh or relu
     dh = xp.zeros_like(state)
     for t in reversed(range(len(outputs))):
         da[t] = (doutputs[t] + dh) * (1 - outputs[t] ** 2 if activation == "tanh" else outputs[t] > 0)

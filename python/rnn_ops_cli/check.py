@@ -18,7 +18,7 @@ def add_to(commands) -> None:
     parser = commands.add_parser(
         "check", help="check the operators and kernels on this machine", allow_abbrev=False,
         description="Check the operators' gradients. On a GPU also every family of CUDA kernels against float64, each in a "
-                    "process of its own; that needs no MXNet, and what is left out without it is said.")
+                    "process of its own. They need no MXNet; the parts that do are then left out, and the command says so.")
     parser.set_defaults(run=run)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
     parser.add_argument("--full", action="store_true",
@@ -53,7 +53,7 @@ def run(arguments) -> int:
 
 
 def _gradcheck(device):
-    """(the module `rnn_ops.gradcheck`, or None where a GPU is checked without MXNet; a list of what is left out)"""
+    """(the module `rnn_ops.gradcheck`, or None where a GPU is checked without MXNet; sentences about parts left out)"""
     try:
         with importing():
             from rnn_ops import gradcheck
@@ -65,7 +65,7 @@ def _gradcheck(device):
 
 
 def _check_device_and_file(arguments):
-    """Refuse what cannot be, now and not after a minute's work."""
+    """A missing GPU and an impossible file are errors now, and not after a minute's work."""
     if arguments.device == "cuda":
         from rnn_ops.backends import cuda
         if cuda.why_not():
@@ -140,9 +140,9 @@ def _check_gradients(gradcheck, record, device):
     from rnn_ops import operators
     from rnn_ops._mxnet import mx
     started = time.time()
-    with _computing_on(device) as place:
+    with _computing_on(device) as computed_on:
         operator = operators.in_use()
-        print(_wrapped(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {place} against its reference in MXNet "
+        print(_wrapped(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {computed_on} against its reference in MXNet "
                        f"{mx.__version__}; of each case the tensor that is nearest to its bound, and how near:"))
         rows = gradcheck.check(report=_print_case)
     failed = [row for row in rows if not row.passed]
@@ -151,7 +151,7 @@ def _check_gradients(gradcheck, record, device):
         print(f"FAILED  {row.case}:\n        {row.comparison}, {row.tensor}: {row.error:.2e} > {row.bound:.2e}")
     print(f"{len(rows)} comparisons in {time.time() - started:.0f} s, {len(failed)} failed", flush=True)
     record.update({
-        "mxnet": mx.__version__, "device": place, "operator": operator,
+        "mxnet": mx.__version__, "device": computed_on, "operator": operator,
         "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
                   "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
                   "bound": row.bound, "passed": row.passed} for row in rows]})
@@ -160,7 +160,7 @@ def _check_gradients(gradcheck, record, device):
 
 @contextlib.contextmanager
 def _computing_on(device):
-    """Inside, the operators compute on "cpu" or "cuda". Gives words for it."""
+    """Inside, the operators compute on "cpu" or "cuda". Gives a description of that."""
     import rnn_ops
     from rnn_ops._mxnet import mx
     from rnn_ops.backends import cuda
@@ -214,7 +214,7 @@ def _check_arrays_on_gpu(record, left_out, full):
     from rnn_ops.operators import selftest
     reason = selftest.why_not()
     if reason is None and not full and cuda.devices()[0].compute_capability >= 90:
-        reason = "MXNet 1.9.1 has no kernels of its own for this GPU; --full checks what works without them"
+        reason = "MXNet 1.9.1 has no kernels of its own for this GPU; --full checks the operators that need none"
     if reason:
         left_out.append(f"the operators on arrays in mx.gpu(0): {reason}")
         return 0

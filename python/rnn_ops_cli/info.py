@@ -1,4 +1,4 @@
-"""``rnn-ops info``: print what rnn_ops has to compute with, a line each or as JSON."""
+"""``rnn-ops info``: print versions, devices, kernels and settings, a line each or as JSON."""
 import json
 import shutil
 import textwrap
@@ -8,7 +8,7 @@ from rnn_ops_timemachine.options import importing, positive
 
 def add_to(commands) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser("info", help="say what was built and what it runs on", allow_abbrev=False)
+    parser = commands.add_parser("info", help="print versions, devices, kernels and settings", allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("--batch-size", type=positive, default=32, metavar="B",
                         help="of the shape to choose a CUDA kernel for (default 32)")

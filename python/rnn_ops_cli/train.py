@@ -15,7 +15,7 @@ def add_to(commands) -> None:
     parser.add_argument("--text", type=path, metavar="NAME|FILE",
                         help="timemachine (default), tinyshakespeare, python-topics or the path of a UTF-8 file")
     parser.add_argument("--step", choices=("native", "custom", "gluon", "reference", "cuda"),
-                        help="what computes: our native operator (default), our CustomOp in Python, our layer in a Gluon "
+                        help="the computation: our native operator (default), our CustomOp in Python, our layer in a Gluon "
                              "network, the tutorial's ndarray loop, or our CUDA kernels on a GPU, for which MXNet is not "
                              "needed")
     parser.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 15)")
@@ -36,7 +36,7 @@ def add_to(commands) -> None:
                         help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
                              "--learning-rate may be new")
     parser.add_argument("--quiet", action="store_true", default=False,
-                        help="print the run's folder alone, at the end, and what goes wrong")
+                        help="print only the run's folder, at the end, and errors")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ It follows "Recurrent Neural Networks for Language Modeling" of *Deep Learning -
 tutorial here. One module a stage:
 
 text → data → parameters → learners → sampling
-learners      what computes the training steps: ``training`` with MXNet (the model is in ``model``), ``network`` with Gluon,
+learners      the three ways to compute training steps: ``training`` with MXNet (the model is in ``model``), ``network`` with Gluon,
               ``cuda_training`` with the CUDA kernels alone; ``descent`` has the numbers that they share
 opening, run  begin or resume a run, and carry it on
 folder, files, lock, checkpoint, record, plot, prompts   a run's folder and the files in it

@@ -17,7 +17,7 @@ from rnn_ops_timemachine import descent, parameters
 
 _ALIGNED = 64  # elements: every parameter begins at a multiple, as an array of its own would
 _MOST_STEPS = 2 ** 14  # time steps of a part, at most: of stepwise kernels each is several launches of the graph
-_PATIENCE, _PATIENCE_PER_BATCH = 20, 1  # seconds that a part may take before a kernel counts as hanging
+_PATIENCE, _PATIENCE_PER_BATCH = 20, 1  # seconds; a part that takes longer has a kernel that hangs
 
 
 class Learner:
@@ -173,7 +173,7 @@ class Learner:
         return tokens, state, states
 
     def _cross_entropy_gradient(self, number):
-        """The gradient of the sum of a batch's losses by its logits, in the place of the probabilities."""
+        """The gradient of the sum of a batch's losses by its logits. It overwrites the probabilities."""
         self._gpu.xp.equal(self._labels[number], self._symbols, out=self._hits)
         self._gpu.xp.subtract(self._logits, self._hits, out=self._logits)
         return self._logits

@@ -8,7 +8,7 @@ _CHUNK = 1 << 20  # characters that are worked on at once, so that the copies in
 
 
 class Vocabulary:
-    """The distinct characters of a text in code-point order; a character's token is its place in that order.
+    """The distinct characters of a text in code-point order; a character's token is its index.
 
     Parameters
     ----------

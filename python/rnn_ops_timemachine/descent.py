@@ -1,4 +1,4 @@
-"""Gradient descent in numbers, whatever computes it: learning rates, losses and their averages. Needs NumPy alone."""
+"""The numbers of gradient descent that all learners share: learning rates, losses and their averages. Needs NumPy alone."""
 import math
 from typing import Iterable, Optional
 

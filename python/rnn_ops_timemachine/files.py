@@ -1,6 +1,6 @@
 """Files of a run: only plain files of a limited size are read; files are written whole or not at all, never through a link.
 
-A run's folder may come from somebody else, with links, FIFOs and devices in the place of its files.
+A run's folder may come from somebody else, with links, FIFOs and devices instead of files.
 """
 import contextlib
 import errno

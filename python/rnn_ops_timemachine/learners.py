@@ -1,4 +1,4 @@
-"""What computes the training steps of a run: one learner for each ``--step``.
+"""Learners compute the training steps of a run: one for each ``--step``.
 
 MXNet or CuPy is imported for the step that is taken and not before, so that each step works where the other's library is
 not installed.

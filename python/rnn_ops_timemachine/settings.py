@@ -19,7 +19,7 @@ LARGEST_LOSS = 709  # the exponential of a larger one, the perplexity, is infini
 class Settings(NamedTuple):
     """The settings of a run. The defaults are the tutorial's, except for its 2,000 epochs.
 
-    ``step`` says what computes the training steps, one of STEPS:
+    ``step``, one of STEPS, names the learner that computes the training steps:
 
     - "native": our native operator, and "custom": our CustomOp in Python, in the model of model.py;
     - "gluon": our layer in a Gluon network;
@@ -129,7 +129,7 @@ def _or_none(check):
 
 
 _LOSS = (is_loss, f"a number from 0 to {LARGEST_LOSS}")
-_RANGES = {  # by name: whether a value can be, and what it needs to be
+_RANGES = {  # by name: whether a value is possible, and the words for possible values
     "text": _matching(r"[^\0]{1,4096}", "the name of a text or the path of a file"),
     "step": (lambda value: value in STEPS, f"one of {', '.join(STEPS)}"),
     "learning_rate": (lambda value: is_number(value, LEARNING_RATES.tiny, LEARNING_RATES.max),

@@ -85,7 +85,7 @@ class _Stream(io.TextIOWrapper):
             self.give_up(error)
 
     def give_up(self, error):
-        """Let all later output go nowhere, and what is in the buffers too, which would fail again when Python ends."""
+        """Let all later output go nowhere, and the buffers' content too, which would fail again when Python ends."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)

@@ -69,7 +69,7 @@ def load(text: str, on_wait: Callable[[str], None] = lambda doing: None) -> Text
     not_there = f"{text}.txt is not in {folder}, which RNN_OPS_DATA names" if folder else "RNN_OPS_DATA is not set"
     try:
         path = _fetch(text, on_wait)
-    except (OSError, ValueError, ImportError) as error:  # no network, page or place for the cache; another file; no pooch
+    except (OSError, ValueError, ImportError) as error:  # no network, no page, no room for the cache; another file; no pooch
         reason = "another file came back" if isinstance(error, ValueError) else type(error).__name__
         return _python_topics(f"{not_there}, {text} is not in the cache, and fetching {_URL.format(name=text)} "
                               f"failed ({reason}): using {FALLBACK}, the English text that comes with Python, instead")
@@ -82,7 +82,7 @@ def name_of(text: str) -> str:
 
 
 def _fetch(name, on_wait):
-    """The path of the cached file, fetched if it is not there yet or not what it was."""
+    """The path of the cached file, which is fetched if it is missing or has changed."""
     import pooch  # only this function needs it
     pooch.get_logger().setLevel("WARNING")
 

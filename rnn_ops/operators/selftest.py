@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 class Wrong(Exception):
-    """A sentence: what a check has found."""
+    """A sentence about a wrong result."""
 
 
 def why_not() -> Optional[str]:
@@ -75,7 +75,7 @@ def gpu() -> Target:
 
 
 def attempt(target, what: str, body: Callable, *arguments) -> Outcome:
-    """``body(target, *arguments)`` → Outcome: its numbers, or what is wrong, or that MXNet lacks a kernel for this GPU."""
+    """``body(target, *arguments)`` → Outcome: its numbers, or the fault, or that MXNet lacks a kernel for this GPU."""
     try:
         return Outcome(what, PASSED, numbers=body(target, *arguments) or {})
     except Exception as error:  # every failure belongs into the list
@@ -260,9 +260,9 @@ def _flat(target, operator):
         return target.free_memory()
 
     settled = free_after(SETTLED)
-    lost = settled - free_after(CALLS - SETTLED)
-    if lost > 0:
-        raise Wrong(f"{lost:,} bytes of the GPU's memory are gone")
+    taken = settled - free_after(CALLS - SETTLED)
+    if taken > 0:
+        raise Wrong(f"{taken:,} bytes of the GPU's memory are gone")
 
 
 # The surest first; the checks that may need a kernel of MXNet's last.
@@ -271,8 +271,8 @@ SHORT = (check_custom, check_unguarded, check_native)  # values alone
 
 
 def run(report: Callable[[Outcome], None], checks=CHECKS, make_target=gpu) -> None:
-    """Each check in a process of its own: MXNet ends a process where one of its own threads meets an exception, and what one
-    check breaks must not be the next one's failure. ``report`` gets every Outcome at once."""
+    """Each check in a process of its own: MXNet ends a process where one of its own threads meets an exception, and one
+    check must not make the next one fail. ``report`` gets every Outcome at once."""
     for check in checks:
         why_not = isolated.run(_send, check, make_target, seconds=SECONDS, report=report)
         if why_not:

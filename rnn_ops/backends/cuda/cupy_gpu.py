@@ -184,8 +184,8 @@ class Gpu:
     def recorded(self, call):
         """Run ``call`` → a function that launches the same as one CUDA graph in the current stream.
 
-        ``call`` is run twice: once for real, which compiles and loads what cannot be while a graph is captured, and once
-        while it is captured, when nothing is computed. Its temporary memory comes from a pool that belongs to the graph.
+        ``call`` is run twice: once for real, which also compiles and loads kernels (a capture forbids that), and once while
+        the graph is captured, when nothing is computed. Its temporary memory comes from a pool that belongs to the graph.
         """
         pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
         self.wait()  # the stream does not wait for the current one

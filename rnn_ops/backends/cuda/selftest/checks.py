@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64: every family and variant, on a GPU or on whatever else can run them.
+"""The CUDA kernels against float64: every family and variant, on a GPU or a stand-in.
 
 A gpu has ``device`` (`variants.Device`), ``launcher`` (`Launcher`), ``to_device(numpy)`` and ``to_host(array)``, and
 ``for_truth(numpy)``, which gives the array that truths are computed with: a real one (cupy_gpu.py), NumPy's stand-in
@@ -68,7 +68,7 @@ class Result(NamedTuple):
 
     def __str__(self):
         if math.isinf(self.error):
-            return f"{self.case}: {self.what}" + (": not finite, or not zero where zero is right" if self.bound else "")
+            return f"{self.case}: {self.what}" + (": not finite, or not zero where the truth is zero" if self.bound else "")
         how = f"{self.error:.2e} > {self.bound:.2e}" if self.bound else f"{self.error:.0f}"
         return f"{self.case}: {self.what}: {how}"
 
@@ -89,7 +89,7 @@ def evaluate_on(gpu, problem: Problem) -> dict:
 
 
 def ulp_errors(found, exact):
-    """|found - exact| in units of the last place that ``found``'s dtype has at ``exact``; infinite where not finite."""
+    """|found - exact| in units of the last place that ``found``'s dtype has at ``exact``; infinite for NaN and infinity."""
     with np.errstate(invalid="ignore"):
         errors = np.abs(found.astype(exact.dtype) - exact) / np.spacing(np.abs(exact).astype(found.dtype))
     return np.where(np.isfinite(found), errors, np.inf)
@@ -130,7 +130,7 @@ def execute(gpu, problem, variant=None, without=(), guard=GUARD):
     return results, changed
 
 
-# --- what there is to check
+# --- the plan
 
 def plan(device, shapes=SHAPES, variant_shapes=VARIANT_SHAPES, option_shapes=OPTION_SHAPES, bits_shapes=BITS_SHAPES,
          most_runs=MOST_RUNS, sweep=2 ** 22, guard=GUARD, among=variants.FAMILIES) -> List[Task]:
@@ -289,9 +289,9 @@ def _wrong_tokens(gpu, problem, guard):
     T, B, _ = problem.shape
     V = len(problem.Wxh)
     wrong = problem.inputs.copy()
-    places = [(0, 0, V), (T // 2, B // 2, -1), (T - 1, B - 1, 2 ** 31 - 1)]
+    wrong_ones = [(0, 0, V), (T // 2, B // 2, -1), (T - 1, B - 1, 2 ** 31 - 1)]
     hit = np.zeros((T, B), bool)
-    for t, b, token in places:
+    for t, b, token in wrong_ones:
         wrong[t, b] = token
         hit[t:, b] = True
     rows = hit.any(axis=0)
@@ -340,7 +340,7 @@ def sweep_values(dtype, size):
     exponents = np.concatenate([np.linspace(info.minexp, info.maxexp - 1, size // 2).round(),
                                 np.linspace(-info.nmant // 2 - 2, 5, size - size // 2).round()])
     values = np.ldexp(random.uniform(1, 2, size), exponents.astype(int))
-    values = np.minimum(values, info.max).astype(dtype)  # 2^128 is what a float32 just below it may round to
+    values = np.minimum(values, info.max).astype(dtype)  # a float32 just below 2^128 may round to 2^128
     return values * random.choice(np.array([-1, 1], dtype), size)
 
 
