@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .problems import FORWARD
 from .worker import time_calls
 
 _TRIED = 0.02  # seconds, of each form, in which the fastest is found
@@ -54,8 +55,8 @@ class Recurrence:
             (form, jax.jit(_with_gradients(function, dense=not problem.shape.tokens)), (doutputs, *arguments))
             for form, function, arguments in forms)
 
-    def results(self, found, mode):
-        if mode == "forward":
+    def results(self, found, direction):
+        if direction == FORWARD:
             return {"outputs": np.asarray(found)}
         outputs, gradients = found
         return dict(zip(self._names, map(np.asarray, gradients)), outputs=np.asarray(outputs))

@@ -1,35 +1,23 @@
 """``rnn-ops bench --ladder``: what each edit on the way from the tutorial's loop to ours brings, as a table."""
 import textwrap
-from typing import NamedTuple
 
 from . import measure, problems, report, trainers
 from .environment import describe
 from .measure import FLOOR
+from .providers import Row
 from .worker import FAILED, OK, Workers
 
 _WIDTH = 80
 _SECONDS = 0.2  # of one turn
 
 
-class Timed(NamedTuple):
-    """A rung as measure.py wants a provider, also to be sent to another process: called with a problem, it makes one."""
-    number: int
-    name: str
-
-    process = trainers.Tutorial.process
-    packages = trainers.Tutorial.packages
-
-    def __call__(self, problem):
-        from .rungs import RUNGS
-        return _Trainer(problem, RUNGS[self.number])
-
-
 class _Trainer(trainers.Tutorial):
     """The tutorial's training step with the loss of a rung."""
 
-    def __init__(self, problem, rung):
+    def __init__(self, problem, number):
         super().__init__(problem)
-        V = problem.shape.I
+        from .rungs import RUNGS
+        rung, V = RUNGS[number], problem.shape.I
         self._compute = rung.make(V)
         self.batches = [rung.batch(*(self.mx.nd.array(a, dtype="int32") for a in batch), V)
                         for batch in zip(problem.tokens, problem.labels)]
@@ -56,7 +44,8 @@ def measure_rungs(shape, rounds, seconds):
     """Rows as measure.py makes them: the yardsticks', the floor's, one a rung. An ImportError says that MXNet or our kernels are
     missing."""
     from .rungs import RUNGS
-    timed = tuple(Timed(number, f"{number} {rung.name}") for number, rung in enumerate(RUNGS))
+    timed = tuple(Row(f"{number} {rung.name}", trainers.Tutorial.process, trainers.Tutorial.packages, _Trainer, (number,))
+                  for number, rung in enumerate(RUNGS))
     problem = problems.TrainingStep(shape)
     stage = measure.Stage(problem.name, tuple((rung, problem) for rung in timed))
     with Workers() as workers:
@@ -66,7 +55,7 @@ def measure_rungs(shape, rounds, seconds):
 def table(rows):
     """Markdown that can be read as it is: best and median, and how many times as fast as the first rung's the median is.
     Below it why rungs were not timed."""
-    rungs = [row for row in rows if row["direction"] == trainers.MODE and row["provider"] != FLOOR]
+    rungs = [row for row in rows if row["direction"] == problems.TRAINING and row["provider"] != FLOOR]
     rungs += [row for row in rows if row["provider"] == FLOOR]
     first = rungs[0].get("median")
     cells = [("rung", "best, ms", "median, ms", "times as fast")]

@@ -18,9 +18,9 @@ _STATISTICS = ("best", "p20", "median", "p80")
 
 
 class Stage(NamedTuple):
-    """One shape, and all who take part: (provider, problem) each. The peak and the GEMM come first where they are yardsticks."""
+    """One shape, and all that are compared: (provider, problem) each. The peak and the GEMM come first if they are yardsticks."""
     name: str
-    members: tuple
+    pairs: tuple
     yardsticks: bool = True
 
 
@@ -72,33 +72,33 @@ def measure(stage, workers, rounds, seconds, progress):
     """
     its_rounds = progress(range(rounds), stage.name)
     yardsticks = ((providers.Peak, problems.Peak()), (providers.Gemm, problems.Gemm())) if stage.yardsticks else ()
-    members = (*yardsticks, *stage.members)
+    pairs = (*yardsticks, *stage.pairs)
     processes = {}
-    for provider, _ in members:
+    for provider, _ in pairs:
         if provider.process not in processes:
             processes[provider.process] = worker = workers[provider.process]
             worker.send("forget")
             worker.receive()
-    of_memory = {provider.process: workers.for_memory(provider.process) for provider, problem in members if problem.shape}
-    for provider, problem in members:
+    of_memory = {provider.process: workers.for_memory(provider.process) for provider, problem in pairs if problem.shape}
+    for provider, problem in pairs:
         processes[provider.process].send("prepare", provider, problem)
         if problem.shape:
             of_memory[provider.process].send("memory", provider, problem)
     turns = []
-    for provider, problem in members:
+    for provider, problem in pairs:
         worker = processes[provider.process]
         status, value = worker.receive()
         told, peaks = of_memory[provider.process].receive() if problem.shape else (None, None)
-        for mode in problem.modes:
-            row = {"stage": stage.name, **_shape(problem), "direction": mode, "provider": provider.name, "status": status,
-                   "flops": problem.flops(mode)}
+        for direction in problem.directions:
+            row = {"stage": stage.name, **_shape(problem), "direction": direction, "provider": provider.name, "status": status,
+                   "flops": problem.flops(direction)}
             if status != OK:
                 row["reason"] = value
-            elif mode in value["errors"]:
-                row.update(about=value["about"], versions=value["versions"], error=value["errors"][mode],
-                           peak_memory=peaks.get(mode) if told == OK else None)
+            elif direction in value["errors"]:
+                row.update(about=value["about"], versions=value["versions"], error=value["errors"][direction],
+                           peak_memory=peaks.get(direction) if told == OK else None)
             else:
-                row.update(status=NOT_OFFERED, reason=provider.lacks[mode])
+                row.update(status=NOT_OFFERED, reason=provider.lacks.get(direction, "it has no such call"))
             turns.append((worker, row, problem, []))
     for _ in its_rounds:
         for worker, row, problem, times in turns:
@@ -108,7 +108,7 @@ def measure(stage, workers, rounds, seconds, progress):
         if row["status"] == OK:
             row.update(statistics(np.concatenate(times).tolist()), turns=[float(np.median(turn)) for turn in times])
     rows = [row for _, row, _, _ in turns]
-    of_the_floor = list(dict.fromkeys(problem for _, problem in stage.members)) if yardsticks else []
+    of_the_floor = list(dict.fromkeys(problem for _, problem in stage.pairs)) if yardsticks else []
     rows[len(yardsticks):len(yardsticks)] = [row for problem in of_the_floor for row in floors(rows[0], problem)]
     derive(rows)
     return rows
@@ -139,9 +139,9 @@ def floors(peak, problem):
     """Rows for the time that the problem's operations take at the processor's peak, the best call's for the best."""
     if peak["status"] != OK:
         return []
-    return [dict({key: peak[key] * problem.flops(mode) / peak["flops"] for key in _STATISTICS},
-                 stage=peak["stage"], **_shape(problem), direction=mode, provider=FLOOR, status=OK, flops=problem.flops(mode))
-            for mode in problem.modes]
+    return [dict({key: peak[key] * problem.flops(direction) / peak["flops"] for key in _STATISTICS},
+                 stage=peak["stage"], **_shape(problem), direction=direction, provider=FLOOR, status=OK, flops=problem.flops(direction))
+            for direction in problem.directions]
 
 
 def derive(rows):

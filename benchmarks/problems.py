@@ -1,9 +1,9 @@
 """What is computed: a shape, random inputs from a fixed seed, and the float64 truth of every result.
 
-A problem has a ``name``, its ``shape`` (None for a yardstick), the ``modes`` in which it is timed, how many ``repeats`` of it a
-call makes (its time is divided by them), ``flops(mode)`` of one of them, ``truth(mode)``: the results by name that a provider
-must reproduce before it is timed, and ``small()``: the same problem at a size that costs nothing. The gradients are the same for
-every provider: those of the weights, the bias and the initial state, and of the inputs where they are dense.
+A problem has a ``name``, its ``shape`` (None for a yardstick), the ``directions`` in which it is timed, how many ``repeats`` of
+it a call makes (its time is divided by them), ``flops(direction)`` of one of them, ``truth(direction)``: the results by name that
+a provider must reproduce before it is timed, and ``small()``: the same problem at a size that costs nothing. The gradients are
+the same for every provider: those of the weights, the bias and the initial state, and of the inputs where they are dense.
 """
 import re
 from typing import NamedTuple
@@ -15,6 +15,9 @@ from rnn_ops import exactness, numpy_reference
 from . import environment, floor
 
 GRADIENTS = "gradients of Wxh, Whh, bh and the initial state, and of the inputs where they are dense"
+# Directions. On a GPU backward is also timed alone, and without the gradients of the weights.
+FORWARD, STEPS, BACKWARD, BOTH = GPU_DIRECTIONS = ("forward", "backward, steps alone", "backward", "forward+backward")
+TRAINING = "training step"
 LEARNING_RATE = 0.5  # the tutorial's
 
 
@@ -38,7 +41,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text):
-        """'64,32,77,256' (tokens) or '64,64,256,512:dense'; x in the place of the commas will do."""
+        """'64,32,77,256' (tokens) or '64,64,256,512:dense'; x instead of the commas is read too."""
         match = re.fullmatch(r"(\d+)([,x×])(\d+)\2(\d+)\2(\d+)(:tokens|:dense)?", text, re.ASCII)
         sizes = [int(match.group(i)) for i in (1, 3, 4, 5)] if match else [0]
         if not all(sizes):
@@ -51,6 +54,19 @@ SHAPES = (TUTORIAL, Shape(64, 64, 256, 512, tokens=False), Shape(128, 1, 77, 256
 # T, B, I, H of the grid: rows and hidden units at the tutorial's T and I, then others of these.
 GRID = (*((64, B, 77, H) for H in (64, 128, 256, 512, 1024) for B in (1, 8, 32, 128)),
         (64, 32, 256, 256), (512, 32, 77, 256), (16, 32, 77, 256), (1024, 1, 77, 256))
+
+# H and B of a GPU's grid, at the tutorial's T and I. 384: beyond the last H that cuDNN keeps on the chip.
+GPU_HIDDEN, GPU_BATCHES = (64, 128, 256, 384, 512, 1024, 2048), (1, 8, 32, 64, 128)
+GPU_QUICK_HIDDEN, GPU_QUICK_BATCHES = (256, 512, 1024), (1, 32, 128)
+GPU_STEPS = (1, 16, 256, 1024)  # T at the tutorial's B and H, besides its own
+
+
+def gpu_shapes(quick=False):
+    """The tutorial's first, so that it is there if the rest is cut off; every H with every B; other numbers of steps."""
+    hidden, batches = (GPU_QUICK_HIDDEN, GPU_QUICK_BATCHES) if quick else (GPU_HIDDEN, GPU_BATCHES)
+    every = [TUTORIAL._replace(B=B, H=H) for H in hidden for B in batches]
+    lengths = [] if quick else [TUTORIAL._replace(T=T) for T in GPU_STEPS]
+    return [TUTORIAL] + [shape for shape in every if shape != TUTORIAL] + lengths
 
 
 _SMALL = Shape(2, 2, 3, 4, tokens=True)
@@ -75,7 +91,7 @@ class _Problem:
 class Recurrence(_Problem):
     """The recurrence over a whole sequence. Backward starts from a gradient of all the outputs, as in training."""
 
-    modes = ("forward", "forward+backward")
+    directions = (FORWARD, BOTH)
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -85,15 +101,15 @@ class Recurrence(_Problem):
         self.inputs, self.state, self.Wxh, self.Whh, self.bh, self.doutputs, _ = self.arguments.arrays
 
     def dense_inputs(self):
-        """Floats (T, B, I): what providers that know no tokens are given, made before the clock starts."""
+        """Floats (T, B, I) for providers that take no tokens, made before the clock starts."""
         return numpy_reference.one_hot(self.inputs, self.shape.I) if self.shape.tokens else self.inputs
 
-    def flops(self, mode):
-        return floor.forward(self.shape) if mode == "forward" else floor.forward_backward(self.shape)
+    def flops(self, direction):
+        return floor.forward(self.shape) if direction == FORWARD else floor.forward_backward(self.shape)
 
-    def truth(self, mode):
+    def truth(self, direction):
         arguments = self.arguments.astype(np.float64)
-        if mode == "forward":
+        if direction == FORWARD:
             return {"outputs": numpy_reference.forward(*arguments[:5])}
         return exactness.evaluate(arguments)
 
@@ -106,7 +122,7 @@ class TrainingStep(_Problem):
     state: parameters, loss and gradients after its last step.
     """
 
-    modes = ("training step",)
+    directions = (TRAINING,)
 
     def __init__(self, shape, repeats=4):
         super().__init__(shape, repeats)
@@ -121,10 +137,10 @@ class TrainingStep(_Problem):
                            "bh": exactness.weights(random, (H,), H), "Why": exactness.weights(random, (H, V), H),
                            "by": exactness.weights(random, (V,), H)}
 
-    def flops(self, mode):
+    def flops(self, direction):
         return floor.training_step(self.shape)
 
-    def truth(self, mode):
+    def truth(self, direction):
         parameters = {name: array.astype(np.float64) for name, array in self.parameters.items()}
         state = self.state.astype(np.float64)
         for tokens, labels in zip(self.tokens, self.labels):
@@ -137,7 +153,7 @@ class TrainingStep(_Problem):
 class Gemm(_Problem):
     """The machine's own rate: one large float32 product by the BLAS that NumPy brings."""
 
-    modes = ("gemm",)
+    directions = ("gemm",)
     n = 2048
 
     def __init__(self):
@@ -146,10 +162,10 @@ class Gemm(_Problem):
         random = np.random.RandomState(0)
         self.a, self.b = random.randn(2, self.n, self.n).astype(np.float32)
 
-    def flops(self, mode):
+    def flops(self, direction):
         return floor.gemm(self.n)
 
-    def truth(self, mode):
+    def truth(self, direction):
         return {"first rows": self.a[:4].astype(np.float64) @ self.b.astype(np.float64)}
 
     def small(self):
@@ -160,7 +176,7 @@ class Peak(_Problem):
     """The processor's own rate: multiply-adds in registers, at one SIMD level (None: the one in use) on so many threads (None:
     `all_threads`)."""
 
-    modes = ("peak",)
+    directions = ("peak",)
     rounds = 1 << 17  # some hundreds of microseconds
 
     def __init__(self, level=None, threads=None, dtype="float32"):
@@ -170,10 +186,10 @@ class Peak(_Problem):
         self.name = f"{self.level} {dtype}, {self.threads} thread{'s' * (self.threads > 1)}"
         self._count = cpu.multiply_adds(1, 1, self.level, dtype) * self.rounds * self.threads
 
-    def flops(self, mode):
+    def flops(self, direction):
         return floor.multiply_adds(self._count)
 
-    def truth(self, mode):
+    def truth(self, direction):
         return {"multiply-adds": np.array([self._count], np.float64)}
 
     def small(self):
@@ -181,7 +197,7 @@ class Peak(_Problem):
 
 
 def all_threads():
-    """As many as the kernels use, but no more than there are processors for."""
+    """As many as the kernels use, but no more than the process may run on."""
     from rnn_ops.backends import cpu
     return min(cpu.threads(), len(environment.processors()))
 
@@ -189,7 +205,7 @@ def all_threads():
 class Tanh(_Problem):
     """tanh as the kernels compute it, on one thread, of values that the L2 cache holds."""
 
-    modes = ("tanh",)
+    directions = ("tanh",)
     n = 1 << 14
 
     def __init__(self):
@@ -197,10 +213,10 @@ class Tanh(_Problem):
         self.name = "tanh, 1 thread"
         self.x = np.random.RandomState(0).uniform(-3, 3, self.n).astype(np.float32)
 
-    def flops(self, mode):
+    def flops(self, direction):
         return 0
 
-    def truth(self, mode):
+    def truth(self, direction):
         return {"y": np.tanh(self.x.astype(np.float64))}
 
     def small(self):

@@ -1,26 +1,75 @@
-"""Who computes the recurrence. Each is used as its own users would use it.
+"""Providers: whoever computes the recurrence on a CPU, each used as its own users would use it.
 
-A provider is made from a problem, imports what it needs when it is made (an ImportError means that it is not
-installed here), and has
+`Provider` says what one has. To time your own, write a class like `Provider` and name it: ``rnn-ops bench --provider
+module:Class``, or from Python::
 
-    name            as the table shows it
-    process         whom it shares a process with: those that bring the same threads
-    packages        whose versions are noted
-    about           what it runs on: versions, threads, how it was written
-    calls           {mode: function without arguments that returns when its results are there}
-    lacks           {mode: why there is no such call}, where one is missing
-    prepared        {mode: bytes of its results}, where they are written into arrays that the provider holds from the start
-    results(mode)   NumPy arrays by name, as in the problem's truth, of the last call in that mode
+    stage = measure.Stage("mine", ((Mine, problem), (providers.Kernel, problem)))
+    with worker.Workers() as workers:
+        rows = measure.measure(stage, workers, rounds=10, seconds=0.05)
 """
+from typing import Callable, NamedTuple
+
 import numpy as np
 
 from rnn_ops import numpy_reference
 
+from .problems import BOTH, FORWARD
+
 OURS = KERNEL, PUBLIC, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
     "kernel", "rnn_sequence", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon")
+_MXNET, _OUR_PACKAGES = ("mxnet", "numpy"), ("rnn_ops", "mxnet", "numpy")
 
 
-class Peak:
+class Provider:
+    """Computes a problem (problems.py). It is made in a process of its own, from the problem, and imports there what it needs;
+    an ImportError means that it is not installed.
+
+    Class attributes
+    ----------------
+    name : str
+        As the tables show it.
+    process : str
+        Providers that name the same one share a process. Share only what uses the same threads.
+    packages : tuple of str
+        The result file notes their versions.
+    lacks : dict
+        {direction: why it does not offer that}
+
+    Attributes of an instance
+    -------------------------
+    about : str
+        What it runs on: versions, threads, how it was written.
+    calls : dict
+        {direction: function without arguments that returns when the results are there}
+    prepared : dict
+        {direction: bytes of its results}, if they are written into arrays that it holds from the start.
+    """
+
+    process = "own"
+    packages = ()
+    lacks = {}
+    about = ""
+    prepared = {}
+
+    def results(self, direction):
+        """NumPy arrays by name, of the last call in that direction: those of the problem's truth."""
+        raise NotImplementedError
+
+
+class Row(NamedTuple):
+    """A provider that differs from others in arguments only: ``make(problem, *arguments)`` gives the instance."""
+    name: str
+    process: str
+    packages: tuple
+    make: Callable
+    arguments: tuple = ()
+    lacks = {}
+
+    def __call__(self, problem):
+        return self.make(problem, *self.arguments)
+
+
+class Peak(Provider):
     """Not a recurrence but a yardstick: multiply-adds in registers."""
     name = "multiply-adds"
     process = "rnn_ops"
@@ -36,12 +85,12 @@ class Peak:
         p = self.problem
         self.count = self.backend.multiply_adds(p.rounds, p.threads, p.level, p.dtype)
 
-    def results(self, mode):
+    def results(self, direction):
         return {"multiply-adds": np.array([self.count], np.float64)}
 
 
-class Tanh:
-    """Not a recurrence either: what the floor leaves out."""
+class Tanh(Provider):
+    """Not a recurrence either: the tanh that the floor leaves out."""
     name = "tanh"
     process = Peak.process
     packages = Peak.packages
@@ -55,11 +104,11 @@ class Tanh:
     def _tanh(self):
         self.y = self.backend.tanh(self.problem.x)
 
-    def results(self, mode):
+    def results(self, direction):
         return {"y": self.y}
 
 
-class Gemm:
+class Gemm(Provider):
     """Not a recurrence but a yardstick: NumPy's own BLAS on all the threads it takes."""
     name = "sgemm"
     process = "numpy"
@@ -74,11 +123,11 @@ class Gemm:
     def _multiply(self):
         np.matmul(self.problem.a, self.problem.b, out=self.out)
 
-    def results(self, mode):
+    def results(self, direction):
         return {"first rows": self.out[:4]}
 
 
-class Kernel:
+class Kernel(Provider):
     """Our CPU backend on NumPy arrays: what the operators call, without MXNet around it."""
     name = KERNEL
     process = "rnn_ops"
@@ -94,9 +143,9 @@ class Kernel:
                           "dbh": np.ones_like(p.bh)}
         if not p.shape.tokens:
             self.gradients["dinputs"] = np.ones_like(p.inputs)
-        self.prepared = {"forward": self.outputs.nbytes, "forward+backward": self.outputs.nbytes + sum(
+        self.prepared = {FORWARD: self.outputs.nbytes, BOTH: self.outputs.nbytes + sum(
             array.nbytes for array in self.gradients.values())}
-        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+        self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
         p = self.problem
@@ -107,11 +156,11 @@ class Kernel:
         p = self.problem
         self.backend.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs, None, **self.gradients)
 
-    def results(self, mode):
-        return {"outputs": self.outputs} if mode == "forward" else dict(self.gradients, outputs=self.outputs)
+    def results(self, direction):
+        return {"outputs": self.outputs} if direction == FORWARD else dict(self.gradients, outputs=self.outputs)
 
 
-class NumPyLoop:
+class NumPyLoop(Provider):
     """One product a step, tanh by NumPy, backward by hand."""
     name = "NumPy loop"
     process = "numpy"
@@ -120,7 +169,7 @@ class NumPyLoop:
     def __init__(self, problem):
         self.about = f"NumPy {np.__version__}"
         self.problem = problem
-        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+        self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
         p = self.problem
@@ -131,34 +180,28 @@ class NumPyLoop:
         p = self.problem
         self.gradients = numpy_reference.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs)
 
-    def results(self, mode):
-        return {"outputs": self.outputs} if mode == "forward" else dict(self.gradients, outputs=self.outputs)
+    def results(self, direction):
+        return {"outputs": self.outputs} if direction == FORWARD else dict(self.gradients, outputs=self.outputs)
 
 
-class _MXNet:
-    """What the MXNet providers share: NDArrays with gradients, recording, and waiting for the engine."""
-    packages = ("mxnet", "numpy")
+class _MXNet(Provider):
+    """NDArrays with gradients, recording, and waiting for MXNet's engine."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, tokens):
+        """``tokens``: whether it takes tokens as they are; one-hot rows else."""
         from rnn_ops._mxnet import mx
         self.mx = mx
         self.about = f"mxnet {mx.__version__}"
+        inputs = problem.inputs if tokens else problem.dense_inputs()
         self.inputs, self.state, self.Wxh, self.Whh, self.bh, self.doutputs = (
             mx.nd.array(array, dtype=array.dtype) for array in (
-                self._inputs(problem), problem.state, problem.Wxh, problem.Whh, problem.bh, problem.doutputs))
+                inputs, problem.state, problem.Wxh, problem.Whh, problem.bh, problem.doutputs))
         self.differentiable = {"dstate": self.state, "dWxh": self.Wxh, "dWhh": self.Whh, "dbh": self.bh}
         if not problem.shape.tokens:
             self.differentiable["dinputs"] = self.inputs
         for array in self.differentiable.values():
             array.attach_grad()
-        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
-
-    def _inputs(self, problem):
-        return problem.dense_inputs()
-
-    def _run(self):
-        """outputs (T, B, H), by a function with the signature of ``rnn_sequence``"""
-        return self.sequence(self.inputs, self.state, self.Wxh, self.Whh, self.bh)[0]
+        self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
         self.outputs = self._run()
@@ -173,95 +216,78 @@ class _MXNet:
     def _gradients(self):
         return {name: array.grad.asnumpy() for name, array in self.differentiable.items()}
 
-    def results(self, mode):
+    def results(self, direction):
         results = {"outputs": self.outputs.asnumpy()}
-        if mode != "forward":
+        if direction != FORWARD:
             results.update(self._gradients())
         return results
 
 
-class NDArrayLoop(_MXNet):
-    """The tutorial's own loop, on one-hot rows made beforehand as the tutorial makes them."""
-    name = "ndarray loop"
-    process = "mxnet"
+class _Sequence(_MXNet):
+    """A function with the signature of ``rnn_sequence``, called imperatively or, hybridized, inside a block, where MXNet keeps
+    its memory from call to call."""
 
-    def __init__(self, problem):
-        super().__init__(problem)
-        from rnn_ops import reference
-        self.sequence = reference.rnn_sequence
+    def __init__(self, problem, load, tokens=True, hybridized=False):
+        super().__init__(problem, tokens)
+        sequence = load()
+        if hybridized:
+            class Block(self.mx.gluon.HybridBlock):
+                def hybrid_forward(self, F, *arrays):
+                    return sequence(*arrays)
 
+            self._sequence = Block()
+            self._sequence.hybridize(static_alloc=True, static_shape=True)
+        else:
+            self._sequence = sequence
 
-class Native(_MXNet):
-    """Our native operator, called imperatively: what `rnn_ops.rnn_sequence` takes."""
-    name = NATIVE
-    process = "rnn_ops"
-    packages = ("rnn_ops", "mxnet", "numpy")
-
-    def __init__(self, problem):
-        super().__init__(problem)
-        from rnn_ops import operators
-        self.sequence = self._sequence_of(operators)
-
-    def _sequence_of(self, operators):
-        return operators.native.rnn_sequence
-
-    def _inputs(self, problem):
-        return problem.inputs
+    def _run(self):
+        return self._sequence(self.inputs, self.state, self.Wxh, self.Whh, self.bh)[0]
 
 
-class Public(Native):
-    """What users call, `rnn_ops.rnn_sequence`: the native operator where there is one, and the checks before it."""
-    name = PUBLIC
-
-    def _sequence_of(self, operators):
-        import rnn_ops
-        return rnn_ops.rnn_sequence
+def native():
+    """Our native operator, which `rnn_ops.rnn_sequence` takes."""
+    from rnn_ops import operators
+    return operators.native.rnn_sequence
 
 
-class CustomOp(Native):
-    """Our CustomOp in Python, called imperatively."""
-    name = CUSTOM
-
-    def _sequence_of(self, operators):
-        return operators.custom.rnn_sequence
+def custom():
+    """Our CustomOp in Python."""
+    from rnn_ops import operators
+    return operators.custom.rnn_sequence
 
 
-class _Hybridized:
-    """The same inside a hybridized block, where MXNet keeps its memory from call to call."""
-
-    def _sequence_of(self, operators):
-        sequence = super()._sequence_of(operators)
-
-        class Block(self.mx.gluon.HybridBlock):
-            def hybrid_forward(self, F, inputs, state, Wxh, Whh, bh):
-                return sequence(inputs, state, Wxh, Whh, bh)
-
-        block = Block()
-        block.hybridize(static_alloc=True, static_shape=True)
-        return block
+def _public():
+    """What users call: the native operator where it works, and checks before it."""
+    import rnn_ops
+    return rnn_ops.rnn_sequence
 
 
-class NativeHybridized(_Hybridized, Native):
-    name = NATIVE_HYBRIDIZED
+def _tutorial():
+    """The tutorial's own loop."""
+    from rnn_ops import reference
+    return reference.rnn_sequence
 
 
-class CustomOpHybridized(_Hybridized, CustomOp):
-    name = CUSTOM_HYBRIDIZED
+Native = Row(NATIVE, "rnn_ops", _OUR_PACKAGES, _Sequence, (native,))
+Public = Row(PUBLIC, "rnn_ops", _OUR_PACKAGES, _Sequence, (_public,))
+CustomOp = Row(CUSTOM, "rnn_ops", _OUR_PACKAGES, _Sequence, (custom,))
+NativeHybridized = Row(NATIVE_HYBRIDIZED, "rnn_ops", _OUR_PACKAGES, _Sequence, (native, True, True))
+CustomOpHybridized = Row(CUSTOM_HYBRIDIZED, "rnn_ops", _OUR_PACKAGES, _Sequence, (custom, True, True))
+NDArrayLoop = Row("ndarray loop", "mxnet", _MXNET, _Sequence, (_tutorial, False))
 
 
-class GluonRNN(_MXNet):
-    """MXNet's fused layer, hybridized. It knows no tokens: its users feed one-hot rows."""
-    name = "mx.gluon.rnn.RNN"
-    process = "mxnet"
+class _Layer(_MXNet):
+    """MXNet's fused layer, hybridized, which knows no tokens: its users feed one-hot rows. Or ours in its place."""
 
-    def __init__(self, problem):
-        super().__init__(problem)
+    def __init__(self, problem, ours):
+        super().__init__(problem, tokens=ours)
+        layer_class = self.mx.gluon.rnn.RNN
+        if ours:
+            from rnn_ops import gluon
+            layer_class = gluon.TokenRNN if problem.shape.tokens else gluon.RNN
         shape = problem.shape
-        self.layer = gluon_rnn(self.mx, self._layer_class(), shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
+        self.layer = gluon_rnn(self.mx, layer_class, shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
         self.layer.hybridize(static_alloc=True, static_shape=True)
-
-    def _layer_class(self):
-        return self.mx.gluon.rnn.RNN
 
     def _run(self):
         return self.layer(self.inputs, [self.state.expand_dims(0)])[0]
@@ -273,22 +299,12 @@ class GluonRNN(_MXNet):
         return gradients
 
 
-class OurGluon(GluonRNN):
-    """Our layer in the place of MXNet's, hybridized. It takes tokens as they are."""
-    name = GLUON
-    process = Native.process
-    packages = Native.packages
-
-    def _inputs(self, problem):
-        return problem.inputs
-
-    def _layer_class(self):
-        from rnn_ops import gluon
-        return gluon.RNN if self.inputs.ndim == 3 else gluon.TokenRNN
+GluonRNN = Row("mx.gluon.rnn.RNN", "mxnet", _MXNET, _Layer, (False,))
+OurGluon = Row(GLUON, "rnn_ops", _OUR_PACKAGES, _Layer, (True,))
 
 
 def gluon_rnn(mx, layer_class, I, H, Wxh, Whh, bh):
-    """mx.gluon.rnn.RNN, or what stands in for it, with our weights; its second bias stays zero."""
+    """A layer with the interface of mx.gluon.rnn.RNN and our weights; its second bias stays zero."""
     layer = layer_class(H, activation="tanh", input_size=I)
     layer.initialize(mx.init.Zero())
     layer.l0_i2h_weight.set_data(mx.nd.array(Wxh.T))
@@ -302,17 +318,13 @@ def gluon_rnn_gradients(layer):
             "dbh": layer.l0_i2h_bias.grad().asnumpy()}
 
 
-class TorchRNN:
-    """PyTorch's layer on dense input, with as many threads as PyTorch takes by itself."""
-    name = "torch.nn.RNN"
-    process = "torch"
-    packages = ("torch",)
-    threads = None
+class _Torch(Provider):
+    """PyTorch's layer on dense input, with as many threads as PyTorch takes by itself, or so many."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, threads=None):
         import torch
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        if threads:
+            torch.set_num_threads(threads)
         self.torch = torch
         self.about = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
         shape = problem.shape
@@ -320,7 +332,7 @@ class TorchRNN:
         self.inputs = torch.tensor(problem.dense_inputs(), requires_grad=not shape.tokens)
         self.state = torch.tensor(problem.state[np.newaxis], requires_grad=True)
         self.doutputs = torch.tensor(problem.doutputs)
-        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+        self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
         with self.torch.no_grad():
@@ -332,20 +344,18 @@ class TorchRNN:
         self.outputs = self.layer(self.inputs, self.state)[0]
         self.outputs.backward(self.doutputs)
 
-    def results(self, mode):
+    def results(self, direction):
         results = {"outputs": self.outputs.detach().numpy()}
-        if mode != "forward":
+        if direction != FORWARD:
             results.update(torch_rnn_gradients(self.layer), dstate=self.state.grad[0].numpy())
             if self.inputs.requires_grad:
                 results["dinputs"] = self.inputs.grad.numpy()
         return results
 
 
-class TorchRNNOneThread(TorchRNN):
-    """The same on one thread, which is faster where a step is too small to share."""
-    name = "torch.nn.RNN, 1 thread"
-    process = "torch, 1 thread"
-    threads = 1
+TorchRNN = Row("torch.nn.RNN", "torch", ("torch",), _Torch)
+# Faster where a step is too small to share.
+TorchRNNOneThread = Row("torch.nn.RNN, 1 thread", "torch, 1 thread", ("torch",), _Torch, (1,))
 
 
 def torch_rnn(torch, I, H, Wxh, Whh, bh):
@@ -364,7 +374,7 @@ def torch_rnn_gradients(layer):
             "dbh": layer.bias_ih_l0.grad.numpy()}
 
 
-class JaxScan:
+class JaxScan(Provider):
     """jax.lax.scan under jit, in the fastest of the ways to write it. It takes tokens, or one-hot rows where that is faster."""
     name = "jax.lax.scan"
     process = "jax"
@@ -375,7 +385,7 @@ class JaxScan:
         self.recurrence = jax_scan.Recurrence(problem)
         self.about = (f"jax {jax_scan.jax.__version__}; forward: {self.recurrence.forward_form}; "
                       f"forward+backward: {self.recurrence.both_form}")
-        self.calls = {"forward": self._forward, "forward+backward": self._forward_backward}
+        self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
         self.found = self.recurrence.forward()
@@ -383,32 +393,32 @@ class JaxScan:
     def _forward_backward(self):
         self.found = self.recurrence.both()
 
-    def results(self, mode):
-        return self.recurrence.results(self.found, mode)
+    def results(self, direction):
+        return self.recurrence.results(self.found, direction)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Provider):
     """An ONNX model of one RNN node, on dense input and as many threads as onnxruntime takes by itself."""
     name = "onnxruntime"
     process = "onnxruntime"
     packages = ("onnxruntime", "onnx", "numpy")
-    lacks = {"forward+backward": "it computes no gradients"}
+    lacks = {BOTH: "it computes no gradients"}
 
     def __init__(self, problem):
         from . import onnx_rnn
         self.about = f"onnxruntime {onnx_rnn.onnxruntime.__version__}"
         self.session = onnx_rnn.session(problem.shape, problem.Wxh, problem.Whh, problem.bh)
         self.inputs = {"X": problem.dense_inputs(), "initial_h": problem.state[np.newaxis]}
-        self.calls = {"forward": self._forward}
+        self.calls = {FORWARD: self._forward}
 
     def _forward(self):
         self.outputs, = self.session.run(["Y"], self.inputs)
 
-    def results(self, mode):
+    def results(self, direction):
         return {"outputs": self.outputs[:, 0]}
 
 
-# The processes that may have packages of their own, see worker.Workers: newer ones, for one, than go with MXNet's NumPy.
+# Processes that may take packages from a folder of their own (worker.Workers), such as newer ones than MXNet's NumPy allows.
 OTHERS = (TorchRNN.process, TorchRNNOneThread.process, JaxScan.process, OnnxRuntime.process)
 
 
@@ -418,7 +428,7 @@ def for_shape(shape):
 
 
 def for_grid(shape):
-    """Those of the grid: our kernel, our operator as users call it, and who may be faster."""
+    """The providers of the grid: our kernel, our operator as users call it, and the peers."""
     return (Kernel, Public, *_peers(shape))
 
 

@@ -1,17 +1,17 @@
-"""Who computes the whole training step: the tutorial's own loop, ours, and the same model of MXNet's and PyTorch's
-layers.
+"""Providers of the whole training step: the tutorial's own loop, ours, and the same model of MXNet's and PyTorch's layers.
 
-Trainers are providers (see providers.py) with one mode, "training step". Every call makes some steps, on a batch each, and
-goes on from the last one's parameters and state; the first one is verified.
+They are providers (see providers.py) with one direction, "training step". Every call makes some steps, on a batch each, and
+goes on from the last parameters and state; the first call is verified.
 """
 import numpy as np
 
-from .problems import LEARNING_RATE
 from rnn_ops import numpy_reference
 
 from . import providers
+from .problems import LEARNING_RATE, TRAINING
+from .providers import Provider, Row
 
-MODE = "training step"
+MODE = TRAINING
 
 
 def _results_of_parameters(loss, parameters):
@@ -23,57 +23,48 @@ def _results_of_parameters(loss, parameters):
     return results
 
 
-class Ours:
-    """``rnn-ops train``: its loop over some batches of one epoch, with the native operator in it."""
-    name = providers.NATIVE
-    process = providers.Native.process
-    packages = providers.Native.packages
+class _Learner(Provider):
+    """``rnn-ops train``: its loop over some batches of one epoch, with a function in it that has ``rnn_sequence``'s signature."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, load):
         from rnn_ops._mxnet import mx
         self.mx = mx
         self.about = f"mxnet {mx.__version__}"
-        self.learner = self._learner(problem.parameters)
+        self.learner = self._learner(problem.parameters, load)
         self.tokens, self.labels = (mx.nd.array(a, dtype="int32") for a in (problem.tokens, problem.labels))
-        self.calls = {MODE: self._steps}
+        self.calls = {TRAINING: self._steps}
 
-    def _learner(self, parameters):
-        from rnn_ops import operators
+    def _learner(self, parameters, load):
         from rnn_ops_timemachine import training
-        return training.Learner(parameters, operators.native.rnn_sequence)
+        return training.Learner(parameters, load())
 
     def _steps(self):
         *_, self.loss = self.learner.train_epoch(self.tokens, self.labels, LEARNING_RATE)
         self.mx.nd.waitall()
 
-    def results(self, mode):
+    def results(self, direction):
         return _results_of_parameters(self.loss, self.learner.parameters._asdict())
 
 
-class OursCustom(Ours):
-    """The same with the CustomOp in Python."""
-    name = providers.CUSTOM
-
-    def _learner(self, parameters):
-        from rnn_ops import operators
-        from rnn_ops_timemachine import training
-        return training.Learner(parameters, operators.custom.rnn_sequence)
-
-
-class OursGluon(Ours):
+class _GluonLearner(_Learner):
     """The same with our layer in a Gluon network, Gluon's own loss and trainer."""
-    name = providers.GLUON
 
-    def _learner(self, parameters):
+    def _learner(self, parameters, load):
         from rnn_ops_timemachine import network
         return network.Learner(parameters)
 
-    def results(self, mode):
+    def results(self, direction):
         network, parameters = self.learner.network, self.learner.arrays()
         return dict(parameters, loss=np.array([self.loss]), **_gluon_gradients(network.rnn, network.output))
 
 
-class Tutorial:
+Ours, OursCustom, OursGluon = (
+    Row(*recurrence[:3], make, arguments) for recurrence, make, arguments in (
+        (providers.Native, _Learner, (providers.native,)), (providers.CustomOp, _Learner, (providers.custom,)),
+        (providers.OurGluon, _GluonLearner, (None,))))
+
+
+class Tutorial(Provider):
     """The tutorial's loop as it stands: every operation once a step, one-hot inputs and labels made beforehand."""
     name = providers.NDArrayLoop.name
     process = providers.NDArrayLoop.process
@@ -90,7 +81,7 @@ class Tutorial:
         self.batches = [[mx.nd.one_hot(mx.nd.array(a, dtype="int32"), V) for a in batch]
                         for batch in zip(problem.tokens, problem.labels)]
         self.state = mx.nd.array(problem.state)
-        self.calls = {MODE: self._steps}
+        self.calls = {TRAINING: self._steps}
 
     def _steps(self):
         for inputs, labels in self.batches:
@@ -105,11 +96,11 @@ class Tutorial:
     def _loss(self, inputs, labels):
         return self.reference.language_model_loss(inputs, labels, self.state, *self.parameters)
 
-    def results(self, mode):
+    def results(self, direction):
         return _results_of_parameters(self.loss, self.parameters._asdict())
 
 
-class Gluon:
+class Gluon(Provider):
     """mx.gluon.rnn.RNN and a dense layer in one hybridized block, Gluon's own loss and trainer, one-hot input."""
     name = providers.GluonRNN.name
     process = providers.GluonRNN.process
@@ -145,7 +136,7 @@ class Gluon:
         self.batches = [(mx.nd.array(numpy_reference.one_hot(tokens, shape.I)), mx.nd.array(labels))
                         for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = mx.nd.array(problem.state).expand_dims(0)
-        self.calls = {MODE: self._steps}
+        self.calls = {TRAINING: self._steps}
 
     def _steps(self):
         for inputs, labels in self.batches:
@@ -158,7 +149,7 @@ class Gluon:
             self.loss = loss.asscalar()
         self.mx.nd.waitall()
 
-    def results(self, mode):
+    def results(self, direction):
         rnn, output = self.model.rnn, self.model.output
         return dict(
             _gluon_gradients(rnn, output),
@@ -173,7 +164,7 @@ def _gluon_gradients(rnn, output):
                 dWhy=output.weight.grad().asnumpy().T, dby=output.bias.grad().asnumpy())
 
 
-class Torch:
+class Torch(Provider):
     """torch.nn.RNN and torch.nn.Linear, PyTorch's own loss and optimizer, one-hot input."""
     name = providers.TorchRNN.name
     process = providers.TorchRNN.process
@@ -197,7 +188,7 @@ class Torch:
                          torch.tensor(labels, dtype=torch.int64).flatten())
                         for tokens, labels in zip(problem.tokens, problem.labels)]
         self.state = torch.tensor(problem.state[np.newaxis])
-        self.calls = {MODE: self._steps}
+        self.calls = {TRAINING: self._steps}
 
     def _steps(self):
         for inputs, labels in self.batches:
@@ -209,7 +200,7 @@ class Torch:
             self.state = state.detach()
             self.loss = loss.item()
 
-    def results(self, mode):
+    def results(self, direction):
         rnn, output = self.rnn, self.output
         results = dict(
             Wxh=rnn.weight_ih_l0.T, Whh=rnn.weight_hh_l0.T, bh=rnn.bias_ih_l0, Why=output.weight.T, by=output.bias,

@@ -108,27 +108,27 @@ def _starting_with(packages, environment):
 
 def _serve(connection):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
-    providers, truths, warm = {}, {}, set()
+    made, truths, warm = {}, {}, set()
     while True:
         try:
             request, *arguments = connection.recv()
         except (EOFError, OSError):  # the parent is gone, by whatever signal; so it may be when it is answered
             return
         try:
-            if request == "forget":  # what was prepared; others will be
-                value = providers.clear(), truths.clear()
+            if request == "forget":  # everything that was prepared
+                value = made.clear(), truths.clear()
             elif request == "prepare":
-                provider_class, problem = arguments
-                providers[provider_class.name, problem.name], value = prepare(provider_class, problem, truths)
+                provider, problem = arguments
+                made[provider.name, problem.name], value = prepare(provider, problem, truths)
             elif request == "memory":
-                provider_class, problem = arguments
-                if provider_class.name not in warm:  # libraries are loaded, threads there: what is measured is the problem's
-                    warm.add(provider_class.name)
-                    peak_memory(provider_class, problem.small())
-                value = peak_memory(provider_class, problem)
+                provider, problem = arguments
+                if provider.name not in warm:  # libraries are loaded, threads there: what is measured is the problem's
+                    warm.add(provider.name)
+                    peak_memory(provider, problem.small())
+                value = peak_memory(provider, problem)
             else:
-                name, problem_name, mode, seconds = arguments
-                value = time_calls(providers[name, problem_name].calls[mode], seconds)
+                name, problem_name, direction, seconds = arguments
+                value = time_calls(made[name, problem_name].calls[direction], seconds)
             _wait_for_threads()
             answer = OK, value
         except ImportError as error:
@@ -141,35 +141,33 @@ def _serve(connection):
             return
 
 
-def prepare(provider_class, problem, truths=None):
-    """Make the provider and hold every result of it against the truth, which ``truths`` keeps for the next one.
+def prepare(provider, problem, truths=None):
+    """Make the provider and compare every result of it with the truth, which ``truths`` keeps for the next one.
 
-    Returns the provider and what is known of it: {"about": …, "versions": {package: …}, "errors": {mode: worst relative error}}
-    with the modes that it has.
+    Returns the instance and its facts: {"about": …, "versions": {package: …}, "errors": {direction: worst relative error}}
+    with the directions that it has.
     """
     truths = {} if truths is None else truths
-    provider = provider_class(problem)
-    errors = {}
-    for mode in problem.modes:
-        if mode in provider.calls:
-            provider.calls[mode]()
-            if (problem.name, mode) not in truths:
-                truths[problem.name, mode] = problem.truth(mode)
-            errors[mode] = verify(provider.results(mode), truths[problem.name, mode])
+    made, errors = provider(problem), {}
+    for direction in problem.directions:
+        if direction in made.calls:
+            made.calls[direction]()
+            if (problem.name, direction) not in truths:
+                truths[problem.name, direction] = problem.truth(direction)
+            errors[direction] = verify(made.results(direction), truths[problem.name, direction])
     versions = {name: metadata.version(name) for name in provider.packages}
-    return provider, {"about": provider.about, "versions": versions, "errors": errors}
+    return made, {"about": made.about, "versions": versions, "errors": errors}
 
 
-def peak_memory(provider_class, problem):
-    """{mode: the most bytes that a call needed, its results and what it left beside them, but not its arguments; None where the
-    system does not tell}"""
-    provider = provider_class(problem)
-    prepared = getattr(provider, "prepared", {})
+def peak_memory(provider, problem):
+    """{direction: the most bytes that a call needed, its results and what it left beside them, but not its arguments; None where
+    the system does not tell}"""
+    made = provider(problem)
     resident, peaks = Resident(), {}
-    for mode in problem.modes:
-        if mode in provider.calls:
-            peak = resident.peak_of(provider.calls[mode])
-            peaks[mode] = None if peak is None else peak + prepared.get(mode, 0)
+    for direction in problem.directions:
+        if direction in made.calls:
+            peak = resident.peak_of(made.calls[direction])
+            peaks[direction] = None if peak is None else peak + made.prepared.get(direction, 0)
     return peaks
 
 

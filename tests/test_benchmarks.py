@@ -149,8 +149,8 @@ def planted(tmp_path, monkeypatch):
 
         class WrongSign(NumPyLoop):
             name = process = "wrong sign"
-            def results(self, mode):
-                results = super().results(mode)
+            def results(self, direction):
+                results = super().results(direction)
                 return {name: -array if name == "dWhh" else array for name, array in results.items()}
 
         class Absent(NumPyLoop):
@@ -318,7 +318,7 @@ def test_every_level_and_dtype_has_its_peak(threads, monkeypatch):
     from rnn_ops.backends import cpu
     monkeypatch.setenv("RNN_OPS_NUM_THREADS", threads)
     stage = measure.peak_stage()
-    names = [problem.name for provider, problem in stage.members if provider is providers.Peak]
+    names = [problem.name for provider, problem in stage.pairs if provider is providers.Peak]
     most = min(int(threads), len(environment.processors()))
     assert len(set(names)) == len(names) == 2 * len(cpu.simd_levels()) * len({1, most}) and not stage.yardsticks
     assert names[-1] == f"baseline float64, {most} thread{'s' * (most > 1)}"
