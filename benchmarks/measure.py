@@ -24,24 +24,25 @@ class Stage(NamedTuple):
     yardsticks: bool = True
 
 
-def stages(shapes):
-    """The processor's peak, the recurrence at every shape, and the whole training step at the first one with tokens."""
+def stages(shapes, more=()):
+    """The processor's peak, the recurrence at every shape, and the whole training step at the first one with tokens. ``more``:
+    further providers of the recurrence."""
     yield peak_stage()
     for shape in shapes:
         problem = problems.Recurrence(shape)
-        yield Stage(problem.name, tuple((provider, problem) for provider in providers.for_shape(shape)))
+        yield Stage(problem.name, tuple((provider, problem) for provider in (*providers.for_shape(shape), *more)))
     for shape in [shape for shape in shapes if shape.tokens][:1]:
         problem = problems.TrainingStep(shape)
         yield Stage(problem.name, tuple((provider, problem) for provider in trainers.TRAINERS))
 
 
-def grid_stages(sizes):
+def grid_stages(sizes, more=()):
     """The processor's peak, and the recurrence at every (T, B, I, H): kernel, operator and peers, dense input and tokens."""
     yield peak_stage()
     for one in sizes:
         both = [problems.Recurrence(problems.Shape(*one, tokens)) for tokens in (False, True)]
         yield Stage(both[0].shape.sizes, tuple((provider, problem) for problem in both
-                                               for provider in providers.for_grid(problem.shape)))
+                                               for provider in (*providers.for_grid(problem.shape), *more)))
 
 
 def peak_stage():

@@ -3,7 +3,9 @@ import re
 
 import pytest
 from rnn_ops.backends.cuda import compiler, variants
-from rnn_ops_benchmarks.gpu import machine_code, paths, predict, sass, schedule
+from rnn_ops_benchmarks.machine_code import __main__ as command
+from rnn_ops_benchmarks.machine_code import paths, predict, sass, schedule
+from rnn_ops_benchmarks.machine_code import report as machine_code
 
 # A step as small as it can be: a state of 128 floats through st.async, or within a block through a block barrier.
 # The macros plant what the gates are for.
@@ -487,14 +489,14 @@ def test_every_kernel_passes_the_gates():
             reads = tile.chunks * tile.rows + 4 * tile.in_shared
             wrong += paths.Loop(function).gates(reads + MOST_OTHERS[kernel.family][tile.rows])
         if function.registers != variants.predictions()[str(kernel)].registers:
-            wrong.append(f"{kernel}: {function.registers} registers; run python -m benchmarks.gpu.predict")
+            wrong.append(f"{kernel}: {function.registers} registers; run python -m benchmarks.machine_code.predict")
     assert len(cubins) == len(tiles) > 200 and not wrong, "\n".join(wrong)
 
 
 # ---- what the choice goes by
 
 def test_every_kernel_that_can_be_chosen_is_predicted():
-    """Whoever changes the tiles runs ``python -m benchmarks.gpu.predict`` again."""
+    """Whoever changes the tiles runs ``python -m benchmarks.machine_code.predict`` again."""
     assert set(variants.predictions()) == set(map(str, predict.kernels()))
     for architecture in variants.ARCHITECTURES:  # those of the others are among them
         for family in variants.FAMILIES[:-1]:
@@ -522,18 +524,18 @@ def test_predictions():
 def test_the_command(capsys, tmp_path):
     path = tmp_path / "small.cubin"
     path.write_bytes(small("ASYNC"))
-    assert machine_code.main(["--cubin", str(path), "--listing"]) == 0
+    assert command.main(["--cubin", str(path), "--listing"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"^ +\d+ .* send .*STAS\.128", text, re.M) and "branches: " in text
     path.write_bytes(small("DIVIDE"))
-    assert machine_code.main(["--cubin", str(path)]) == 1
+    assert command.main(["--cubin", str(path)]) == 1
     assert "got 1 CALL in the loop over the steps" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_command_compiles_a_family(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path))
-    assert machine_code.main(["--shape", "1,128", "--only", "forward<Forward<float>, Tile<128, 32"]) == 0
+    assert command.main(["--shape", "1,128", "--only", "forward<Forward<float>, Tile<128, 32"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "kernel" and rows
     assert all(row.startswith("rnn_cluster_forward<Forward<float>, Tile<128, 32") for row in rows)

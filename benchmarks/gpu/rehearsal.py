@@ -18,7 +18,9 @@ from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops.backends.cuda.selftest import checks
 
-from . import launches, machine_code, microbench, parts, paths, sass, tables, work
+from ..machine_code import paths, sass
+from ..machine_code import report as machine_code
+from . import launches, microbench, parts, tables, work
 from .cells import BOTH, FORWARD, MODES, STEPS, TUTORIAL, cells, floor_cycles
 from .folder import FORMAT
 from .providers import OURS, TORCH

@@ -1,6 +1,6 @@
 """Writes rnn_ops/backends/cuda/predictions.json, which `variants.choose` goes by: how long a step of each kernel takes.
 
-    python -m benchmarks.gpu.predict
+    python -m benchmarks.machine_code.predict
 
 Every kernel of the resident, cluster and grid families is compiled for sm_90 (a minute or two), and its machine code
 simulated (schedule.py). To be run again when a kernel, the tiles or the compiler change. Needs nvdisasm and NVRTC, no GPU.
@@ -11,7 +11,7 @@ import sys
 
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import machine_code, paths, sass, schedule
+from . import paths, report, sass, schedule
 
 ARCHITECTURE = 90
 
@@ -29,7 +29,7 @@ def predictions(cubins):
     for (kernel, tile), functions in zip(cubins, sass.disassemble(list(cubins.values()))):
         function, = functions
         loop = paths.Loop(function)
-        one, two, four = (schedule.Walk(loop, **machine_code.arguments_of(tile, tiles)).predict() for tiles in (1, 2, 4))
+        one, two, four = (schedule.Walk(loop, **report.arguments_of(tile, tiles)).predict() for tiles in (1, 2, 4))
         found[str(kernel)] = variants.Prediction(round(one.cycles), round(two.cycles), round((four.cycles - two.cycles) / 2),
                                                  round(one.busy), function.registers)
     return found
