@@ -1,18 +1,18 @@
 """The recurrence as a user of JAX writes it: ``jax.lax.scan`` under ``jit``, its gradients by ``vjp``.
 
-There is more than one way to write it, and which is faster depends on the shape. The provider (see providers.py) tries all at
-its shape, forward and both ways, and goes on with the fastest.
+There is more than one way to write it, and which is faster depends on the shape. `Recurrence` tries all at its shape, forward and
+both ways, and goes on with the fastest. JaxScan in providers.py times it on a CPU, `measure_on_gpu` on a GPU.
 """
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import problems, providers, worker
+from .clock import by_the_wall, time_calls
 from .problems import FORWARD
-from .worker import time_calls
 
-_TRIED = 0.02  # seconds, of each form, in which the fastest is found
-
-jax.config.update("jax_platforms", "cpu")
+_TRIED = 0.02    # seconds, of each form, in which the fastest is found
+_TOGETHER = 0.5  # seconds of calls that are waited for together
 
 
 def _scan(step, state, inputs):
@@ -39,7 +39,7 @@ _TOKENS = {"rows of Wxh gathered before the scan": _gathered}
 
 
 class Recurrence:
-    """A problem's arrays on JAX's device, and its two calls in their fastest forms."""
+    """A problem's arrays on JAX's device, and its two calls in their fastest forms, which do not wait."""
 
     def __init__(self, problem):
         self._names = ("dstate", "dWxh", "dWhh", "dbh") + (() if problem.shape.tokens else ("dinputs",))
@@ -74,12 +74,40 @@ def _with_gradients(function, dense):
 
 
 def _fastest(forms):
-    """(form, its call) of the form whose best call is the shortest."""
+    """(form, its call) of the form with the shortest best call."""
     tried = []
     for form, function, arguments in forms:
         def call(function=function, arguments=arguments):
-            return jax.block_until_ready(function(*arguments))
-        call()  # compiles
-        tried.append((min(time_calls(call, _TRIED)), form, call))
+            return function(*arguments)
+
+        def waited(call=call):
+            return jax.block_until_ready(call())
+        waited()  # compiles
+        tried.append((min(time_calls(waited, _TRIED)), form, call))
     _, form, call = min(tried, key=lambda one: one[0])
     return form, call
+
+
+def measure_on_gpu(shape):
+    """Rows for a shape, by the clock on the wall, in full precision. An ImportError says that JAX finds no GPU."""
+    if jax.default_backend() != "gpu":
+        raise ImportError(f"jax {jax.__version__} finds no GPU")
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
+    row = {"stage": shape.sizes, "shape": list(shape[:4]), "input": shape.input, "provider": providers.JaxScan.name,
+           "family": "XLA", "variant": "", "chosen": False}
+    try:
+        made, known = worker.prepare(providers.JaxScan._replace(arguments=()), problems.Recurrence(shape))
+        launched = {direction: getattr(made.recurrence, "forward" if direction == FORWARD else "both") for direction in made.calls}
+        return [dict(row, direction=direction, status=worker.OK, variant=f"{made.about}, on {jax.devices()[0].device_kind}",
+                     error=known["errors"][direction], **_by_the_wall(call)) for direction, call in launched.items()]
+    except Exception as error:  # whatever is wrong with it belongs into the table
+        return [dict(row, direction=None, status=worker.FAILED,
+                     reason=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])]
+
+
+def _by_the_wall(call):
+    last = []
+
+    def launch(_):
+        last[:] = [call()]
+    return by_the_wall(launch, lambda: jax.block_until_ready(last), _TOGETHER)

@@ -1,15 +1,16 @@
 """Interleaved rounds over all providers, and their statistics.
 
 A machine's speed drifts within seconds by more than the differences we look for. So the providers take turns, A B C …
-A B C …, a small budget of time each; what is compared has then seen the same machine, and so have the yardsticks, the
-processor's peak and the GEMM rate, which are two more providers in the same rounds. What is compared is always of one stage:
-one run at one shape.
+A B C …, a small budget of time each; all have then seen the same machine, and so have the yardsticks, the
+processor's peak and the GEMM rate, which are two more providers in the same rounds. Only figures of one stage are compared:
+of one run at one shape.
 """
 from typing import NamedTuple
 
 import numpy as np
 
 from . import problems, providers, trainers
+from .clock import statistics
 from .worker import NOT_OFFERED, OK
 
 FLOOR = "floor"
@@ -130,12 +131,6 @@ def _take(worker, row, problem, times, seconds):
         row.update(status=status, reason=value)
 
 
-def statistics(times):
-    """Seconds: the best call, the median, the 20th and 80th percentile; and how many calls they come from."""
-    p20, median, p80 = np.percentile(times, [20, 50, 80]).tolist()
-    return {"calls": len(times), "best": min(times), "p20": p20, "median": median, "p80": p80}
-
-
 def floors(peak, problem):
     """Rows for the time that the problem's operations take at the processor's peak, the best call's for the best."""
     if peak["status"] != OK:
@@ -148,7 +143,7 @@ def floors(peak, problem):
 def derive(rows):
     """Add to every row of a stage that was timed what follows from its times: rates, ratios, which figures are not credible.
 
-    ``of_peak`` and ``of_gemm_rate`` hold best calls against each other: what the machine does when it is left alone. A row of
+    ``of_peak`` and ``of_gemm_rate`` compare best calls, which other programs disturb least. A row of
     ours names the ``best_peer`` with the same input, in best calls, and says how many times as fast it is itself: ``ahead`` in
     best calls, ``ahead_median`` in medians, below 1 where the peer is. What MXNet adds to the kernel is less than the machine
     drifts from round to round: the median of the differences within each round.
@@ -158,10 +153,10 @@ def derive(rows):
     for row in timed:
         if row["flops"]:
             row["flops_per_second"] = row["flops"] / row["median"]
-    for (_, direction), cell in _cells(timed).items():
-        by_name = {row["provider"]: row for row in cell}
-        peers = [row for row in cell if row["provider"] not in (*providers.OURS, FLOOR)]
-        for row in cell:
+    for (_, direction), its in _comparable(timed).items():
+        by_name = {row["provider"]: row for row in its}
+        peers = [row for row in its if row["provider"] not in (*providers.OURS, FLOOR)]
+        for row in its:
             (T, B, _, _), median = row["shape"], row["median"]
             row["seconds_per_step"] = median / T
             row["steps_per_second"] = T / median
@@ -182,10 +177,10 @@ def derive(rows):
                     row["ahead_median"] = min(peer["median"] for peer in peers) / median
 
 
-def _cells(rows):
-    """{(input, direction): rows that are held against each other}"""
-    cells = {}
+def _comparable(rows):
+    """{(input, direction): rows that are compared}"""
+    found = {}
     for row in rows:
         if row["shape"] is not None:
-            cells.setdefault((row["input"], row["direction"]), []).append(row)
-    return cells
+            found.setdefault((row["input"], row["direction"]), []).append(row)
+    return found

@@ -13,7 +13,7 @@ import numpy as np
 
 from rnn_ops import numpy_reference
 
-from .problems import BOTH, FORWARD
+from .problems import BOTH, FORWARD, TUTORIAL
 
 OURS = KERNEL, PUBLIC, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
     "kernel", "rnn_sequence", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon")
@@ -374,27 +374,30 @@ def torch_rnn_gradients(layer):
             "dbh": layer.bias_ih_l0.grad.numpy()}
 
 
-class JaxScan(Provider):
+class _JaxScan(Provider):
     """jax.lax.scan under jit, in the fastest of the ways to write it. It takes tokens, or one-hot rows where that is faster."""
-    name = "jax.lax.scan"
-    process = "jax"
-    packages = ("jax", "jaxlib", "numpy")
 
-    def __init__(self, problem):
+    def __init__(self, problem, platform=None):
         from . import jax_scan
+        self.jax = jax_scan.jax
+        if platform:
+            self.jax.config.update("jax_platforms", platform)
         self.recurrence = jax_scan.Recurrence(problem)
         self.about = (f"jax {jax_scan.jax.__version__}; forward: {self.recurrence.forward_form}; "
                       f"forward+backward: {self.recurrence.both_form}")
         self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
-        self.found = self.recurrence.forward()
+        self.found = self.jax.block_until_ready(self.recurrence.forward())
 
     def _forward_backward(self):
-        self.found = self.recurrence.both()
+        self.found = self.jax.block_until_ready(self.recurrence.both())
 
     def results(self, direction):
         return self.recurrence.results(self.found, direction)
+
+
+JaxScan = Row("jax.lax.scan", "jax", ("jax", "jaxlib", "numpy"), _JaxScan, ("cpu",))
 
 
 class OnnxRuntime(Provider):
@@ -435,3 +438,8 @@ def for_grid(shape):
 def _peers(shape):
     one_thread = (TorchRNNOneThread,) if shape.B == 1 else ()
     return (JaxScan, GluonRNN, TorchRNN, *one_thread, OnnxRuntime, NumPyLoop)
+
+
+# Names that providers of your own cannot have.
+NAMES = {"floor", "ours", PUBLIC} | {
+    provider.name for provider in (Peak, Tanh, Gemm, *for_shape(TUTORIAL._replace(B=1)))}

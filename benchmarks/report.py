@@ -1,4 +1,12 @@
-"""Results as a file, as a table on screen and as the README's tables. Those of a grid are shown by grid.py."""
+"""Results as a file, as a table on screen and as the README's tables. grid.py shows those of a grid, gpu_report.py those of a GPU.
+
+Every result is a dictionary with ``format``, ``kind``, ``date``, ``environment``, ``method`` and ``rows``; one of a GPU also has
+``gpu``, ``parts`` and what each part found. A row is one provider at one shape in one direction:
+
+    stage, shape [T, B, I, H], input, direction, provider, status; reason, where it was not timed
+    best, p20, median, p80, calls, turns   seconds; error  the worst relative error against float64
+    family, variant, chosen, cycles_per_step, floor_cycles, …   on a GPU
+"""
 import datetime
 import json
 import textwrap
@@ -12,7 +20,8 @@ from .trainers import MODE as TRAINING
 from .worker import BOUND, OK
 
 FORMAT = 2
-STAGES, GRID = "stages", "grid"  # kinds of results
+STAGES, GRID, GPU = "stages", "grid", "gpu"  # kinds of results
+_GPU_FORMAT = "rnn_ops gpu 2"  # of a result or of a folder by version 0.1
 WIDTH = 80
 BEHIND = "▼ "  # before a ratio below 1
 _BUSY = 0.1  # of the processors' time, taken by others, from which on it is said
@@ -55,13 +64,28 @@ def read_json(path):
     """A result that ``write_json`` wrote; a ValueError says that it is not one."""
     with open(path, encoding="utf-8") as file:
         result = json.load(file)
+    if isinstance(result, dict) and result.get("format") == _GPU_FORMAT:
+        return dict(result, format=FORMAT, kind=GPU, mxnet=None, rows=list(map(upgraded, result["rows"])), **{
+            part: found and dict(found, rows=list(map(upgraded, found["rows"])))
+            for part, found in ((part, result[part]) for part in ("jax", "variants"))})
     if not isinstance(result, dict) or not isinstance(result.get("format"), int):
         raise ValueError("it has no format")
     if result["format"] != FORMAT:
         raise OtherFormat(f"{path}: got a result in format {result['format']}, needs format {FORMAT}: measure it anew")
-    if result["kind"] not in (STAGES, GRID):
+    if result["kind"] not in (STAGES, GRID, GPU):
         raise ValueError(f"it is of no known kind: {result['kind']!r}")
     return result
+
+
+def upgraded(row):
+    """A GPU's row as it is written today; version 0.1 had T, B, V, H and mode."""
+    if "mode" not in row:
+        return row
+    old = dict(row)
+    shape = [old.pop(letter) for letter in "TBVH"]
+    if "us_per_step" in old:
+        old["seconds_per_step"] = 1e-6 * old.pop("us_per_step")
+    return {"stage": "×".join(map(str, shape)), "shape": shape, "direction": old.pop("mode"), **old}
 
 
 def groups(rows):
@@ -101,7 +125,7 @@ def _rate_of(row):
 
 
 def peak_table(result):
-    """Cells of the table of what the processor can do, a header first: GFLOP/s of best calls, by level, threads and dtype."""
+    """Cells of the table of the processor's peak, a header first: GFLOP/s of best calls, by level, threads and dtype."""
     rows = [row for row in result["rows"] if row["stage"] == PEAK_STAGE and row["direction"] == "peak" and row["status"] == OK]
     table = {}
     for row in rows:
@@ -120,14 +144,14 @@ def tanh_line(result):
 
 
 def peers_line(directions):
-    """How those who are not ours ran: versions, threads, the way that was chosen."""
+    """How the peers ran: versions, threads, the way that was chosen."""
     about = {row["provider"]: row["about"] for _, rows in directions for row in rows
              if "about" in row and row["provider"] not in OURS}
     return "; ".join(f"{provider}: {text}" for provider, text in about.items()) + "." if about else ""
 
 
 def ahead_lines(directions):
-    """Who is the best peer in each direction, and how far ahead of it or behind we are."""
+    """The best peer in each direction, and how far ahead of it or behind we are."""
     lines = []
     for direction, rows in directions:
         ours = [row for row in rows if "ahead" in row]
@@ -162,9 +186,9 @@ def screen_head(result, reads):
 
 
 def markdown_peak(result):
-    """The lines of the table of what the processor can do."""
+    """The lines of the table of the processor's peak."""
     table = peak_table(result)
-    return [markdown(table[0]), markdown([":--"] + ["--:"] * (len(table[0]) - 1)), *map(markdown, table[1:])] if table[1:] else []
+    return markdown_table(table) if table[1:] else []
 
 
 def screen(result):
@@ -259,7 +283,12 @@ def _markdown_cells(row):
 
 def markdown(cells):
     """A row of a table in Markdown."""
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def markdown_table(table, left="0"):
+    """Lines of a table in Markdown, from rows of cells, a header first; ``left`` has the numbers of the columns to the left."""
+    return [markdown(table[0]), markdown([":--" if str(i) in left else "--:" for i in range(len(table[0]))]), *map(markdown, table[1:])]
 
 
 def emphasised(provider):

@@ -14,11 +14,11 @@ from importlib import metadata
 
 import numpy as np
 
+from .clock import time_calls
 from .memory import Resident
 
 OK, FAILED, NOT_INSTALLED, NOT_OFFERED = "ok", "failed", "not installed", "not offered"
 BOUND = 1e-4  # worst relative error that verification lets pass; float32 loses less, wrong results are off by far more
-_MINIMUM_CALLS = 3
 _SLEEP = 0.005  # seconds between two looks at whether the threads sleep
 _PATIENCE = 100  # such looks at most
 
@@ -185,25 +185,6 @@ def verify(results, truth, bound=BOUND):
             raise ValueError(f"wrong result: {name} has a relative error of {error:.1e}")
         worst = max(worst, float(error))
     return worst
-
-
-def time_calls(call, seconds):
-    """Seconds of each call, one after the other for about ``seconds`` and three calls at least.
-
-    Warmed up for a fifth of that: threads are awake, caches filled, the clock is up.
-    """
-    _repeat(call, seconds / 5, 1)
-    return _repeat(call, seconds, _MINIMUM_CALLS)
-
-
-def _repeat(call, seconds, minimum):
-    times = []
-    start = now = time.perf_counter()
-    while now - start < seconds or len(times) < minimum:
-        call()
-        before, now = now, time.perf_counter()
-        times.append(now - before)
-    return times
 
 
 def _wait_for_threads():

@@ -1,6 +1,6 @@
 """``--rehearse``: all that a run on a GPU does, up to the launches, on a machine that need not have one.
 
-What fails here would have failed there, where minutes are few. A line for each thing: ok, FAILED or left out, and seconds.
+Anything that fails here would have failed there, where minutes are few. A line for each thing: ok, FAILED or left out, and seconds.
 """
 import importlib
 import importlib.util
@@ -18,15 +18,14 @@ from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops.backends.cuda.selftest import checks
 
-from ..machine_code import paths, sass
-from ..machine_code import report as machine_code
-from . import launches, microbench, parts, tables, work
-from .cells import BOTH, FORWARD, MODES, STEPS, TUTORIAL, cells, floor_cycles
-from .folder import FORMAT
-from .providers import OURS, TORCH
+from . import gpu_floor, gpu_parts, gpu_report, gpu_work, heatmap, launches, microbench, report
+from .gpu_providers import OURS, TORCH
+from .machine_code import paths, sass
+from .machine_code import report as machine_code
+from .problems import BOTH, FORWARD, GPU_DIRECTIONS, STEPS, TUTORIAL, gpu_shapes
 
 MULTIPROCESSORS = {70: 80, 75: 40, 80: 108, 86: 84, 89: 142, 90: 132}  # of V100, T4, A100, A40, L40 and H100
-_OWN_PROCESS = ("mxnet_timing", "jax_peer", "__main__")  # modules that a run does not import, or not here
+_OWN_PROCESS = ("gpu_mxnet", "jax_scan")  # modules of parts that import a library of their own
 
 
 class LeftOut(Exception):
@@ -58,14 +57,15 @@ def main(architecture):
 
 
 def _imports():
-    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__)
-             if module.name not in _OWN_PROCESS]
+    folder, = importlib.import_module(__package__).__path__
+    names = [name for name in (module.name for module in pkgutil.iter_modules([folder]))
+             if name.startswith("gpu_") and name not in _OWN_PROCESS]
+    names = [f"{__package__}.{name}" for name in (*names, "folder", "contract")]
+    if importlib.util.find_spec("cupy"):
+        names.append("rnn_ops.backends.cuda.cupy_gpu")
     for name in names:
-        importlib.import_module(f"{__package__}.{name}")
-    if importlib.util.find_spec("cupy") is None:
-        return f"{len(names)} modules; not cupy_gpu, which needs CuPy"
-    importlib.import_module("rnn_ops.backends.cuda.cupy_gpu")
-    return f"{len(names) + 1} modules"
+        importlib.import_module(name)
+    return f"{len(names)} modules" + ("" if "cupy" in names[-1] else "; not cupy_gpu, which needs CuPy")
 
 
 def _contract():
@@ -81,19 +81,19 @@ def _contract():
 
 
 def _plan(device):
-    items = work.planned_items(device, parts.SIZES["full"])
+    items = gpu_work.planned_items(device, gpu_parts.SIZES["full"])
     found = launches.faults(device, items)
     if found:
         raise ValueError("; ".join(found))
-    return (f"{len(parts.parts(device.architecture))} parts, {len(work.planned(device, parts.SIZES['full'])):,} calls, "
+    return (f"{len(gpu_parts.parts(device.architecture))} parts, {len(gpu_work.planned(device, gpu_parts.SIZES['full'])):,} calls, "
             f"{len(items):,} launches, {len(launches.kernels(items))} kernels")
 
 
 def _truths():
-    machine = NumPyGpu()
+    gpu = NumPyGpu()
     for tokens in (True, False):
-        problem = exactness.draw(*TUTORIAL, tokens=tokens)
-        truth = checks.evaluate_on(machine, problem.astype(np.float64))
+        problem = exactness.draw(*TUTORIAL[:4], tokens=tokens)
+        truth = checks.evaluate_on(gpu, problem.astype(np.float64))
         if not all(np.isfinite(array).all() for array in truth.values()):
             raise ValueError("a truth is not finite")
         bounds = exactness.bounds(problem, truth)
@@ -101,7 +101,7 @@ def _truths():
 
 
 def _kernels(device):
-    kernels = launches.kernels(work.planned_items(device, parts.SIZES["full"]))
+    kernels = launches.kernels(gpu_work.planned_items(device, gpu_parts.SIZES["full"]))
     results = compiler.compile_all(kernels, device.architecture)
     failed = [f"{kernel}: {result}" for kernel, result in results.items() if isinstance(result, Exception)]
     if failed:
@@ -124,7 +124,7 @@ def _machine_code(device):
         sass.nvdisasm()
     except RuntimeError as error:
         raise LeftOut(str(error)) from error
-    tiled = {variant for *_, variant in work.planned(device, parts.SIZES["full"]) if variant.tile}
+    tiled = {variant for *_, variant in gpu_work.planned(device, gpu_parts.SIZES["full"]) if variant.tile}
     kernels = list(dict.fromkeys(variant.kernel(direction) for variant in tiled for direction in ("Forward", "Backward")))
     codes = {kernel: _code(path) for kernel, path in compiler.compile_all(kernels, device.architecture).items()}
     found = [f"{kernel}: {sentence}" for kernel, (function,) in zip(kernels, sass.disassemble(list(codes.values())))
@@ -148,15 +148,14 @@ def _code(path):
 
 def _tables():
     result = made_up()
-    text = tables.markdown(json.loads(json.dumps(result)))
-    for title in ("forward, µs a step", "every provider", "is faster", "Chosen family"):
+    text = gpu_report.markdown(json.loads(json.dumps(result)))
+    for title in ("forward, µs a step", "every provider", "is faster", "Chosen family", "Every variant"):
         if title not in text:
             raise ValueError(f"no table {title!r}")
     if importlib.util.find_spec("matplotlib") is None:
         return f"{len(text.splitlines())} lines; no chart: matplotlib is not installed"
-    from . import picture
     with tempfile.TemporaryDirectory() as folder:
-        picture.draw(result, os.path.join(folder, "chart.png"))
+        heatmap.draw_gpu(result, os.path.join(folder, "chart.png"))
         return f"{len(text.splitlines())} lines, {os.path.getsize(os.path.join(folder, 'chart.png')):,} bytes of PNG"
 
 
@@ -165,8 +164,8 @@ def _small_run():
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "out")
         process = subprocess.run(
-            [sys.executable, "-m", __package__, "--out", out, "--sizes", "small", "--machine",
-             "rnn_ops.backends.cuda.numpy_gpu:NumPyGpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", __package__, "--device", "cuda", "--out", out, "--sizes", "small", "--gpu",
+             f"{NumPyGpu.__module__}:{NumPyGpu.__name__}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=600)
         if process.returncode:
             raise ValueError(process.stdout[-1000:])
@@ -185,41 +184,47 @@ def _no_mxnet():
 def made_up(torch=True):
     """A result by formulas: ours 64 steps of 0.5 µs · (0.3 + H / 256)(1 + B / 100), thrice that both ways; cuDNN more."""
     rows = []
-    for cell in cells():
-        seconds = cell.T * 5e-7 * (0.3 + cell.H / 256) * (1 + cell.B / 100)
-        for mode, factor in zip(MODES, (1, 1.2, 2, 3)):
-            chosen = "resident" if cell.H < 256 else "cluster" if cell.H <= 1024 else "grid"
+    for shape in gpu_shapes():
+        seconds = shape.T * 5e-7 * (0.3 + shape.H / 256) * (1 + shape.B / 100)
+        for direction, factor in zip(GPU_DIRECTIONS, (1, 1.2, 2, 3)):
+            chosen = "resident" if shape.H < 256 else "cluster" if shape.H <= 1024 else "grid"
             for family, slower in (("resident", 1.3), ("cluster", 1.1), ("grid", 2), ("stepwise", 9)):
                 slower = 1 if family == chosen else slower
-                if family == "resident" and cell.H == 128 and cell.B == 64:
+                if family == "resident" and shape.H == 128 and shape.B == 64:
                     slower = 1.4  # the chooser is wrong here
-                if (family, cell.H <= 256) != ("resident", False) and (family, cell.H <= 1024) != ("cluster", False):
-                    rows.append(made_up_row(cell, mode, factor * slower * seconds, family=family, chosen=family == chosen))
-            rows.append(made_up_row(cell, mode, 1.1 * factor * seconds, family=chosen, chosen=True, input="one-hot"))
-            if torch and mode != STEPS:
-                rows.append(made_up_row(cell, mode, factor * 5 * seconds / (1 + min(cell.H, 1024) / 512), TORCH, "cuDNN",
+                if (family, shape.H <= 256) != ("resident", False) and (family, shape.H <= 1024) != ("cluster", False):
+                    rows.append(made_up_row(shape, direction, factor * slower * seconds, family=family, chosen=family == chosen))
+            if shape == TUTORIAL:  # the older exchange, which is not predicted
+                rows.append(made_up_row(shape, direction, 1.2 * factor * seconds, variant="cluster, cluster barriers: Tile<256>"))
+                del rows[-1]["predicted_cycles"], rows[-1]["predicted_backward_cycles"]
+            rows.append(made_up_row(shape, direction, 1.1 * factor * seconds, family=chosen, chosen=True, input="one-hot"))
+            if torch and direction != STEPS:
+                rows.append(made_up_row(shape, direction, factor * 5 * seconds / (1 + min(shape.H, 1024) / 512), TORCH, "cuDNN",
                                         "torch 2.5.1, cuDNN 90100", input="one-hot"))
         if not torch:
-            rows.append(dict(cell._asdict(), provider=TORCH, family="cuDNN", variant="", chosen=False, input="one-hot",
-                             mode=None, status="not installed", reason="No module named 'torch'"))
+            rows.append({"stage": shape.sizes, "shape": list(shape[:4]), "provider": TORCH, "family": "cuDNN", "variant": "",
+                         "chosen": False, "input": "one-hot", "direction": None, "status": "not installed",
+                         "reason": "No module named 'torch'"})
     gpu = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": 9.0, "multiprocessors": 132, "memory": 85 * 10 ** 9,
            "shared_memory_per_block": 232448, "shared_memory_per_multiprocessor": 233472, "l2_cache": 52428800,
            "clock_khz": 1980000, "measured_clock_khz": 1950000, "memory_clock_khz": 2619000, "driver": "550.54.15",
            "cuda_driver": "12.4", "cuda_runtime": "11.8", "cupy": "13.6.0", "truths": "CuPy", "devices": 1}
     environment = {"commit": None, "versions": {}, "settings": {}}
-    return {"format": FORMAT, "date": "2026-01-02T03:04:05", "complete": True, "gpu": gpu, "environment": environment,
-            "rnn_ops": "0.1.0", "parts": {}, "checks": {}, "rows": rows, "jax": None, "mxnet": None, "microbench": None, "occupancy": None,
-            "variants": None, "training": None, "sanitizer": None}
+    here = [row for row in rows if row["shape"] == list(TUTORIAL[:4]) and row["provider"] == OURS and row["input"] == "tokens"]
+    return {"format": report.FORMAT, "kind": report.GPU, "date": "2026-01-02T03:04:05", "complete": True, "gpu": gpu,
+            "environment": environment, "rnn_ops": "0.1.0", "parts": {}, "checks": {}, "rows": rows, "jax": None, "mxnet": None,
+            "microbench": None, "occupancy": None, "variants": {"rows": here}, "training": None, "sanitizer": None}
 
 
-def made_up_row(cell, mode, seconds, provider=OURS, family="cluster", variant=None, chosen=False, input="tokens"):
-    """A row of timing.py."""
+def made_up_row(shape, direction, seconds, provider=OURS, family="cluster", variant=None, chosen=False, input="tokens"):
+    """A row of gpu_measure.py."""
     device = variants.known_device(90, 132)
-    wall = cell == TUTORIAL and mode in (FORWARD, BOTH)
-    return {**cell._asdict(), "provider": provider, "family": family, "variant": variant or f"{family}: Tile<{cell.H}>",
-            "chosen": chosen, "input": input, "sets": 8, "set_bytes": 10 ** 6, "mode": mode, "status": "ok", "error": 1e-7,
-            "best": 0.9 * seconds, "p25": 0.95 * seconds, "median": seconds, "p75": 1.1 * seconds, "turns": 25,
-            "calls_a_turn": 4, "turns_with_host_time": 0, "launched": "one by one", "us_per_step": 1e6 * seconds / cell.T,
-            "clock": 1e9, "cycles_per_step": 1e9 * seconds / cell.T, "floor_cycles": floor_cycles(device, cell, mode),
-            **({"predicted_cycles": 608.0} if provider == OURS else {}),
+    wall = shape == TUTORIAL and direction in (FORWARD, BOTH)
+    return {"stage": shape.sizes, "shape": list(shape[:4]), "provider": provider, "family": family,
+            "variant": variant or f"{family}: Tile<{shape.H}>", "chosen": chosen, "input": input, "sets": 8, "set_bytes": 10 ** 6,
+            "direction": direction, "status": "ok", "error": 1e-7, "calls": 100, "best": 0.9 * seconds, "p20": 0.95 * seconds,
+            "median": seconds, "p80": 1.1 * seconds, "turns": [seconds] * 25, "turns_with_host_time": 0, "launched": "one by one",
+            "seconds_per_step": seconds / shape.T, "clock": 1e9, "cycles_per_step": 1e9 * seconds / shape.T,
+            "floor_cycles": gpu_floor.cycles(device, shape, direction),
+            **({"predicted_cycles": 608.0, "predicted_backward_cycles": 608.0} if provider == OURS else {}),
             **({"wall": 1.5 * seconds, "wall_waited": seconds + 2e-5} if wall else {})}

@@ -1,14 +1,14 @@
-"""What the launcher launches for a call, written down by `rnn_ops.backends.cuda.recorder` without a GPU."""
+"""The launches of a call, written down by `rnn_ops.backends.cuda.recorder` without a GPU."""
 import numpy as np
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.backends.cuda.recorder import LaunchItem, Recorder
 
-from .cells import BACKWARD, BOTH, FORWARD
+from .problems import BACKWARD, BOTH, FORWARD
 
 _MOST_THREADS, _MOST_ALONG_X, _MOST_ALONG_YZ = 1024, 2 ** 31 - 1, 65535  # of a block; blocks of a grid
 
 
-def record(device, shape, dtype=np.float32, tokens=True, variant=None, mode=BOTH):
+def record(device, shape, dtype=np.float32, tokens=True, variant=None, direction=BOTH):
     """Everything that a call puts into a stream, in order: the items of a `Recorder`.
 
     Parameters
@@ -18,7 +18,7 @@ def record(device, shape, dtype=np.float32, tokens=True, variant=None, mode=BOTH
     dtype : float32 or float64
     tokens : bool
     variant : variants.Variant or None
-    mode : one of cells.MODES
+    direction : one of problems.GPU_DIRECTIONS
     """
     T, B, I, H = shape
     recorder = Recorder(device)
@@ -26,11 +26,11 @@ def record(device, shape, dtype=np.float32, tokens=True, variant=None, mode=BOTH
     inputs = recorder.region("inputs", (T, B) if tokens else (T, B, I), "int32" if tokens else dtype)
     state, Wxh, Whh, bh, outputs, doutputs = (recorder.region(name, size, dtype) for name, size in (
         ("state", (B, H)), ("Wxh", (I, H)), ("Whh", (H, H)), ("bh", (H,)), ("outputs", (T, B, H)), ("doutputs", (T, B, H))))
-    if mode in (FORWARD, BOTH):
+    if direction in (FORWARD, BOTH):
         launcher.forward(inputs, state, Wxh, Whh, bh, outputs, variant=variant)
-    if mode != FORWARD:
+    if direction != FORWARD:
         wanted = {"dstate": (B, H)}
-        if mode in (BACKWARD, BOTH):
+        if direction in (BACKWARD, BOTH):
             wanted.update(dWxh=(I, H), dWhh=(H, H), dbh=(H,))
         launcher.backward(inputs, state, Wxh, Whh, outputs, doutputs, None, variant=variant,
                           **{name: recorder.region(name, size, dtype) for name, size in wanted.items()})
@@ -43,7 +43,7 @@ def kernels(items):
 
 
 def faults(device, items):
-    """What a driver would refuse in recorded launches, as sentences."""
+    """Faults in recorded launches that a driver would refuse, as sentences."""
     found = []
     for item in items:
         if not isinstance(item, LaunchItem):

@@ -1,6 +1,6 @@
-"""What a step of the recurrence waits for, each thing alone, in cycles: microbench.cu compiled, run, as rows and as a table.
+"""Each thing that a step of the recurrence waits for, alone, in cycles: microbench.cu compiled, run, as rows and as a table.
 
-Nobody has published most of it: how long a store into another block's memory takes to be noticed there, and the barriers.
+Most of it is unpublished: how long a store into another block's memory takes to be noticed there, and the barriers.
 """
 import os
 from typing import NamedTuple
@@ -8,8 +8,10 @@ from typing import NamedTuple
 from rnn_ops.backends.cuda import compiler
 from rnn_ops.backends.cuda.selftest import checks
 
+from .report import markdown_table
+
 ROUNDS = 1024  # as in microbench.cu
-TIMES = 5      # each is run; the fewest cycles count, the most are told
+TIMES = 5      # each is run; the fewest cycles count, the most are shown
 OPTIONS = ("--std=c++17", "-ftz=true")  # those of the kernels
 CLUSTERS = (2, 4, 8, 16)
 # Name, what it is, threads a block, of how many a round consists.
@@ -66,14 +68,14 @@ def compiled(architecture, driver=None):
     return compiler.find(architecture, driver).compile(text(), OPTIONS, architecture)
 
 
-def measure(machine, cubin, show, rows=()):
+def measure(gpu, cubin, show, rows=()):
     """Run all of them, from behind the ``rows`` that there are → a row for each; ``show`` gets the rows so far.
 
-    What fails says why; GpuLost where the machine answers no more. A row is shown before it is tried, too: if that ends the
-    process, the next one goes on behind it.
+    A row that fails says why; GpuLost if the GPU no longer answers. A row is shown before it is tried, too: if that ends the
+    process, the next process goes on behind it.
     """
-    run, rows = machine.program(cubin), list(rows)
-    for one in measurements(machine.device)[len(rows):]:
+    run, rows = gpu.program(cubin), list(rows)
+    for one in measurements(gpu.device)[len(rows):]:
         row = {"kernel": one.kernel, "what": one.what, "threads": one.threads, "blocks": one.blocks}
         show(rows + [dict(row, reason="its process has ended, or hung until it was")])
         try:
@@ -86,7 +88,7 @@ def measure(machine, cubin, show, rows=()):
         except Exception as error:
             row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             show(rows + [row])
-            checks.see_alive(machine, one.kernel, error)
+            checks.see_alive(gpu, one.kernel, error)
         rows.append(row)
         show(rows)
     return rows
@@ -94,9 +96,6 @@ def measure(machine, cubin, show, rows=()):
 
 def markdown(rows):
     """A table's lines."""
-    lines = [f"**Alone, in cycles**: the fewest of {TIMES} runs of {ROUNDS:,} rounds (the most)", "", "| what | cycles |",
-             "| :-- | --: |"]
-    for row in rows:
-        value = f"{row['cycles']:,.1f} ({row['most']:,.1f})" if "cycles" in row else row["reason"].replace("|", "\\|")
-        lines.append(f"| {row['what']} | {value} |")
-    return lines + [""]
+    table = [["what", "cycles"]] + [[row["what"], f"{row['cycles']:,.1f} ({row['most']:,.1f})" if "cycles" in row else
+                                     row["reason"].replace("|", "\\|")] for row in rows]
+    return [f"**Alone, in cycles**: the fewest of {TIMES} runs of {ROUNDS:,} rounds (the most)", "", *markdown_table(table), ""]

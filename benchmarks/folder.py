@@ -1,9 +1,9 @@
-"""Where a run's results are: a JSON file for each part and each timed cell, written the moment it is known.
+"""The folder of a run on a GPU: a JSON file for each part and each timed shape, written the moment its results are known.
 
 parts/NAME.json    how a part ended, by the parent: status, reason, seconds
-results/NAME.json  what it has found, by the part itself, again and again as it goes on
-cells/CELL.json    the rows of a timed cell; while it is not done also what was "tried" of it, and what is tried "now"
-logs/NAME.txt      what the part printed
+results/NAME.json  its results, by the part itself, again and again as it goes on
+cells/SHAPE.json   the rows of a timed shape; while it is not done also which providers were "tried", and which is tried "now"
+logs/NAME.txt      the part's stdout and stderr
 result.json, report.md, chart.png   all of it together, rebuilt whenever a run ends and by --report
 """
 import json
@@ -11,13 +11,12 @@ import os
 
 from rnn_ops_timemachine import files
 
-from .. import report
+from . import gpu_floor, report
 
-FORMAT = "rnn_ops gpu 2"
-# How a part ends: wrong results or no end of its own; what there was time for; no time at all; not possible here.
+# How a part ends. FAILED: wrong results, or it did not end by itself; CUT: the time was over; LEFT_OUT: not possible here.
 DONE, FAILED, CUT, NO_TIME, LEFT_OUT = "done", "failed", "cut off", "no time", "left out"
 COMPLETE = (DONE, FAILED, LEFT_OUT)
-PARTS, RESULTS, CELLS, LOGS = "parts", "results", "cells", "logs"
+PARTS, RESULTS, SHAPES, LOGS = "parts", "results", "cells", "logs"
 
 
 class Folder:
@@ -28,7 +27,7 @@ class Folder:
 
     def make(self):
         """Make it and see that it can be written. An OSError says why not."""
-        for name in ("", PARTS, RESULTS, CELLS, LOGS):
+        for name in ("", PARTS, RESULTS, SHAPES, LOGS):
             os.makedirs(os.path.join(self.path, name), exist_ok=True)
         with files.writing(self.at("result.json.try")):
             pass
@@ -44,7 +43,7 @@ class Folder:
         report.write_json(data, self.at(kind, name + ".json"))
 
     def read(self, kind, name):
-        """What was written, or None. Half a file cannot be there; one that is none is as if it were not."""
+        """The data of a file, or None if it is missing or no JSON. Half a file cannot be there."""
         try:
             with open(self.at(kind, name + ".json"), encoding="utf-8") as file:
                 return json.load(file)
@@ -52,7 +51,7 @@ class Folder:
             return None
 
     def names(self, kind):
-        """Of what there is of a kind, in the order of the alphabet."""
+        """The names of a kind's files, sorted."""
         try:
             return sorted(name[:-5] for name in os.listdir(self.at(kind)) if name.endswith(".json") and name[0] != ".")
         except OSError:
@@ -65,6 +64,11 @@ class Folder:
             pass
 
 
+def name_of(shape):
+    """The file's name of a timed shape."""
+    return "T{}-B{}-V{}-H{}".format(*shape)
+
+
 def assemble(folder, order):
     """Everything in a folder as one result; ``order`` of the parts' names.
 
@@ -75,16 +79,16 @@ def assemble(folder, order):
         return None
     parts = {name: folder.read(PARTS, name) for name in order}
     results = {name: folder.read(RESULTS, name) for name in order}
-    cells = [folder.read(CELLS, name) for name in folder.names(CELLS)]
-    rows = [row for cell in sorted(filter(_has_rows, cells), key=lambda cell: cell["number"]) for row in cell["rows"]]
+    shapes = [found for found in (folder.read(SHAPES, name) for name in folder.names(SHAPES)) if found and "rows" in found]
+    rows = [row for found in sorted(shapes, key=lambda found: found["number"]) for row in found["rows"]]
+    upgraded = {name: found and dict(found, rows=list(map(report.upgraded, found.get("rows", ()))))
+                for name, found in results.items() if name in ("jax", "mxnet", "variants")}
     return {
-        "format": FORMAT, **device,
+        "format": report.FORMAT, "kind": report.GPU, **device,
+        "method": {"dtype": "float32", "units": "seconds", "floor": gpu_floor.FORMULA},
         "complete": all(part is not None and part["status"] in COMPLETE for part in parts.values()),
         "parts": {name: part for name, part in parts.items() if part},
         "checks": {name: found for name, found in results.items() if found and "families" in found},
-        "rows": rows,
-        **{name: results.get(name) for name in ("jax", "mxnet", "microbench", "occupancy", "variants", "training", "sanitizer")}}
-
-
-def _has_rows(cell):
-    return cell is not None and "rows" in cell
+        "rows": list(map(report.upgraded, rows)),
+        **{name: results.get(name) for name in ("microbench", "occupancy", "training", "sanitizer")},
+        **{name: upgraded.get(name) for name in ("jax", "mxnet", "variants")}}

@@ -1,4 +1,4 @@
-"""What the run uses of CuPy, held against the CuPy that is installed: no GPU is needed for that, and none is asked.
+"""Every name that a run uses of CuPy, looked up in the CuPy that is installed. Needs no GPU and touches none.
 
 Names are read off the sources: every dotted name that begins with something imported from CuPy has to be there. What is
 called on objects, and functions that write where they are told, are listed.
@@ -29,7 +29,7 @@ _ATTRIBUTES = ("ClockRate", "L2CacheSize", "MaxSharedMemoryPerMultiprocessor", "
 
 
 def faults():
-    """What is not as it is used, as sentences; empty where all is."""
+    """Names that are missing or of another kind, as sentences; empty if all is well."""
     import cupy
     from cupy_backends.cuda.api import runtime as cuda_runtime
     found = []

@@ -12,9 +12,9 @@ from rnn_ops_timemachine import cuda_training, data, descent, parameters, sampli
 
 from rnn_ops import numpy_reference
 
-from .. import problems
-from ..worker import FAILED, OK
-from .cells import TUTORIAL
+from . import problems
+from .problems import TUTORIAL
+from .worker import FAILED, OK
 
 EPOCHS, QUICK_EPOCHS = 2000, 100  # the tutorial's, and some of them
 # Epochs that are compared with NumPy in float64, and how far a batch's loss may be off, relative: the bound that

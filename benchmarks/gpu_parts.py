@@ -1,14 +1,13 @@
-"""The parts of a run in order of worth, what each is worth waiting for, and which of them fit into the minutes there are.
+"""The parts of a run on a GPU in order of worth, the seconds that each takes, and which of them fit into the minutes.
 
-Pure functions of names and numbers; work.py does the parts, run.py starts them.
+Pure functions of names and numbers; gpu_work.py does the parts, gpu_run.py starts them.
 """
 from typing import NamedTuple, Optional
 
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.selftest import checks
 
-from . import cells
-from .cells import TUTORIAL, Cell
+from .problems import TUTORIAL, Shape, gpu_shapes
 
 
 class Part(NamedTuple):
@@ -16,9 +15,9 @@ class Part(NamedTuple):
     what: str
     seconds: int             # by estimate, on an H100; with what its process takes to start
     limit: int               # seconds after which it is ended
-    divisible: bool = False  # does what fits, and goes on another time where it was cut off
+    divisible: bool = False  # does as much as fits, and the next run goes on where it was cut off
     family: str = ""         # it is about
-    resumes: bool = False    # if it ends its process, the next one goes on behind what has done so; so does a divisible part
+    resumes: bool = False    # if something in it ends its process, the next process goes on behind that; so for a divisible part
 
 
 class Sizes(NamedTuple):
@@ -26,33 +25,34 @@ class Sizes(NamedTuple):
     first: dict      # what checks.plan is given
     check: dict
     repeats: dict
-    tutorial: Cell
-    quick: list      # of Cells
+    tutorial: Shape
+    quick: list      # of Shapes
     grid: list
-    rounds: int      # of a timed cell
+    rounds: int      # of a timed shape
     epochs: int
     model: dict      # what training.measure is given
     characters: Optional[int]  # of the text, the first ones; None: all
 
 
+_SMALL = [Shape(5, 3, 7, 12, True), Shape(5, 2, 7, 20, True), Shape(3, 2, 7, 40, True)]
 SIZES = {
-    "full": Sizes(checks.FIRST, checks.ALL_BUT_REPEATS, checks.REPEATS, TUTORIAL, cells.cells(quick=True),
-                  cells.cells(), 25, 2000, {}, None),
+    "full": Sizes(checks.FIRST, checks.ALL_BUT_REPEATS, checks.REPEATS, TUTORIAL, gpu_shapes(quick=True),
+                  gpu_shapes(), 25, 2000, {}, None),
     # For the rehearsal and the tests: the same work on next to nothing.
     "small": Sizes(
         dict(checks.FIRST, shapes=((5, 3, 7, 12), (2, 3, 5, 300))),
         dict(shapes=((1, 1, 1, 1), (3, 4, 5, 7)), variant_shapes=((2, 3, 5, 33),), option_shapes=((4, 3, 5, 6),),
              bits_shapes=((3, 2, 5, 4),), most_runs=3, sweep=2 ** 8),
         dict(checks.REPEATS, bits_shapes=((3, 2, 5, 4),), most_runs=20),
-        Cell(5, 3, 7, 12), [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20)], [Cell(5, 3, 7, 12), Cell(5, 2, 7, 20), Cell(3, 2, 7, 40)],
+        _SMALL[0], _SMALL[:2], _SMALL,
         2, 3, dict(T=5, B=3, H=19), 1000)}
 
 DEVICE, COMPILE = "device", "compile"
-_START = 15  # seconds that a divisible part must have to be worth its start
+_START = 15  # seconds, below which no divisible part is started
 
 
 def _first(family):
-    """A family's first check; behind that of "cluster" its older exchange, which may work where st.async does not."""
+    """A family's first check; behind that of "cluster" its older exchange, which may work if st.async does not."""
     found = [Part(f"first-{family}", f"the tutorial's shape and others by {family} against float64", 8, 40, family=family)]
     if family == "cluster":
         found.append(Part(f"first-{checks.BARRIER}", "the same with the older exchange, cluster barriers", 5, 40,
@@ -85,7 +85,7 @@ NAMES = list(dict.fromkeys(part.name.split("-")[0] for part in parts(90)))  # wh
 
 
 def allotted(part, left):
-    """Seconds that a part may take of those that are ``left`` (None: any number), or None where it is not to be begun."""
+    """Seconds that a part may take of those that are ``left`` (None: any number), or None if it is not to begin."""
     if left is None:
         return part.limit
     if left < (_START if part.divisible else part.seconds):
@@ -94,14 +94,14 @@ def allotted(part, left):
 
 
 def table(chosen, minutes, why_not, done):
-    """What will be done and what is left out, as lines.
+    """Which parts will be done and which are left out, as lines.
 
     Parameters
     ----------
     chosen : list of Part
     minutes : float or None
     why_not : dict
-        Of a part's name, why it cannot be done here.
+        {part's name: why it cannot be done here}
     done : names of parts that an earlier run has done
     """
     left = None if minutes is None else 60 * minutes

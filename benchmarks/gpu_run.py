@@ -1,8 +1,8 @@
-"""A run: the parts one after the other, each a process of its own with an end, and what came of each.
+"""A run on a GPU, ``rnn-ops bench --device cuda``: the parts one after the other, each a process of its own with an end.
 
-The parent never touches the GPU. A part that hangs, crashes or breaks the driver's context costs itself: it is killed, its
-reason is written down, and if the GPU still answers the next one begins. What is printed fits a small screen; what the parts
-print themselves is in the folder's logs.
+The parent never touches the GPU. A part that hangs, crashes or breaks the driver's context costs itself only: it is killed, its
+reason is written down, and if the GPU still answers the next one begins. The lines printed fit a small screen; the output of the
+parts is in the folder's logs.
 """
 import contextlib
 import datetime
@@ -17,13 +17,13 @@ import time
 
 from rnn_ops.backends.cuda import compiler
 from rnn_ops.backends.cuda.selftest import checks, sanitizer
-from rnn_ops_timemachine import files
+from rnn_ops_timemachine import files, streams
+from rnn_ops_timemachine.options import USAGE, CommandError
 
-from . import parts as planning
-from . import tables, work
-from .cells import TUTORIAL
-from .folder import CELLS, CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, assemble
-from .parts import COMPILE, DEVICE
+from . import gpu_parts as planning
+from . import gpu_report, gpu_work, heatmap, report
+from .folder import CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, SHAPES, Folder, assemble, name_of
+from .gpu_parts import COMPILE, DEVICE
 
 _TRIES = 3       # of a part that crashes and can go on; each goes on behind what has ended the last one
 _GRACE = 20      # seconds from when a part should have come to its end to when it is killed
@@ -31,6 +31,7 @@ _REPORT = 5      # seconds that are kept for the report
 _ALIVE = 60      # seconds that the GPU has to answer in a new process
 _KILL = 20       # seconds that a killed process may take to go
 _SHOWN = 5       # failures that are printed of the first part that has some, then one a part; all are in its results
+GPU = f"{gpu_work.__name__}:gpu"  # makes the GPU in the processes of the parts
 
 
 class Run:
@@ -41,14 +42,16 @@ class Run:
     folder : Folder
     minutes : float or None
         None: as long as it takes.
-    machine : str
-        ``module:function`` that makes the machine in each process.
+    gpu : str
+        ``module:function`` that makes the GPU in each process.
     sizes : str
-        A name in `parts.SIZES`.
+        A name in `gpu_parts.SIZES`.
+    providers : list of str
+        ``module:Class`` of further providers, see `gpu_providers.GpuProvider`.
     """
 
-    def __init__(self, folder, minutes=None, machine=work.DEFAULT_MACHINE, sizes="full"):
-        self.folder, self._machine, self._sizes = folder, machine, sizes
+    def __init__(self, folder, minutes=None, gpu=GPU, sizes="full", providers=()):
+        self.folder, self._gpu, self._sizes, self._providers = folder, gpu, sizes, providers
         self._minutes = minutes
         self._end = None if minutes is None else time.monotonic() + 60 * minutes - _REPORT
         # Families whose first check did not come to an end. If that of "cluster" did not, its older exchange must first show
@@ -59,7 +62,7 @@ class Run:
         return None if self._end is None else self._end - time.monotonic()
 
     def device(self):
-        """See what GPU there is → None, or a sentence that says why there is none."""
+        """Look at the GPU → None, or a sentence that says why there is none."""
         part = planning.parts(90)[0]
         record = self._attempt(part, part.limit)
         if record["status"] == DONE:
@@ -68,7 +71,7 @@ class Run:
         return record["reason"]
 
     def parts(self, chosen):
-        """Do the parts → exit status: 0, or 1 where one has found something wrong or has not ended by itself."""
+        """Do the parts → exit status: 0, or 1 if one has found something wrong or has not ended by itself."""
         status, shown = 0, _SHOWN
         for part in chosen:
             left = self.left()
@@ -83,13 +86,13 @@ class Run:
             print("\n".join(summary(part, record, found, shown)), flush=True)
             if (found or {}).get("failed"):
                 shown = 1
-            if record.get("gone"):
-                print("The GPU answers no more in a new process either: nothing after this was run.", flush=True)
+            if record.get("lost"):
+                print("The GPU no longer answers, in a new process either: nothing after this was run.", flush=True)
                 break
         return int(status)
 
     def _part(self, part, seconds):
-        """A part, again if it crashes and can go on behind what has crashed it."""
+        """A part; again if it crashes and can go on behind the cause."""
         for _ in range(_TRIES if part.divisible or part.resumes else 1):
             record = self._attempt(part, seconds)
             if "crash" not in record:
@@ -98,7 +101,7 @@ class Run:
                 return record
             alive = self._attempt(planning.Part("alive", "", 0, _ALIVE), _ALIVE)
             if alive["status"] != DONE:
-                return dict(record, gone=True)
+                return dict(record, lost=True)
             if part.family:
                 self._without += [checks.BARRIER] * (part.family == "cluster") + [part.family]
             left = self.left()
@@ -109,12 +112,13 @@ class Run:
         return record
 
     def _attempt(self, part, seconds):
-        """A process → what came of it."""
+        """A process → the record of how it ended."""
         killed = seconds if self.left() is not None and self.left() < seconds + _GRACE else seconds + _GRACE
         soft = max(5, killed - _GRACE)
-        command = [sys.executable, "-X", "faulthandler", "-m", __package__, "--part", part.name, "--out", self.folder.path,
-                   "--seconds", f"{soft:.0f}", "--machine", self._machine, "--sizes", self._sizes]
+        command = [sys.executable, "-X", "faulthandler", "-m", __package__, "--device", "cuda", "--part", part.name, "--out",
+                   self.folder.path, "--seconds", f"{soft:.0f}", "--gpu", self._gpu, "--sizes", self._sizes]
         command += [word for family in self._without for word in ("--without", family)]
+        command += [word for provider in self._providers for word in ("--provider", provider)]
         began = time.monotonic()
         with open(self.folder.log(part.name), "a", encoding="utf-8") as log:
             begins = log.tell()
@@ -126,52 +130,60 @@ class Run:
                 gone = _kill(process)
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
-                reason = f"did not end within {killed:.0f} s and was killed" + ("" if gone else ", but does not go")
+                reason = f"did not end within {killed:.0f} s and was killed" + ("" if gone else ", but is still there")
                 return dict(_record(FAILED, reason, began), crash=True)
         return self._judge(part, status, began, begins)
 
     def _judge(self, part, status, began, begins):
         said = _last_line(self.folder.log(part.name), begins)
-        if status == work.DONE:
+        if status == gpu_work.DONE:
             return _record(DONE, "", began)
-        if status == work.FOUND:
+        if status == gpu_work.FOUND:
             return _record(FAILED, "", began)
-        if status == work.CUT:
+        if status == gpu_work.CUT:
             return _record(CUT, "the time was over", began)
-        if status == work.LEFT_OUT:
+        if status == gpu_work.LEFT_OUT:
             return _record(LEFT_OUT, said, began)
-        if status == work.LOST:
+        if status == gpu_work.LOST:
             return dict(_record(FAILED, said, began), crash=True)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return dict(_record(FAILED, f"{how}: {said}" if said else how, began), crash=True)
 
 
-def main(folder, minutes, only, machine, sizes):
-    """A run from its start to its report → exit status."""
+def do_part(options):
+    """Do one part, in the process that `Run` has started for it, and end the process."""
+    status = gpu_work.main(options.part, Folder(options.out), options.gpu, options.sizes, options.seconds, options.without,
+                           options.providers or ())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # an error while libraries are unloaded is nobody's result
+
+
+def main(path, minutes=None, only=None, gpu=GPU, sizes="full", providers=()):
+    """A run from its start to its report → exit status. An OSError says why the folder cannot be written, a CommandError why the
+    run cannot begin. ``only``: names of parts, which are done anew; the others as for `Run`."""
     signal.signal(signal.SIGTERM, _interrupted)
+    folder = Folder(path)
     new = not os.path.exists(folder.path)
     folder.make()
-    run = Run(folder, minutes, machine, sizes)
+    run = Run(folder, minutes, gpu, sizes, providers)
     before = folder.read(RESULTS, DEVICE)
     try:
         reason = run.device()
         if reason:
             if new:
                 shutil.rmtree(folder.path)
-            print(f"{__package__}: {reason}", file=sys.stderr)
-            return 2
+            raise CommandError(USAGE, f"error: {reason}")
         device = folder.read(RESULTS, DEVICE)
         other = before and _other(before, device)
         if other:
             folder.write(RESULTS, DEVICE, before)
-            print(f"{__package__}: --out: got {folder.path}, which has results of {other}, needs another folder",
-                  file=sys.stderr)
-            return 2
+            raise CommandError(USAGE, f"error: --out: got {folder.path}, which has results of {other}, needs another folder")
         every = planning.parts(round(10 * device["gpu"]["compute_capability"]))
         chosen = choose(folder, every, only)
         status = _parts(run, folder, every, chosen, device, minutes)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        streams.complain("interrupted")
         status = 130
     write_report(folder)
     return status
@@ -180,7 +192,7 @@ def main(folder, minutes, only, machine, sizes):
 def _parts(run, folder, every, chosen, device, minutes):
     done = {part.name for part in every if (folder.read(PARTS, part.name) or {}).get("status") == DONE}
     why_not = {name: why for name, why in unavailable(device["gpu"]).items()}
-    print(tables.facts(device))
+    print(gpu_report.facts(device))
     reason = unwritable(compiler.folder())
     if reason:  # every part would compile anew
         print(f"RNN_OPS_CACHE: cannot write {compiler.folder()}: {reason}; compiled kernels go to {folder.at('cubins')}")
@@ -195,7 +207,7 @@ def _parts(run, folder, every, chosen, device, minutes):
 
 
 def unwritable(path):
-    """Why no file can be written into a folder, which is made where it is not there; None where one can."""
+    """Why no file can be written into a folder, which is made if it is missing; None if one can."""
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -205,7 +217,7 @@ def unwritable(path):
 
 
 def choose(folder, every, only):
-    """The parts that are to be done; those that are asked for by name are forgotten first, so that they are done anew."""
+    """The parts that are to be done. The results of parts that ``only`` names are removed first, so that they are done anew."""
     if not only:
         return every[1:]
     chosen = [part for part in every[1:] if part.name.split("-")[0] in only or part.name == COMPILE]
@@ -215,14 +227,13 @@ def choose(folder, every, only):
     sizes = planning.SIZES
     for name in set(only) & {"tutorial", "quick", "grid"}:
         for size in sizes.values():
-            cells = [size.tutorial] if name == "tutorial" else getattr(size, name)
-            for cell in cells:
-                folder.remove(CELLS, str(cell))
+            for shape in [size.tutorial] if name == "tutorial" else getattr(size, name):
+                folder.remove(SHAPES, name_of(shape))
     return chosen
 
 
 def unavailable(gpu):
-    """Why parts cannot be done here, by name, as far as it is known without trying."""
+    """{part's name: why it cannot be done here}, as far as that is known without trying."""
     found = {}
     for part, module, name in (("jax", "jax", "JAX"), ("mxnet", "mxnet", "MXNet")):
         if importlib.util.find_spec(module) is None:
@@ -230,14 +241,14 @@ def unavailable(gpu):
     if sanitizer.find() is None:
         found["sanitizer"] = "compute-sanitizer is not on the PATH"
     if importlib.util.find_spec("rnn_ops_timemachine") is None:
-        found["training"] = "timemachine cannot be imported: in a clone, set PYTHONPATH=python"
+        found["training"] = "rnn_ops_timemachine cannot be imported: in a clone, set PYTHONPATH=python"
     return found
 
 
 def summary(part, record, found, most=_SHOWN):
-    """What is printed of a part that has ended, with so many failures at most, as lines."""
+    """The lines that are printed of a part that has ended, with so many failures at most."""
     head = f"{part.name:<22}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
-    facts = tables.headline(part.name, found) if found else ""
+    facts = gpu_report.headline(part.name, found) if found else ""
     failed = [line for line in (found or {}).get("failed", [])]
     shown = [f"    FAILED  {line[:200]}" for line in failed[:most]]
     if len(failed) > most:
@@ -245,34 +256,39 @@ def summary(part, record, found, most=_SHOWN):
     return [f"{head}{'  ' if facts else ''}{facts[:300]}"] + shown
 
 
+def rebuild(path):
+    """``--report``: the report of a run that was made → 0; a CommandError if the folder has no results."""
+    folder = Folder(path)
+    if folder.read(RESULTS, DEVICE) is None:
+        raise CommandError(USAGE, f"error: --report: {path} has no results of a run")
+    write_report(folder)
+    return 0
+
+
 def write_report(folder):
-    """Rebuild result.json, report.md and, where matplotlib is, chart.png from what is in the folder → whether there is."""
+    """Rebuild result.json, report.md and, if matplotlib is installed, chart.png from the folder's files."""
     device = folder.read(RESULTS, DEVICE)
     if device is None:
-        print(f"{folder.path} has no results of a run", file=sys.stderr)
-        return False
+        return
     architecture = round(10 * device["gpu"]["compute_capability"])
     result = assemble(folder, [part.name for part in planning.parts(architecture)])
-    from .. import report
     report.write_json(result, folder.at("result.json"))
     with files.writing(folder.at("report.md")) as file:
-        file.write(tables.markdown(result).encode("utf-8", "backslashreplace"))
+        file.write(gpu_report.markdown(result).encode("utf-8", "backslashreplace"))
     written = ["result.json", "report.md"]
-    if any(row["T"] == TUTORIAL.T for row in result["rows"]):
+    if gpu_report.axes(result["rows"])[0]:
         try:
-            from . import picture
-            picture.draw(result, folder.at("chart.png"))
+            heatmap.draw_gpu(result, folder.at("chart.png"))
             written.append("chart.png")
         except ImportError:
             print("There is no chart: it needs matplotlib, which is not installed.")
         except Exception as error:  # a picture is not worth a run
             print(f"There is no chart: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     print(f"Written: {folder.path}: {', '.join(written)}")
-    return True
 
 
 def _other(before, now):
-    """What makes results of another run: the GPU or the version; else None."""
+    """Whether results are those of another GPU or of other kernels, as words; else None."""
     for what in ("name", "compute_capability"):
         if before["gpu"][what] != now["gpu"][what]:
             return f"{before['gpu']['name']}, where this is {now['gpu']['name']}"
@@ -294,7 +310,7 @@ def _record(status, reason, began=None):
 
 
 def _kill(process):
-    """Kill a process and all it has started → whether it has gone."""
+    """Kill a process and all that it has started → whether it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     try:
@@ -305,7 +321,7 @@ def _kill(process):
 
 
 def _last_line(path, begins):
-    """The last line that says something in a log from a place on."""
+    """The last line in a log, from a place on, that says something."""
     try:
         with open(path, "rb") as file:
             file.seek(begins)
