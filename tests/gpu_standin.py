@@ -1,6 +1,6 @@
 """The benchmark's GPU (rnn_ops/backends/cuda/cupy_gpu.py) on the real CuPy and cuda_standin.py, for processes.
 
-Our kernels and cuBLAS's products are computed, by the emulator of tests/cuda_host and by NumPy. CuPy's own kernels compute
+Our kernels and cuBLAS's products are computed, by the emulator in tests/cuda_host and by NumPy. CuPy's own kernels compute
 nothing; so truths are NumPy's, as on a host where CuPy finds no headers of CUDA's.
 """
 import ctypes
@@ -8,13 +8,13 @@ import ctypes
 import cuda_standin
 
 
-def machine():
+def gpu():
     driver, _ = cuda_standin.install()
     import numpy as np
     from cuda_host import Emulator
     from cuda_host import driver as host_driver
-    from rnn_ops_benchmarks.gpu import work
-    found = work.gpu()
+    from rnn_ops_benchmarks import gpu_work
+    found = gpu_work.gpu()
     runtime = found.runtime
     version, _ = cuda_standin.cublas_names()
     cublas = ctypes.CDLL(f"libcublas.so.{version}")
@@ -35,7 +35,7 @@ def machine():
         finally:
             now.clear()
 
-    def address_of(array):  # which the machine must know
+    def address_of(array):  # which the emulator must know
         views.append(np.frombuffer((ctypes.c_char * array.nbytes).from_address(array.data.ptr), np.uint8))
         host.address(views[-1])
         return address(array)

@@ -278,25 +278,25 @@ def test_info_says_what_compiles_and_how_many_clusters_run(monkeypatch):
     assert info.collect()["GPU 0, compiler"] == "none: GPU 0 (Stand-in H100): " + NONE_FOUND
 
 
-# benchmarks/gpu on it.
+# The GPU of self-tests and benchmarks on it.
 
 
-def test_the_benchmarks_machine(computed):
+def test_the_gpu_of_the_benchmark(computed):
     """Facts, arrays, events, graphs: what is called of CuPy exists and takes what it is given."""
     from rnn_ops.backends.cuda.cupy_gpu import Gpu
-    machine = Gpu()
-    with machine.current():
-        facts = machine.describe()
+    gpu = Gpu()
+    with gpu.current():
+        facts = gpu.describe()
         assert (facts["name"], facts["compute_capability"], facts["l2_cache"]) == ("Stand-in H100", 9.0, 50 << 20)
         array = np.arange(6, dtype="float32")
-        assert np.array_equal(machine.to_host(machine.to_device(array)), array)
+        assert np.array_equal(gpu.to_host(gpu.to_device(array)), array)
         called = []
-        seconds, _ = machine.time(called.append, 3, 1e-3, before=called.append)
+        seconds, _ = gpu.time(called.append, 3, 1e-3, before=called.append)
         assert called == [0, 1, 2, 0, 1, 2] and seconds == 1e-3
         calls = []
-        machine.recorded(lambda: calls.append(RUNTIME.capturing is not None))()
+        gpu.recorded(lambda: calls.append(RUNTIME.capturing is not None))()
         assert calls == [False, True] and RUNTIME.graphs == 1
-        machine.free()
+        gpu.free()
 
 
 def test_the_training_of_the_workload(computed):

@@ -1,4 +1,4 @@
-"""A run of benchmarks/gpu from its start to its report: real processes, killed and crashing ones too; NumPy for the GPU."""
+"""A run on a GPU from its start to its report: real processes, killed and crashing ones too; NumPy stands in for the GPU."""
 import json
 import os
 import re
@@ -9,24 +9,24 @@ import time
 
 import pytest
 from rnn_ops.backends.cuda import compiler
-from rnn_ops_benchmarks.gpu import contract, folder, launches, microbench, parts, rehearsal, run, work
-from rnn_ops_benchmarks.gpu.cells import Cell
-from rnn_ops_benchmarks.gpu.folder import CELLS, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS
+from rnn_ops_benchmarks import contract, folder, gpu_parts, gpu_run, gpu_work, launches, microbench, rehearsal, report
+from rnn_ops_benchmarks.folder import DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, SHAPES
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops.backends.cuda.selftest import sanitizer
-from rnn_ops_benchmarks.gpu.work import planned_items
+from rnn_ops_benchmarks.gpu_work import planned_items
+from rnn_ops_benchmarks.problems import TUTORIAL
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 H100 = rehearsal.variants.known_device(90, 132)
-EVERY = {part.name: part for part in parts.parts(90)}
+EVERY = {part.name: part for part in gpu_parts.parts(90)}
 
 
 @pytest.fixture(autouse=True)
-def machines(monkeypatch, tmp_path):
-    """The processes find gpu_machines.py and, from another folder than the source's, the installed package."""
+def gpus(monkeypatch, tmp_path):
+    """The processes find defective_gpus.py and, from another folder than the source's, the installed package."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
-    monkeypatch.setenv("GPU_MACHINES", str(tmp_path))
+    monkeypatch.setenv("DEFECTIVE_GPUS", str(tmp_path))
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def results(tmp_path):
     return found
 
 
-def do(results, machine, names):
-    """Some parts with a machine of gpu_machines.py → (exit status, how each ended by name)."""
-    status = run.Run(results, None, f"gpu_machines:{machine}", "small").parts([EVERY[name] for name in names])
+def do(results, gpu, names):
+    """Some parts with a GPU of defective_gpus.py → (exit status, how each ended by name)."""
+    status = gpu_run.Run(results, None, f"defective_gpus:{gpu}", "small").parts([EVERY[name] for name in names])
     return status, {name: results.read(PARTS, name) for name in names}
 
 
@@ -49,10 +49,18 @@ def until_it_hangs(process, results):
         time.sleep(0.1)
 
 
-def command(out, *arguments, machine="right", **kwargs):
-    return subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine",
-                           f"gpu_machines:{machine}", "--sizes", "small", *arguments], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, **kwargs)
+def words(out, gpu="right"):
+    return [sys.executable, "-m", "rnn_ops_benchmarks", "--device", "cuda", "--out", str(out), "--gpu", f"defective_gpus:{gpu}",
+            "--sizes", "small"]
+
+
+def run(out, *arguments, gpu="right", **kwargs):
+    return subprocess.run([*words(out, gpu), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def rebuild(path):
+    return subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks", "--device", "cuda", "--report", str(path)], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 # --- what fits
@@ -63,31 +71,31 @@ def test_the_parts_are_in_order_of_worth():
                          "first-stepwise", "tutorial"]
     order = ["tutorial", "microbench", "quick", "training", "check", "grid", "repeats", "sanitizer"]
     assert [name for name in names if name in order] == order
-    assert not [part.name for part in parts.parts(80) if "cluster" in part.name]
+    assert not [part.name for part in gpu_parts.parts(80) if "cluster" in part.name]
     assert all(0 < part.seconds <= part.limit for part in EVERY.values())
     assert sum(part.seconds for part in EVERY.values()) < 15 * 60
 
 
 def test_what_fits_into_the_minutes_is_told_at_the_start():
     chosen = list(EVERY.values())
-    lines = parts.table(chosen, 4.1, {"jax": "JAX is not installed"}, {"device"})
+    lines = gpu_parts.table(chosen, 4.1, {"jax": "JAX is not installed"}, {"device"})
     text = dict(line.split(maxsplit=1) for line in lines[2:])
     assert "done before" in text["device"] and "LEFT OUT: JAX is not installed" in text["jax"]
     assert "LEFT OUT" not in text["tutorial"] and "LEFT OUT" not in text["microbench"]
     assert "LEFT OUT by estimate" in text["sanitizer"] and "LEFT OUT by estimate" in text["variants"]
     divided = [line for line in lines if "as far as it comes" in line]
     assert len(divided) == 1 and EVERY[divided[0].split()[0]].divisible
-    assert "LEFT OUT" not in "".join(parts.table(chosen, None, {}, ()))
+    assert "LEFT OUT" not in "".join(gpu_parts.table(chosen, None, {}, ()))
     assert all(len(line) < 125 for line in lines)
 
 
 @pytest.mark.parametrize("left, seconds", [(None, 400), (1000, 400), (50, 50), (14, None)])
 def test_a_divisible_part_takes_what_there_is(left, seconds):
-    assert parts.allotted(EVERY["check"], left) == seconds
+    assert gpu_parts.allotted(EVERY["check"], left) == seconds
 
 
 def test_a_part_in_one_piece_is_not_begun_without_its_estimate():
-    assert parts.allotted(EVERY["tutorial"], EVERY["tutorial"].seconds - 1) is None
+    assert gpu_parts.allotted(EVERY["tutorial"], EVERY["tutorial"].seconds - 1) is None
 
 
 # --- a whole run
@@ -110,17 +118,17 @@ def test_a_run_does_all_its_parts(whole):
     assert list(result["parts"]) == list(EVERY)
     ended = {name: its["status"] for name, its in result["parts"].items()}
     assert {name for name, how in ended.items() if how != DONE} <= {"jax", "sanitizer"}
-    assert result["complete"] and result["format"] == folder.FORMAT and result["gpu"]["name"].startswith("NumPy")
+    assert result["complete"] and (result["format"], result["kind"]) == (report.FORMAT, report.GPU) and result["gpu"]["name"].startswith("NumPy")
     assert {family for its in result["checks"].values() for family in its["families"]} == {
         "resident", "cluster", "grid", "stepwise"}
-    assert {(row["T"], row["B"], row["H"]) for row in result["rows"]} == {(5, 3, 12), (5, 2, 20), (3, 2, 40)}
+    assert {tuple(row["shape"]) for row in result["rows"]} == {(5, 3, 7, 12), (5, 2, 7, 20), (3, 2, 7, 40)}
     assert result["training"]["epochs"] == 3 and len(result["microbench"]["rows"]) == len(microbench.measurements(H100))
-    assert len(result["occupancy"]["rows"]) == len(launches.kernels(planned_items(H100, parts.SIZES["small"])))
+    assert len(result["occupancy"]["rows"]) == len(launches.kernels(planned_items(H100, gpu_parts.SIZES["small"])))
     text = (out / "report.md").read_text(encoding="utf-8")
     for title in ("**Checks**", "**Alone, in cycles**", "**At once**", "**Training**", "**Every variant"):
         assert title in text
     assert len(process.stdout) < 6000 and "first-cluster         done" in process.stdout
-    for name in (CELLS, PARTS, RESULTS):  # no half-written file is left
+    for name in (SHAPES, PARTS, RESULTS):  # no half-written file is left
         assert all(file.endswith(".json") and file[0] != "." for file in os.listdir(out / name))
 
 
@@ -129,13 +137,13 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
     out, _ = whole
 
     def written():
-        return [(out / RESULTS / "check.json").stat().st_mtime_ns, (out / CELLS / "T5-B3-V7-H12.json").stat().st_mtime_ns]
+        return [(out / RESULTS / "check.json").stat().st_mtime_ns, (out / SHAPES / "T5-B3-V7-H12.json").stat().st_mtime_ns]
 
     before = written()
-    process = command(out)
+    process = run(out)
     assert process.returncode == 0 and written() == before
     assert process.stdout.count("done before") + process.stdout.count("LEFT OUT") == len(EVERY) - 1
-    process = command(out, "--only", "tutorial")
+    process = run(out, "--only", "tutorial")
     assert process.returncode == 0 and "first" not in process.stdout and "tutorial              done" in process.stdout
     assert written()[0] == before[0] and written()[1] > before[1]
 
@@ -144,7 +152,7 @@ def test_a_second_run_has_nothing_to_do_and_only_does_it_anew(whole):
 def test_a_locale_of_ascii_ends_nothing(whole):
     out, _ = whole
     ascii_only = dict(os.environ, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
-    process = command(out, "--only", "tutorial", "first", env=ascii_only)
+    process = run(out, "--only", "tutorial", "first", env=ascii_only)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "first-cluster         done" in process.stdout and r" \xb5s a step (" in process.stdout
 
@@ -155,36 +163,33 @@ def test_a_report_is_rebuilt_from_the_files(whole):
     text = (out / "report.md").read_text(encoding="utf-8")
     for name in ("report.md", "result.json"):
         os.unlink(out / name)
-    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", str(out)], text=True,
-                             stdout=subprocess.PIPE)
+    process = rebuild(out)
     assert process.returncode == 0 and "report.md" in process.stdout
     again = (out / "report.md").read_text(encoding="utf-8")
     assert again == text and (out / "result.json").exists()
-    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", str(out / "none")], text=True,
-                             stderr=subprocess.PIPE)
+    process = rebuild(out / "none")
     assert process.returncode == 2 and "has no results of a run" in process.stderr
 
 
 def test_a_report_that_cannot_be_written_is_a_sentence(results):
     results.write(RESULTS, "device", {"gpu": NumPyGpu().describe()})
     os.mkdir(results.at("result.json"))
-    process = subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--report", results.path], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = rebuild(results.path)
     assert process.returncode == 2 and process.stdout == ""
-    assert process.stderr == f"rnn_ops_benchmarks.gpu: --report: cannot write {results.path}: Is a directory\n"
+    assert process.stderr.startswith(f"rnn-ops: error: --report: cannot write {results.path}: Is a directory (")
 
 
 @pytest.mark.slow
 def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
     out, _ = whole
     device = (out / RESULTS / "device.json").read_bytes()
-    process = command(out, machine="two")
+    process = run(out, gpu="two")
     assert process.returncode == 2 and "needs another folder" in process.stderr
     assert (out / RESULTS / "device.json").read_bytes() == device
     changed = json.loads(device)
     changed["kernels"] = "of another day"
     (out / RESULTS / "device.json").write_text(json.dumps(changed))
-    process = command(out)
+    process = run(out)
     assert process.returncode == 2 and "other kernels than these" in process.stderr
     (out / RESULTS / "device.json").write_bytes(device)
 
@@ -197,23 +202,23 @@ def test_what_is_wrong_is_in_the_status_and_in_few_lines(results):
     assert status == 1 and ended["check"]["status"] == FAILED
     failed = results.read(RESULTS, "check")["failed"]
     assert any("ulp in tanh" in line for line in failed)
-    lines = run.summary(EVERY["check"], ended["check"], dict(results.read(RESULTS, "check"), failed=["x" * 500] * 300))
-    assert len(lines) == 2 + run._SHOWN and sum(map(len, lines)) < 2000 and "295 more" in lines[-1]
+    lines = gpu_run.summary(EVERY["check"], ended["check"], dict(results.read(RESULTS, "check"), failed=["x" * 500] * 300))
+    assert len(lines) == 2 + gpu_run._SHOWN and sum(map(len, lines)) < 2000 and "295 more" in lines[-1]
 
 
-@pytest.mark.parametrize("machine, why", [("crashing", "SIGSEGV"), ("lost", "a kernel hangs")])
+@pytest.mark.parametrize("gpu, why", [("crashing", "SIGSEGV"), ("lost", "a kernel hangs")])
 @pytest.mark.slow
-def test_a_family_that_takes_its_process_with_it_costs_itself(machine, why, results):
-    status, ended = do(results, machine, ["first-resident", "first-cluster", "first-grid", "tutorial"])
+def test_a_family_that_takes_its_process_with_it_costs_itself(gpu, why, results):
+    status, ended = do(results, gpu, ["first-resident", "first-cluster", "first-grid", "tutorial"])
     assert status == 1 and why in ended["first-cluster"]["reason"]
     assert {name: its["status"] for name, its in ended.items()} == {
         "first-resident": DONE, "first-cluster": FAILED, "first-grid": DONE, "tutorial": DONE}
-    rows = results.read(CELLS, "T5-B3-V7-H12")["rows"]
+    rows = results.read(SHAPES, "T5-B3-V7-H12")["rows"]
     assert {row["family"] for row in rows if row["provider"] == "ours"} == {"resident", "grid", "stepwise"}
 
 
 def test_without_any_family_nothing_is_timed(results):
-    its = run.Run(results, None, "gpu_machines:right", "small")
+    its = gpu_run.Run(results, None, "defective_gpus:right", "small")
     its._without = list(rehearsal.variants.FAMILIES)
     assert its.parts([EVERY["tutorial"], EVERY["check"]]) == 0
     assert all(results.read(PARTS, name)["status"] == LEFT_OUT and "every family" in results.read(PARTS, name)["reason"]
@@ -234,7 +239,7 @@ def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypa
     monkeypatch.setattr(subprocess.Popen, "wait", wait_once_it_hangs)
     status, ended = do(results, "hanging", ["first-cluster", "microbench"])
     assert status == 1 and ended["first-cluster"]["status"] == FAILED and ended["microbench"]["status"] == DONE
-    assert asked == [EVERY["first-cluster"].limit + run._GRACE]
+    assert asked == [EVERY["first-cluster"].limit + gpu_run._GRACE]
     assert ended["first-cluster"]["reason"] == f"did not end within {asked[0]} s and was killed"
     assert results.read(RESULTS, "first-cluster")["now"]
 
@@ -243,7 +248,7 @@ def test_a_hanging_process_is_killed_and_the_next_part_goes_on(results, monkeypa
 def test_a_gpu_that_answers_no_more_ends_the_run(results, capsys):
     status, ended = do(results, "gone", ["first-resident", "first-cluster", "first-grid"])
     assert status == 1 and ended["first-resident"]["status"] == DONE and ended["first-grid"] is None
-    assert "answers no more in a new process either" in capsys.readouterr().out
+    assert "no longer answers, in a new process either" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -261,7 +266,7 @@ def test_a_check_goes_on_behind_what_has_ended_its_process(results):
 
 @pytest.mark.slow
 def test_where_everything_fails_the_words_are_few(tmp_path):
-    process = command(tmp_path / "out", machine="raising")
+    process = run(tmp_path / "out", gpu="raising")
     assert process.returncode == 1 and len(process.stdout) < 10000, len(process.stdout)
     assert process.stdout.count("    FAILED  ") >= 10 and "more: results/check.json" in process.stdout
 
@@ -270,11 +275,11 @@ def test_where_everything_fails_the_words_are_few(tmp_path):
 def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path / "file" / "cache"))
-    process = command(tmp_path / "out", "--only", "compile")
+    process = run(tmp_path / "out", "--only", "compile")
     assert process.returncode == 0, process.stdout
     assert f"RNN_OPS_CACHE: cannot write {tmp_path}/file/cache: Not a directory; " in process.stdout
     assert any(name.endswith(".cubin") for name in os.listdir(tmp_path / "out" / "cubins"))
-    assert run.unwritable(str(tmp_path / "new")) is None
+    assert gpu_run.unwritable(str(tmp_path / "new")) is None
 
 
 @pytest.mark.slow
@@ -293,20 +298,20 @@ def test_where_async_does_not_work_the_older_exchange_stands_in(results):
     status, ended = do(results, "async_crash", names)
     assert [ended[name]["status"] for name in names] == [FAILED, DONE, DONE]
     assert results.read(RESULTS, "first-cluster-barrier")["families"]["cluster"]["right"] > 0
-    rows = [row for row in results.read(CELLS, "T5-B3-V7-H12")["rows"] if row["provider"] == "ours"]
+    rows = [row for row in results.read(SHAPES, "T5-B3-V7-H12")["rows"] if row["provider"] == "ours"]
     assert {row["family"] for row in rows} == {"resident", "cluster", "grid", "stepwise"}
     assert all("cluster barriers" in row["variant"] for row in rows if row["family"] == "cluster")
 
 
 def test_what_hangs_at_the_tutorials_shape_costs_no_other_part_its_tries(results):
     begun = {"number": 0, "rows": [{"status": "ok"}], "failed": ["one"], "tried": ["one"], "now": "another"}
-    results.write(CELLS, "T5-B3-V7-H12", begun)
-    its = work.Work("quick", results, NumPyGpu(), "small", 60, rehearsal.variants.FAMILIES)
-    assert work._quick(its) == work.FOUND and results.read(RESULTS, "quick")["failed"] == ["one"]
-    assert results.read(CELLS, "T5-B3-V7-H12") == begun and results.read(CELLS, "T5-B2-V7-H20")["rows"]
-    results.write(CELLS, "T5-B3-V7-H12", dict(begun, rows=[]))  # not even the best: tried again
-    work._quick(its)
-    assert len(results.read(CELLS, "T5-B3-V7-H12")["rows"]) > 1
+    results.write(SHAPES, "T5-B3-V7-H12", begun)
+    its = gpu_work.Work("quick", results, NumPyGpu(), "small", 60, rehearsal.variants.FAMILIES)
+    assert gpu_work._quick(its) == gpu_work.FOUND and results.read(RESULTS, "quick")["failed"] == ["one"]
+    assert results.read(SHAPES, "T5-B3-V7-H12") == begun and results.read(SHAPES, "T5-B2-V7-H20")["rows"]
+    results.write(SHAPES, "T5-B3-V7-H12", dict(begun, rows=[]))  # not even the best: tried again
+    gpu_work._quick(its)
+    assert len(results.read(SHAPES, "T5-B3-V7-H12")["rows"]) > 1
 
 
 @pytest.mark.slow
@@ -322,8 +327,8 @@ def test_the_sanitizer_leaves_out_what_has_ended_its_process(results, monkeypatc
     monkeypatch.setattr(sanitizer, "_run_tool", lambda command, seconds: asked.append((command, seconds)) or sanitizer.CLEAN)
     without = ["cluster"]
     among = [family for family in rehearsal.variants.FAMILIES if family not in without]
-    its = work.Work("sanitizer", results, NumPyGpu(), "small", 200, among, without)
-    assert work._sanitizer(its) == work.DONE and len(asked) == 4
+    its = gpu_work.Work("sanitizer", results, NumPyGpu(), "small", 200, among, without)
+    assert gpu_work._sanitizer(its) == gpu_work.DONE and len(asked) == 4
     assert all(command[-2:] == ["--without", "cluster"] for command, _ in asked)
     assert asked[0][1] <= 50  # its share: the part as a whole has an end
 
@@ -332,32 +337,32 @@ def test_the_sanitizer_leaves_out_what_has_ended_its_process(results, monkeypatc
 def test_a_variant_that_ends_its_process_costs_itself_alone(results):
     status, ended = do(results, "grid_crash", ["tutorial"])
     assert status == 1 and ended["tutorial"]["status"] == FAILED and ended["tutorial"]["reason"] == ""
-    cell = results.read(CELLS, "T5-B3-V7-H12")
-    assert {row["family"] for row in cell["rows"] if row["provider"] == "ours"} == {"resident", "cluster", "stepwise"}
-    assert [row for row in cell["rows"] if row["chosen"] and "median" in row] and "tried" not in cell
-    assert len(cell["failed"]) == 1 and ", ours, grid: " in cell["failed"][0] and "process has ended" in cell["failed"][0]
+    found = results.read(SHAPES, "T5-B3-V7-H12")
+    assert {row["family"] for row in found["rows"] if row["provider"] == "ours"} == {"resident", "cluster", "stepwise"}
+    assert [row for row in found["rows"] if row["chosen"] and "median" in row] and "tried" not in found
+    assert len(found["failed"]) == 1 and ", ours, grid: " in found["failed"][0] and "process has ended" in found["failed"][0]
 
 
 def test_a_cell_that_has_no_memory_costs_itself(results):
     status, ended = do(results, "out_of_memory", ["quick"])
     assert status == 1 and ended["quick"]["status"] == FAILED
-    assert results.read(CELLS, "T5-B3-V7-H12")["rows"]
-    assert results.read(CELLS, "T5-B2-V7-H20") == {
-        "number": 1, "rows": [], "failed": ["T5-B2-V7-H20: MemoryError: no memory for an array"]}
-    assert results.read(RESULTS, "quick")["failed"] == ["T5-B2-V7-H20: MemoryError: no memory for an array"]
+    assert results.read(SHAPES, "T5-B3-V7-H12")["rows"]
+    assert results.read(SHAPES, "T5-B2-V7-H20") == {
+        "number": 1, "rows": [], "failed": ["5×2×7×20: MemoryError: no memory for an array"]}
+    assert results.read(RESULTS, "quick")["failed"] == ["5×2×7×20: MemoryError: no memory for an array"]
 
 
 def test_a_part_whose_time_is_over_keeps_what_it_has(results):
-    machine = NumPyGpu()
-    late = work.Work("check", results, machine, "small", -1, rehearsal.variants.FAMILIES)
-    assert work._check(late) == work.CUT and results.read(RESULTS, "check")["done"] == []
-    assert work._check(work.Work("check", results, machine, "small", 60, rehearsal.variants.FAMILIES)) == work.DONE
-    late = work.Work("quick", results, machine, "small", -1, rehearsal.variants.FAMILIES)
-    assert work._quick(late) == work.CUT and results.names(CELLS) == []
+    gpu = NumPyGpu()
+    late = gpu_work.Work("check", results, gpu, "small", -1, rehearsal.variants.FAMILIES)
+    assert gpu_work._check(late) == gpu_work.CUT and results.read(RESULTS, "check")["done"] == []
+    assert gpu_work._check(gpu_work.Work("check", results, gpu, "small", 60, rehearsal.variants.FAMILIES)) == gpu_work.DONE
+    late = gpu_work.Work("quick", results, gpu, "small", -1, rehearsal.variants.FAMILIES)
+    assert gpu_work._quick(late) == gpu_work.CUT and results.names(SHAPES) == []
 
 
 def test_no_time_is_no_failure(results):
-    its = run.Run(results, 0.1, "gpu_machines:right", "small")
+    its = gpu_run.Run(results, 0.1, "defective_gpus:right", "small")
     assert its.parts([EVERY["tutorial"]]) == 0
     record = results.read(PARTS, "tutorial")
     assert record["status"] == NO_TIME and record["reason"].startswith("about 40 s, and ")
@@ -369,33 +374,32 @@ def test_no_time_is_no_failure(results):
     assert not folder.assemble(results, list(EVERY))["complete"]
 
 
-@pytest.mark.parametrize("machine, sentence", [
-    ("no_gpu", "rnn_ops_benchmarks.gpu: there is no GPU: see that nvidia-smi lists one"),
-    ("missing", "rnn_ops_benchmarks.gpu: ended with status 1: AttributeError: ")])
+@pytest.mark.parametrize("gpu, sentence", [
+    ("no_gpu", "rnn-ops: error: there is no GPU: see that nvidia-smi lists one"),
+    ("missing", "rnn-ops: error: ended with status 1: AttributeError: ")])
 @pytest.mark.slow
-def test_without_a_machine_nothing_is_left_behind(machine, sentence, tmp_path):
-    process = command(tmp_path / "new", machine=machine)
+def test_without_a_gpu_nothing_is_left_behind(gpu, sentence, tmp_path):
+    process = run(tmp_path / "new", gpu=gpu)
     assert process.returncode == 2 and process.stderr.startswith(sentence) and process.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    process = command(tmp_path / "file" / "out")
+    process = run(tmp_path / "file" / "out")
     assert process.returncode == 2 and process.stdout == ""
-    assert process.stderr == f"rnn_ops_benchmarks.gpu: --out: cannot write {tmp_path}/file/out: Not a directory\n"
+    assert process.stderr.startswith(f"rnn-ops: error: --out: cannot write {tmp_path}/file/out: Not a directory (")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(start, number, tmp_path):
     out = tmp_path / "out"
-    process = start([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_machines:hanging",
-                     "--sizes", "small"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(words(out, "hanging"), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until_it_hangs(process, folder.Folder(str(out)))
     process.send_signal(number)
     stdout, stderr = process.communicate()
-    assert process.returncode == 130 and stderr == "interrupted\n"
+    assert process.returncode == 130 and stderr == "rnn-ops: interrupted\n"
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert result["checks"]["first-resident"]["families"]["resident"]["right"] > 0 and not result["complete"]
     assert "**Incomplete.**" in (out / "report.md").read_text(encoding="utf-8")
@@ -405,8 +409,7 @@ def test_an_interrupt_keeps_what_was_measured(start, number, tmp_path):
 def test_a_part_ends_with_its_parent(start, tmp_path):
     """Nothing is left on the GPU if the run is killed outright."""
     out = tmp_path / "out"
-    process = start([sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_machines:hanging",
-                     "--sizes", "small"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(words(out, "hanging"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until_it_hangs(process, folder.Folder(str(out)))
 
     def children():
@@ -431,9 +434,9 @@ def _runs(pid):
 
 @pytest.mark.slow
 def test_two_gpus_and_an_older_one(tmp_path):
-    process = command(tmp_path / "two", "--only", "microbench", machine="two")
+    process = run(tmp_path / "two", "--only", "microbench", gpu="two")
     assert process.returncode == 0 and "2 GPUs: the first one is used" in process.stdout
-    process = command(tmp_path / "old", "--only", "microbench", "first", machine="old")
+    process = run(tmp_path / "old", "--only", "microbench", "first", gpu="old")
     assert process.returncode == 0 and "cluster" not in process.stdout
     rows = folder.Folder(str(tmp_path / "old")).read(RESULTS, "microbench")["rows"]
     assert len(rows) == len(microbench.measurements(rehearsal.variants.known_device(80, 108)))
@@ -456,10 +459,10 @@ def test_launches_out_of_bounds_are_found():
 
 
 def test_the_plan_names_every_kernel_that_a_run_launches():
-    found = {kernel.family for kernel in launches.kernels(planned_items(H100, parts.SIZES["full"]))}
+    found = {kernel.family for kernel in launches.kernels(planned_items(H100, gpu_parts.SIZES["full"]))}
     assert found == {"resident", "cluster", "grid", "stepwise", "sums"}
-    cell = Cell(1024, 32, 77, 256)
-    assert (tuple(cell), rehearsal.checks.FLOAT32, False) in {call[:3] for call in work.planned(H100, parts.SIZES["full"])}
+    shape = TUTORIAL._replace(T=1024)
+    assert (shape[:4], rehearsal.checks.FLOAT32, False) in {call[:3] for call in gpu_work.planned(H100, gpu_parts.SIZES["full"])}
 
 
 def test_names_are_read_off_a_source():
@@ -516,17 +519,17 @@ def test_a_rehearsal_that_finds_something_says_so(capsys, monkeypatch):
     for other in ("_kernels", "_microbench", "_machine_code"):
         monkeypatch.setattr(rehearsal, other, lambda device: "")
     monkeypatch.setitem(sys.modules, "mxnet", None)
-    monkeypatch.setitem(sys.modules, "rnn_ops_benchmarks.gpu.tables", None)
+    monkeypatch.setitem(sys.modules, "rnn_ops_benchmarks.gpu_report", None)
     limits = launches.faults
     monkeypatch.setattr(launches, "faults", lambda device, items: limits(device._replace(shared_memory=1000), items))
     assert rehearsal.main(90) == 1
     found = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
     assert [line.split("  ")[0] for line in found] == ["imports", "plan: shapes, variants, launches", "no MXNet"]
-    assert "rnn_ops_benchmarks.gpu.tables" in found[0] and "needs at most 1000 bytes" in found[1]
+    assert "rnn_ops_benchmarks.gpu_report" in found[0] and "needs at most 1000 bytes" in found[1]
 
 
 def test_a_kernel_that_does_not_compile_is_a_finding(monkeypatch, results):
     broken = launches.kernels(launches.record(H100, (3, 5, 7, 61)))[0]._replace(macros=(("PASS", "nothing"),))
     monkeypatch.setattr(launches, "kernels", lambda items: [broken])
-    assert work._compile(work.Work("compile", results, NumPyGpu(), "small", 60, ())) == work.FOUND
+    assert gpu_work._compile(gpu_work.Work("compile", results, NumPyGpu(), "small", 60, ())) == gpu_work.FOUND
     assert "nothing" in results.read(RESULTS, "compile")["failed"][0]

@@ -1,6 +1,6 @@
-"""A run of benchmarks/gpu on the real CuPy: the command, its processes and its own machine, on a stand-in driver.
+"""A run of the benchmark on the real CuPy: the command, its processes and its own GPU, on a stand-in driver.
 
-What only hardware can tell is left out: how fast it is, and what CuPy's own kernels compute.
+Left out is what needs hardware: how fast it is, and what CuPy's own kernels compute.
 """
 import json
 import os
@@ -35,7 +35,7 @@ def environment(tmp_path_factory):
 def test_a_run(environment, tmp_path):
     out = tmp_path / "out"
     process = subprocess.run(
-        [sys.executable, "-m", "rnn_ops_benchmarks.gpu", "--out", str(out), "--machine", "gpu_standin:machine", "--sizes",
+        [sys.executable, "-m", "rnn_ops_benchmarks", "--device", "cuda", "--out", str(out), "--gpu", "gpu_standin:gpu", "--sizes",
          "small", "--only", "first", "tutorial", "microbench", "occupancy", "training"], env=environment, cwd=tmp_path,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.returncode == 1, process.stdout

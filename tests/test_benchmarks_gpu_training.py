@@ -8,9 +8,8 @@ import pytest
 from rnn_ops.backends import cpu
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.selftest import checks
-from rnn_ops_benchmarks.gpu import folder, tables, training
-from rnn_ops_benchmarks.gpu import work as gpu_work
-from rnn_ops_benchmarks.gpu.rehearsal import made_up
+from rnn_ops_benchmarks import folder, gpu_report, gpu_training, gpu_work
+from rnn_ops_benchmarks.rehearsal import made_up
 from rnn_ops_timemachine import data, parameters, text
 from emulated_gpu import EmulatedGpu
 from test_timemachine_cuda import WORDS, descend
@@ -21,22 +20,22 @@ BOOK = text.Text("words", WORDS * 3, "here", "")
 # --- what is measured
 
 def measure(gpu, epochs=4):
-    return training.measure(gpu, BOOK, epochs, T=5, B=3, H=19)
+    return gpu_training.measure(gpu, BOOK, epochs, T=5, B=3, H=19)
 
 
 @pytest.mark.slow
 def test_measure():
     gpu, shown = EmulatedGpu(), []
-    found = training.measure(gpu, BOOK, 4, lambda *what: shown.append(what), T=5, B=3, H=19)
+    found = gpu_training.measure(gpu, BOOK, 4, lambda *what: shown.append(what), T=5, B=3, H=19)
     assert found["failed"] == [] and gpu.recordings == 1
-    assert [(way["way"], way["status"]) for way in found["ways"]] == [(training.LAUNCHES, "ok"), (training.GRAPH, "ok")]
+    assert [(way["way"], way["status"]) for way in found["ways"]] == [(gpu_training.LAUNCHES, "ok"), (gpu_training.GRAPH, "ok")]
     batches = (len(BOOK.characters) - 1) // 15
     assert found["batches"] == batches and found["V"] == len(set(WORDS))
     assert all(way["error"] < 1e-5 for way in found["ways"])
     assert found["tokens_per_second"] == pytest.approx(4 * batches * 15 / found["seconds"])
     assert len(found["losses"]) == 4 and found["losses"][-1] < found["losses"][0]
     assert shown == [(4, pytest.approx(found["losses"][-1], rel=1e-6))]
-    assert len(found["sample"]) == len(training._PROMPT) + training._LENGTH and 0 <= found["known_words"] <= 1
+    assert len(found["sample"]) == len(gpu_training._PROMPT) + gpu_training._LENGTH and 0 <= found["known_words"] <= 1
     json.dumps(found)
 
 
@@ -63,7 +62,7 @@ def test_what_is_wrong_is_told(defect, sentence):
     if defect == "other bits":
         assert len(found["failed"]) == 1 and "losses and parameters differ between two runs" in found["failed"][0]
     if defect == "cannot record":
-        assert found["way"] == training.LAUNCHES and "seconds" in found
+        assert found["way"] == gpu_training.LAUNCHES and "seconds" in found
     if defect == "diverges":
         assert "seconds" not in found
     json.dumps(found)
@@ -87,16 +86,16 @@ def result():
 @pytest.mark.slow
 def test_table():
     its = result()
-    lines = tables.markdown(its).splitlines()
+    lines = gpu_report.markdown(its).splitlines()
     begins = next(number for number, line in enumerate(lines) if line.startswith("**Training**"))
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[begins:] if line.startswith("|")]
-    assert [row[0] for row in table] == [
-        "launched", ":--", training.LAUNCHES, training.GRAPH, f"**4 epochs, {its['training']['way']}**"]
+    assert [row[0] for row in table[:5]] == [
+        "launched", ":--", gpu_training.LAUNCHES, gpu_training.GRAPH, f"**4 epochs, {its['training']['way']}**"]
     assert table[2][1] == f"{its['training']['ways'][0]['tokens_per_second']:,.0f}"
     assert any(line.startswith("**Training**, words, T×B×V×H = 5×3×") for line in lines)
-    its["training"]["ways"][1] = {"way": training.GRAPH, "status": "failed", "reason": "a | b"}
-    assert r"failed: a \| b" in tables.markdown(its)
-    assert "Training" not in tables.markdown(dict(its, training=None))
+    its["training"]["ways"][1] = {"way": gpu_training.GRAPH, "status": "failed", "reason": "a | b"}
+    assert r"failed: a \| b" in gpu_report.markdown(its)
+    assert "Training" not in gpu_report.markdown(dict(its, training=None))
 
 
 @pytest.mark.slow
@@ -107,9 +106,9 @@ def test_the_books_first_epochs_are_those_of_rnn_ops_train(book):
 
     gpu = EmulatedGpu()
     gpu.launcher = types.SimpleNamespace(forward=without_variant(cpu.forward), backward=without_variant(cpu.backward))
-    found = training.measure(gpu, book, epochs=2)
+    found = gpu_training.measure(gpu, book, epochs=2)
     assert found["failed"] == [] and (found["T"], found["B"], found["V"], found["H"]) == (64, 32, 77, 256)
-    assert max(way["error"] for way in found["ways"]) < training.BOUND / 3
+    assert max(way["error"] for way in found["ways"]) < gpu_training.BOUND / 3
     assert found["losses"] == pytest.approx([3.3658, 3.0317], abs=6e-5)
 
 
@@ -156,4 +155,4 @@ def test_a_text_that_cannot_be_had_is_a_sentence(work, monkeypatch):
 def test_a_text_that_is_not_the_book_is_told(work, monkeypatch):
     monkeypatch.setattr(text, "load", lambda name: BOOK._replace(notice="the book is not here"))
     _, its = work(EmulatedGpu())
-    assert "NOT THE BOOK: the book is not here" in tables.headline("training", its)
+    assert "NOT THE BOOK: the book is not here" in gpu_report.headline("training", its)

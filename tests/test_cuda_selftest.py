@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 from cuda_host import Emulator
-from gpu_machines import H100, Defective
+from defective_gpus import H100, Defective
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher

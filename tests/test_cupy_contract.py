@@ -1,4 +1,4 @@
-"""Every line that uses CuPy, held against the CuPy that is installed: what it names exists and takes what it is given.
+"""Every line that uses CuPy, compared with the CuPy that is installed: each name exists and takes the arguments it is given.
 
 The sources are read, not run, so that no line is left out: names are followed from the imports, calls are bound to
 signatures. Cython's functions have theirs in their documentation. Lines up to the driver are run by test_cuda_standin.py.
@@ -15,7 +15,7 @@ import pytest
 
 cupy = pytest.importorskip("cupy", exc_type=ImportError)
 
-PACKAGES = "rnn_ops.backends.cuda", "rnn_ops_benchmarks.gpu"
+PACKAGES = "rnn_ops.backends.cuda", "rnn_ops_timemachine", "rnn_ops_benchmarks"
 INSTANCES = {  # what functions return, by their names
     "cupy.cuda.get_current_stream": "cupy.cuda.Stream", "cupy.RawModule.get_function": "cupy.RawKernel",
     "cupy.RawKernel.kernel": "cupy.cuda.Function", "cupy.get_default_memory_pool": "cupy.cuda.MemoryPool",
@@ -33,7 +33,7 @@ def sources():
         for path in sorted(glob.glob(os.path.join(folder, "*.py"))):
             with open(path, encoding="utf-8") as file:
                 text = file.read()
-            if re.search(r"\bimport cupy|\bfrom cupy|\bxp = ", text):
+            if re.search(r"\bimport cupy|\bfrom cupy|\bxp(,.*)? = ", text):
                 yield os.path.basename(path), text
 
 

@@ -10,8 +10,8 @@ import pytest
 import rnn_ops
 
 WITHOUT_MXNET = ["rnn_ops", "rnn_ops.backends", "rnn_ops.backends.cpu", "rnn_ops.backends.cuda",
-                 "rnn_ops.backends.cuda.compiler", "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.gpu", "rnn_ops_benchmarks.gpu.__main__",
-                 "rnn_ops_benchmarks.gpu.training", "rnn_ops_benchmarks.gpu.providers", "rnn_ops_benchmarks.gpu.timing",
+                 "rnn_ops.backends.cuda.compiler", "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.cli",
+                 "rnn_ops_benchmarks.gpu_training", "rnn_ops_benchmarks.rehearsal", "rnn_ops_benchmarks.machine_code.report",
                  "rnn_ops.backends.cuda.cupy_gpu", "rnn_ops.backends.cuda.numpy_gpu", "rnn_ops.backends.cuda.selftest.checks",
                  "rnn_ops.exactness"]
 LENDS = "bool" not in vars(numpy)  # NumPy has to be changed for the import of MXNet

@@ -1,4 +1,4 @@
-"""Machines for the tests of benchmarks/gpu: any one thing wrong with NumPy's; processes that the tests start have them too."""
+"""GPUs for tests of the benchmark, that compute in NumPy with any one thing wrong; processes that the tests start have them too."""
 import os
 import signal
 import sys
@@ -7,7 +7,7 @@ import time
 import numpy as np
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
-from rnn_ops_benchmarks.gpu.work import LeftOut
+from rnn_ops_benchmarks.gpu_work import LeftOut
 
 H100 = variants.known_device(90, 132)
 
@@ -96,10 +96,10 @@ def no_gpu():
 
 
 def two():
-    machine = Defective()
-    facts = machine.describe()
-    machine.describe = lambda: dict(facts, name="two of them", devices=2)
-    return machine
+    gpu = Defective()
+    facts = gpu.describe()
+    gpu.describe = lambda: dict(facts, name="two of them", devices=2)
+    return gpu
 
 
 class _Cluster(Defective):
@@ -122,7 +122,7 @@ class _Hanging(_Cluster):
 
 
 class _Lost(_Cluster):
-    """A kernel hangs and the machine notices: the process has to end."""
+    """A kernel hangs and the host notices: the process has to end."""
 
     def happen(self):
         raise TimeoutError("the GPU has not finished within 20 s: a kernel hangs")
@@ -133,7 +133,7 @@ class _Gone(_Cluster):
 
     def __init__(self):
         super().__init__()
-        self.file = os.path.join(os.environ["GPU_MACHINES"], "gone")
+        self.file = os.path.join(os.environ["DEFECTIVE_GPUS"], "gone")
 
     def happen(self):
         with open(self.file, "w", encoding="utf-8"):
