@@ -75,7 +75,7 @@ def parts(architecture):
         Part("check", "every shape, variant and option against float64", 90, 400, True),
         Part("grid", "all shapes, timed beside cuDNN", 120, 600, True),
         Part("repeats", "the same bits in 1,000 runs", 30, 120, True),
-        Part("mxnet", "the operators on MXNet's GPU arrays and mx.nd.RNN (cuDNN), timed", 40, 200, resumes=True),
+        Part("mxnet", "on MXNet's GPU arrays: operators, mx.nd.RNN", 40, 200, resumes=True),
         Part("jax", "jax.lax.scan under jit at the tutorial's shape", 40, 120),
         Part("sanitizer", "a few kernels under compute-sanitizer", 120, 200),
         Part("variants", "every variant at the quick shapes", 150, 600, True)]
