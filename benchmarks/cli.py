@@ -26,7 +26,7 @@ _NOT_USED = {"profile": [*_OPTIONS, "providers"], "ladder": [name for name in (*
              "result": _MEASURES, "grid": ["quick"],
              "report": ["minutes", "out", "only", "rehearse", "architecture", "providers"],
              "rehearse": ["minutes", "out", "only", "providers"]}
-_SHOWN = {report.STAGES: (report.screen, report.results_table, chart.draw),
+_SHOWN = {report.STAGES: (report.screen, report.results_table, lambda *result_and_path: chart.draw(*result_and_path)),
           report.GRID: (grid.screen, grid.results_table, heatmap.draw_grid),
           report.GPU: (gpu_report.markdown, gpu_report.markdown, heatmap.draw_gpu)}  # of each kind: screen, README, picture
 

@@ -672,9 +672,9 @@ def test_geometric_means():
     assert grid.geometric_mean([4.0]) == pytest.approx(4) and grid.geometric_mean([1.0, 4.0, 0.25, 16.0]) == pytest.approx(2)
 
 
-def test_the_cells_of_a_grid(grid_result):
-    found = grid.cells(grid_result["rows"])
-    assert {direction: [(cell.sizes, cell.input, cell.peer and cell.peer["provider"]) for cell in its]
+def test_the_comparisons_of_a_grid(grid_result):
+    found = grid.comparisons(grid_result["rows"])
+    assert {direction: [(one.sizes, one.input, one.peer and one.peer["provider"]) for one in its]
             for direction, its in found.items()} == {
         "forward": [(sizes, kind, "jax.lax.scan") for sizes in ("3×2×5×4", "30×2×5×4") for kind in ("dense", "tokens")],
         "forward+backward": [("3×2×5×4", "dense", "jax.lax.scan"), ("3×2×5×4", "tokens", "jax.lax.scan"),
