@@ -2,31 +2,30 @@
 //
 // Computes pass (passes.cuh) for rows blockIdx.y·rows ...; launch (BLOCKS, clusters) × TILE::THREADS; block blockIdx.x has
 // columns blockIdx.x·COLUMNS ..., BLOCKS·COLUMNS = K >= H. A warp finishes its columns of the new state and writes them into the
-// shared memory of every block of the cluster. How a block knows that a state is complete is its EXCHANGE:
+// shared memory of every block of the cluster. The EXCHANGE says how a block knows that a state is complete:
 //
 //   Async     data and signal make one trip: the writes count themselves at an mbarrier of the receiver, one for each tile of
 //             rows and each of the two states. There is no barrier in the loop, and the blocks' warps need not be in step.
-//   Barrier   one cluster barrier a step. It also waits for stores to global memory (MEMBAR), and is here to be compared with.
+//   Barrier   one cluster barrier a step. It also waits for stores to global memory (MEMBAR). It is here for comparison only.
 //
-// Why two states are enough for Async, with no barrier: a warp sends its part of state n + 1 only when it has read all of state
-// n. State n + 2 takes the place of n, and a warp sends it only when it has all of n + 1, so when all have read n. The mbarrier of
-// n is told to expect n + 2 by a thread that has waited for n and has not yet sent its part of n + 1. A block ends when it has
-// all of the last state that is sent, so nothing is on its way to it any more.
+// Why two states are enough for Async without a barrier: a warp sends its part of state n + 1 only after it has read all of state n.
+// State n + 2 overwrites n, and a warp sends it only after it has all of n + 1, hence after all warps have read n. The thread that
+// arms the mbarrier of n for n + 2 has waited for n and has not yet sent its part of n + 1. A block ends when it has all of the last
+// state that is sent, so nothing is on its way to it any more.
 //
-//   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
+//   registers       the block's columns of the matrix, except for the weights that TILE leaves to shared memory
 //   shared memory   mbarriers: 2 a tile of rows, 16 bytes | those weights | states: 2 (this one, next one) × rows × K
 //
-// Cycles a step: K·COLUMNS / 128 multiply-adds a row (128 at K = 256 and 4 blocks), and for what is waited for see
-// benchmarks/NOTES.md.
+// Cycles a step: K·COLUMNS / 128 multiply-adds a row (128 at K = 256 and 4 blocks). For waiting times see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
-// What both exchanges have: the states, and sending 16 bytes to every block. Four lanes have four neighbouring columns, each
-// also in REPLICAS - 1 other lanes; these lanes share the blocks of the cluster.
+// The common part of both exchanges: the states, and sending 16 bytes to every block. Four lanes have four neighbouring columns, and
+// REPLICAS - 1 other lanes have copies of each. All these lanes divide the blocks of the cluster among themselves.
 template <class Tile>
 struct Cluster {
   static constexpr bool FLIES = true;
   static constexpr int STRIDE = Tile::COLUMN_LANES * Tile::REPLICAS;  // lanes between two neighbouring columns
-  static constexpr int SENDERS = 4 * Tile::REPLICAS;                  // of the same 16 bytes
+  static constexpr int SENDERS = 4 * Tile::REPLICAS;                  // lanes that have the same 16 bytes
   static constexpr int SENDS = (BLOCKS + SENDERS - 1) / SENDERS;
   static_assert(Tile::COUNT == 1 && Tile::K_WARPS == 1, "a lane finishes one element");
   static_assert(Tile::COLUMNS * BLOCKS == Tile::K, "the blocks have all columns");
@@ -34,8 +33,8 @@ struct Cluster {
   float* states;
   int owned;             // rows
   int from;              // the lane that has the first of the four columns
-  int sender;            // the number of this lane among those that have them
-  Remote state[SENDS];   // where state 0 of the blocks that this lane sends to has the four columns
+  int sender;            // this lane's number among the senders
+  Remote state[SENDS];   // the four columns of state 0 in each block that this lane sends to
 
   __device__ Cluster(float* states, int rows) : states(states), owned(rows) {
     const int lane = threadIdx.x % 32, element = lane / STRIDE;
@@ -48,10 +47,10 @@ struct Cluster {
   __device__ int first_column() const { return blockIdx.x * Tile::COLUMNS; }
 
  protected:
-  // The block that this lane's send i goes to, if it is one of the cluster's. Not everybody begins with block 0.
+  // The block that send i goes to, if it is one of the cluster. Lanes begin with different blocks.
   __device__ int rank(int i) const { return (sender + i * SENDERS + blockIdx.x) % BLOCKS; }
   __device__ bool sends(int i) const { return sender + i * SENDERS < BLOCKS; }
-  // In floats, from state 0.
+  // Offset in floats from state 0.
   __device__ int place(int n, int r) const { return ((n & 1) * owned + r) * Tile::K; }
   __device__ float4 neighbours(const float* values) const {
     return {lane_value(values[0], from), lane_value(values[0], from + STRIDE), lane_value(values[0], from + 2 * STRIDE),
@@ -62,8 +61,8 @@ struct Cluster {
 template <class Tile>
 struct Async : Cluster<Tile> {
   using Base = Cluster<Tile>;
-  Mbarrier* barriers;            // [tile of rows][whether the state's number is odd]
-  Remote barrier[Base::SENDS];   // the first one, of the blocks that this lane sends to
+  Mbarrier* barriers;            // [tile of rows][1 if the state's number is odd]
+  Remote barrier[Base::SENDS];   // the first one in each block that this lane sends to
 
   __device__ Async(Mbarrier* barriers, float* states, int rows) : Base(states, rows), barriers(barriers) {
 #pragma unroll
@@ -74,11 +73,11 @@ struct Async : Cluster<Tile> {
       mbarrier_init_fence();
 #pragma unroll 1
       for (int r = 0; r < rows; r += Tile::ROWS) {
-        mbarrier_expect(of(0, r), 0);  // state 0 is each block's own work
+        mbarrier_expect(of(0, r), 0);  // each block computes state 0 itself
         mbarrier_expect(of(1, r), SIZE);
       }
     }
-    cluster_barrier();  // a block's shared memory may be written once the block has started
+    cluster_barrier();  // no block writes to another one's shared memory before that block has started
   }
   template <class Pass>
   __device__ void start(const Pass& pass, const Tile&, int first_row, int left, int) const {
@@ -92,7 +91,7 @@ struct Async : Cluster<Tile> {
     return this->states + place;
   }
   __device__ void put(int n, int r, const Tile&, const float* values, bool wanted) const {
-    Remote to[Base::SENDS], signal[Base::SENDS];  // known before the values are
+    Remote to[Base::SENDS], signal[Base::SENDS];  // computed before the values are known
 #pragma unroll
     for (int i = 0; i < Base::SENDS; i++)
       to[i] = kept(this->state[i] + 4 * this->place(n, r)), signal[i] = kept(barrier[i] + 8 * number(n, r));

@@ -2,16 +2,16 @@
 //
 // Computes pass (passes.cuh) for rows blockIdx.y·rows ...; cooperative launch (blocks a group, groups) × TILE::THREADS, so that
 // all blocks run at once; block blockIdx.x has columns blockIdx.x·COLUMNS ..., gridDim.x·COLUMNS >= H. A block writes its part of
-// the new state to global memory (which is L2), the blocks of the group meet, and each copies the whole rows to its own
+// the new state to global memory (which stays in L2) and the blocks of the group meet. Then each block copies whole rows to its own
 // shared memory, the next tile of rows while it works on this one.
 //
 //   states          global, zero before the launch: 2 (this one, next one) × gridDim.y·rows × K
 //   counters        global, zero before the launch: one a group, 32 apart
-//   registers       the block's columns of the matrix, but for what TILE leaves to shared memory
+//   registers       the block's columns of the matrix, except for the weights that TILE leaves to shared memory
 //   shared memory   those weights | partial sums: TILE::PARTIALS | two tiles of rows: 2 × ROWS × K
 //
-// Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
-// is more, and for the way through L2 (stores, counter, poll, first copy) see benchmarks/NOTES.md.
+// Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever is
+// more. For the way through L2 (stores, counter, poll, first copy) see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
 template <class Tile>
@@ -21,7 +21,7 @@ struct Grid {
   float *even, *odd;  // the group's two states
   unsigned* counter;
   float* staged;
-  int offset[Tile::COUNT];  // of the thread's elements in a tile of them
+  int offset[Tile::COUNT];  // of the thread's elements, in a tile of a state
   bool owns[Tile::COUNT];
 
   __device__ Grid(const Tile& tile, float* even, float* odd, unsigned* counter, float* staged)
@@ -51,7 +51,7 @@ struct Grid {
       group_barrier(counter, gridDim.x, n + 1);
       copy(from, r);
     }
-    // The place of the rows after next was read before the last partial sums were met for.
+    // This overwrites rows that all warps have read: they have met since, for their partial sums.
     if (r + Tile::ROWS < end) copy(from + Tile::ROWS * Tile::K, r + Tile::ROWS);
   }
   __device__ const float* rows(int n, int r, int end) const {

@@ -1,32 +1,32 @@
-// The two directions of the recurrence as the same loop: a state s_0, s_1, ... of (B, H), each the last one times a matrix,
-// then a function of one element. Everything here concerns one element; the families move whole rows of them.
+// The two directions of the recurrence as one loop over states s_0, s_1, ... of shape (B, H). Each state is the state before times a
+// matrix, followed by a function of each element. This file computes single elements; the families move whole rows of them.
 //
 // Forward:   s_0 = h0,       s_{n+1}[b,j] = f(Σ_k s_n[b,k]·Whh[k,j] + x_n·Wxh[:,j] + bh[j])               = h_n
 // Backward:  s_0 = da_{T-1}, s_{n+1}[b,j] = (Σ_k s_n[b,k]·Whh[j,k] + dh_t[b,j])·f'                        = da_t,  t = T-2-n,
-//            and at the end  s_T[b,j]     =  Σ_k s_n[b,k]·Whh[j,k]                                        = dh0
+//            and at last     s_T[b,j]     =  Σ_k s_{T-1}[b,k]·Whh[j,k]                                    = dh0
 //
-// f is tanh, f' = 1 - h_t², or relu, f' = 1 where h_t > 0, else 0. Which one is an argument and no template: all threads take
-// the same way, and one kernel serves both.
+// f is tanh with f' = 1 - h_t², or relu with f' = 1 if h_t > 0, else 0. The activation is an argument and not a template parameter:
+// all threads take the same branch, and one kernel serves both.
 //
 // All arrays are C-contiguous; T steps, B rows, I input width, H hidden units. Both directions take T steps, n = 0 ... T-1.
-// A step's row b is read from and written to one row of a (T·B, H) array, its line. A pass offers, in the order in which a step
-// needs it, long before the sum is there:
+// A step reads and writes row b in one row of a (T·B, H) array, its line. A pass has these members, in the order in which a step uses
+// them. Most are called long before the sum is known.
 //   weights(k, j, four)     four[c]: the matrix at (k ... k + 3, j + c), 0 beyond H; float32 only
-//   start(b, j)             s_0, which STARTS_STORED says whether to store
-//   column(j)               what is known of a column: where it begins in each array, its bias
-//   line(m, b)              of row b of step n, m = n·B; of step -1 for s_0
-//   token(line)             where the token is, null where there are none
-//   place(column, token, line)    where what the step adds to the sum is
-//   read(when, place, term)       reads it, where `when`
-//   addend(column, term)          the same, ready: whatever can be computed without the sum
+//   start(b, j)             s_0; STARTS_STORED: whether it is stored like the other states
+//   column(j)               the addresses where a column begins in each array, and its bias
+//   line(m, b)              the line of row b of step n, m = n·B; of step -1 for s_0
+//   token(line)             the address of the token, null with dense input
+//   place(column, token, line)    the address of the term, the value that the step adds to the sum
+//   read(when, place, term)       reads the term if `when`
+//   addend(column, term)          the term after all computation that does not need the sum
 //   finish(sum, addend)           s_{n+1}
-//   store(when, column, line, value)    stores it, where `when`
+//   store(when, column, line, value)    stores it if `when`
 #pragma once
 
 #include "../codes.h"
 #include "primitives.cuh"
 
-// Where the element of a line of a (lines, H) array is, in the column that begins at `column`. Nothing need be there.
+// The address of an element of a (lines, H) array, from its line and the address where its column begins. It may be invalid.
 template <class Real, class Line>
 __device__ inline Real* element(Real* column, Line line, int H) {
   const long long bytes = wide_product(line, static_cast<int>(H * sizeof(Real)));
@@ -58,8 +58,8 @@ __device__ inline void load_square(const float* W, int H, int k, int j, float4* 
                          : float4{square[0][c], square[1][c], square[2][c], square[3][c]};
 }
 
-// Inputs: tokens (T, B) with table Wxh (I, H), or, where tokens is null, x·Wxh already in h, a table with a row for each line,
-// where each element is read before its state is written over it. A token outside [0, I) makes NaN; nothing outside is read.
+// With tokens (T, B), the term is a row of the table Wxh (I, H). A token outside [0, I) gives NaN, and nothing outside is read.
+// Without tokens, h holds x·Wxh on entry: a table with a row for each line. Each element is read before its state overwrites it.
 template <class Real>
 struct Forward {
   const int* tokens;
@@ -98,13 +98,13 @@ struct Forward {
     return {known, element(column.table, tokens ? token : line, H)};
   }
   __device__ void read(bool when, const Place& place, Term& term) const {
-    if (!place.known) term = static_cast<Real>(nanf(""));  // 0 / 0 would be a division
+    if (!place.known) term = static_cast<Real>(nanf(""));  // not 0 / 0, which would be a division
     load_when(when && place.known, place.term, term);
   }
   __device__ Addend addend(const Column& column, Term term) const { return term + column.bias; }
   __device__ Real finish(Real sum, Addend addend) const {
     const Real a = sum + addend, positive = a < 0 ? 0 : a;  // NaN stays NaN
-    const Real bounded = tanh(a);  // in any case: a branch here would cost every step more
+    const Real bounded = tanh(a);  // also for relu: a branch would cost more at every step
     return activation == RNN_TANH ? bounded : positive;
   }
   template <class Line>
@@ -113,8 +113,8 @@ struct Forward {
   }
 };
 
-// dh: the gradient that arrives at every state, dh_last: the one at the last state besides; either may be null.
-// dh0 may be null. h and dh are read once, da, the gradient of f's argument, written once.
+// dh: the gradient of every state, dh_last: the additional gradient of the last state. Each may be null, and so may dh0. h and dh are
+// read once; da, the gradient of f's argument, is written once.
 template <class Real>
 struct Backward {
   const Real* Whh;    // (H, H)
@@ -146,14 +146,14 @@ struct Backward {
   struct Column {
     const Real *h, *dh;
     Real *da, *dh0;
-    int lowest;  // line that is stored
+    int lowest;  // the lowest line that is stored
     __device__ Column kept_in_registers() const { return {kept(h), kept(dh), kept(da), kept(dh0), kept(lowest)}; }
   };
   __device__ Column column(int j) const {
-    // Those of dh0 are the lines below 0.
+    // Lines below 0 belong to dh0.
     return {h + j, dh ? dh + j : dh, da + j, element(dh0, static_cast<long long>(B), H) + j, dh0 ? -B : 0};
   }
-  // Of da_{T-2-n}, and below 0 for dh0.
+  // The line of da_{T-2-n}; below 0 for dh0.
   template <class Line>
   __device__ Line line(Line m, int b) const { return static_cast<Line>(T - 2) * B - m + b; }
   template <class Line>
@@ -167,7 +167,7 @@ struct Backward {
     return {line >= 0, line >= 0 && column.dh, element(column.h, line, H), element(column.dh, line, H)};
   }
   __device__ void read(bool when, const Place& place, Term& term) const {
-    if (!place.inside) term.h = activation == RNN_RELU, term.dh = 0;  // f' = 1, for dh0
+    if (!place.inside) term.h = activation == RNN_RELU, term.dh = 0;  // dh0: f' = 1
     load_when(when && place.inside, place.h, term.h);
     load_when(when && place.given, place.dh, term.dh);
   }
@@ -179,7 +179,7 @@ struct Backward {
   }
   __device__ Real finish(Real sum, Addend addend) const {
     const Real gradient = (sum + addend.dh) * addend.derivative;
-    return activation == RNN_RELU && addend.derivative == 0 ? 0 : gradient;  // also where the gradient is not finite
+    return activation == RNN_RELU && addend.derivative == 0 ? 0 : gradient;  // 0 even if the gradient is not finite
   }
   template <class Line>
   __device__ void store(bool when, const Column& column, Line line, Real value) const {

@@ -1,8 +1,8 @@
-// How threads meet: every barrier, cluster, shuffle and access to memory that other threads or blocks write. And what else
-// takes PTX: predicated loads and stores, a wide product, a value that stays in its register.
+// How threads meet: every barrier, cluster, shuffle and access to memory that other threads or blocks write. Also everything else that
+// needs PTX: predicated loads and stores, a wide product, a value pinned in its register.
 //
-// The only file of the kernels that knows PTX and the hardware's rules; tests/cuda_host has a twin of it that runs on a CPU
-// and checks that the rules are kept. No header is included: NVRTC has what is needed built in.
+// No other file of the kernels contains PTX or depends on the hardware's rules. tests/cuda_host has a twin of this file that runs on a
+// CPU and checks that kernels keep the rules. This file includes nothing: NVRTC has the CUDA functions built in.
 #pragma once
 
 // The block's dynamic shared memory, 16-byte aligned.
@@ -11,7 +11,7 @@ __device__ inline float* shared_memory() {
   return reinterpret_cast<float*>(memory);
 }
 
-// The same value, in a register from here on: the compiler does not know what it is, and cannot work it out anew where it is used.
+// The same value, pinned in a register. The compiler cannot see through this, so it cannot compute the value anew where it is used.
 __device__ inline int kept(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -22,7 +22,7 @@ __device__ inline Value* kept(Value* pointer) {
   return pointer;
 }
 
-// value = *from (in global memory) where `when`: no branch, and nothing is waited for before the value is used.
+// value = *from (in global memory) if `when`, without a branch. Nothing waits for the load before the value is used.
 template <class Value>
 __device__ inline void load_when(bool when, const Value* from, Value& value) {
   if (when) value = *from;
@@ -36,7 +36,7 @@ __device__ inline void load_when(bool when, const int* from, int& value) {
                : "+r"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
 }
 
-// *to = value (in global memory) where `when`: no branch.
+// *to = value (in global memory) if `when`, without a branch.
 template <class Value>
 __device__ inline void store_when(bool when, Value* to, Value value) {
   if (when) *to = value;
@@ -68,20 +68,20 @@ __device__ inline float lane_value(float value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
 
-// One bit a lane: those whose `predicate` holds. All 32 lanes call it together.
+// One bit for each lane, set if the lane's `predicate` holds. All 32 lanes call it together.
 __device__ inline unsigned ballot(bool predicate) {
   return __ballot_sync(0xffffffffu, predicate);
 }
 
 // ---- a block
 
-// All threads of the block wait for one another; what each wrote before, all see after.
+// All threads of the block wait for one another. Everything written before it is visible to all of them after it.
 __device__ inline void block_barrier() {
   __syncthreads();
 }
 
-// Copies 16 bytes from global to shared memory in the background, past the L1 cache, which may hold an old copy of what other
-// blocks have written since. Both addresses are multiples of 16. Before sm_80 the copy is made at once.
+// Copies 16 bytes from global to shared memory in the background, past the L1 cache, which may be older than another block's writes.
+// Both addresses are multiples of 16. Before sm_80 the copy is immediate.
 __device__ inline void copy_start(float4* shared, const float4* global) {
 #if __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -98,7 +98,7 @@ __device__ inline void copy_close_batch() {
 #endif
 }
 
-// This thread waits until no more than OPEN of its batches are on their way. Other threads see its copies after a barrier.
+// This thread waits until at most OPEN of its batches are unfinished. Other threads see its copies after a barrier.
 template <int OPEN>
 __device__ inline void copy_wait() {
 #if __CUDA_ARCH__ >= 800
@@ -108,14 +108,14 @@ __device__ inline void copy_wait() {
 
 // ---- a cluster of blocks (sm_90): the blocks of one blockIdx.y, numbered by blockIdx.x
 
-// All threads of all blocks of the cluster wait for one another; what each wrote before, all see after.
+// All threads of all blocks of the cluster wait for one another. Everything written before it is visible to all of them after it.
 __device__ inline void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 
-// A place in the shared memory of a block of the cluster.
+// An address in the shared memory of a block of the cluster.
 struct Remote {
   unsigned address;
 };
@@ -124,7 +124,7 @@ __device__ inline Remote kept(Remote place) { return {static_cast<unsigned>(kept
 
 __device__ inline unsigned shared_address(const void* local) { return static_cast<unsigned>(__cvta_generic_to_shared(local)); }
 
-// Where block `rank` has what is at `local` in this block. The block must have started and not ended when it is used.
+// The address in block `rank` that corresponds to `local` in this block. It may be used after that block has started and before it ends.
 __device__ inline Remote remote(const void* local, int rank) {
   Remote place = {};
 #if __CUDA_ARCH__ >= 900
@@ -141,7 +141,7 @@ __device__ inline void store_to_block(Remote to, float4 values) {
 #endif
 }
 
-// An mbarrier in shared memory, in phases: one ends when the bytes that mbarrier_expect has named have been stored.
+// An mbarrier in shared memory. It has phases: a phase ends when as many bytes have been stored as mbarrier_expect has announced.
 using Mbarrier = unsigned long long;
 
 // By one thread. mbarrier_init_fence and then a cluster_barrier let other threads and blocks use it.
@@ -165,8 +165,8 @@ __device__ inline void mbarrier_expect(Mbarrier* barrier, int bytes) {
 #endif
 }
 
-// Waits until the phase has ended whose number, counted from 0, has this parity. What was stored in it is then seen. (To acquire
-// for the scope of the cluster would throw away L1 at every step, which shared memory does not need.)
+// Waits until the phase with this parity has ended; phases count from 0. Its stores are then visible. (Acquiring for the scope of the
+// cluster would invalidate L1 at every step. Shared memory does not need that.)
 __device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -178,8 +178,8 @@ __device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
 #endif
 }
 
-// Stores 16 bytes and tells an mbarrier of the same block that they have come: one trip, some time later, in no order. Nothing
-// is stored where not `when`.
+// If `when`, stores 16 bytes some time later and counts them at an mbarrier of the same block, in one trip. Several stores may arrive in
+// any order.
 __device__ inline void store_async(bool when, Remote to, Remote barrier, float4 values) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -192,8 +192,8 @@ __device__ inline void store_async(bool when, Remote to, Remote barrier, float4 
 
 // ---- a group of blocks of a cooperative launch
 
-// All threads of the `blocks` blocks that share `counter` wait for one another; what each wrote before, all see after (what is
-// read through L1 may be old: see copy_start). `counter` is 0 before the launch; `round` counts the calls from 1.
+// All threads of the `blocks` blocks that share `counter` wait for one another. Everything written before it is visible to all of them
+// after it, except through L1 (see copy_start). `counter` is 0 before the launch; `round` counts the calls from 1.
 __device__ inline void group_barrier(unsigned* counter, unsigned blocks, unsigned round) {
   block_barrier();
   if (threadIdx.x == 0) {

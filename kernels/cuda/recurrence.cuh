@@ -1,23 +1,23 @@
 // The loop that the resident, cluster and grid families share: one block's rows and columns through all steps.
 //
 // The block owns `rows` rows of the batch from first_row on (in tiles of ROWS), and COLUMNS columns of the state from
-// first_column on. A step is, for each tile of rows: wait for the tile's state, multiply (tile.cuh), finish the thread's elements
-// of the new state (passes.cuh) and put them where all blocks that own the same rows will look for them. Where that is and how
-// they wait is the family's Exchange, which counts rows from the block's first, r = 0, ROWS, 2·ROWS ...:
-//   first_column()             this block's
-//   start(pass, ...)           the elements of state 0 are put
-//   fetch(n, r, end)           rows(n, r, end) comes soon; r = 0: state n has been put, and is met for
-//   rows(n, r, end)            ROWS rows of state n from r on, (ROWS, K) in shared memory, once they are there
-//   put(n, r, tile, values, wanted)    the thread's elements of these rows of state n, as Tile numbers them; nobody will look for
-//                              the last state, which is not wanted
+// first_column on. For each tile of rows, a step waits for the tile's state, multiplies (tile.cuh), finishes the thread's elements of
+// the new state (passes.cuh) and puts them where all blocks that own the same rows will read them. The family's Exchange says where
+// that is and how the blocks wait. It counts rows from the block's first one, r = 0, ROWS, 2·ROWS ...:
+//   first_column()             of this block
+//   start(pass, ...)           puts the elements of state 0
+//   fetch(n, r, end)           announces rows(n, r, end); with r = 0, all of state n has been put, and the blocks meet
+//   rows(n, r, end)            waits for ROWS rows of state n from r on and returns them, (ROWS, K) in shared memory
+//   put(n, r, tile, values, wanted)    puts the thread's elements of these rows of state n, as Tile numbers them. The last state is
+//                              not wanted: no block reads it.
 //
 //   FLIES                      whether time passes between the last put and the arrival of a state
 //
-// What lies between the arrival of a state and the last put is what a step takes: the multiply-adds, the tree and f. The rest
-// (`prepare`) is done while the new state is on its way or, where nothing flies, in the gaps that multiplying leaves: a state is
-// stored to global memory, and the place of what the next tiles add to their sums is worked out. That is read at the start of a
-// tile for the one after it, tokens for the one after that, so that nobody waits for it. What does not change from step to step is
-// kept in registers (`kept`): left to itself, the compiler works it out at every step.
+// The time of a step lies between the arrival of a state and the last put: the multiply-adds, the tree and f. The rest (`prepare`)
+// happens while the new state is on its way or, if nothing flies, in the gaps between multiply-adds: it stores a state to global
+// memory and computes the addresses of the next terms. A term is read one tile ahead and a token two tiles ahead, so that no thread
+// waits for them. Values that do not change from step to step are pinned in registers (`kept`), since the compiler would otherwise
+// compute them anew at every step.
 #pragma once
 
 #include "passes.cuh"
@@ -32,7 +32,7 @@ struct Position {
   }
 };
 
-// State 0 of all columns into shared memory, (owned, K), by the block for itself.
+// Writes state 0 of all columns into shared memory, (owned, K). Each block does it for itself.
 template <class Tile, class Pass>
 __device__ void put_start(const Pass& pass, float* state, int owned, int first_row, int left) {
   for (int i = threadIdx.x; i < owned * Tile::K; i += Tile::THREADS) {
@@ -47,8 +47,8 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   const int left = pass.B - first_row < rows ? pass.B - first_row : rows;  // rows of the batch that the block has
   const int steps = kept(pass.T), B = kept(pass.B), end = kept((left + ROWS - 1) / ROWS * ROWS);
 
-  // The thread's elements: row of the batch in the first tile, column, and below which r they are the thread's own. Elsewhere the
-  // state is 0: beyond H, where it must be, and in rows that nobody looks at.
+  // The thread's elements: row of the batch in the first tile, column, and the r below which the element is the thread's own. Elsewhere
+  // the state is 0: beyond H, where it has to be, and in rows that do not exist.
   int row[COUNT], below[COUNT];
   typename Pass::Column column[COUNT];
 #pragma unroll
@@ -63,7 +63,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   int token[COUNT] = {};
   typename Pass::Term term[COUNT] = {};
   typename Pass::Addend addend[COUNT] = {};
-  // What is read at the start of the next step: where the term of the tile after that is, and the token of the one after.
+  // Reads at the start of the next tile: the address of the term of the tile after it, and of the token of the tile after that.
   typename Pass::Place place[COUNT] = {};
   const int* token_place[COUNT] = {};
   bool read_term[COUNT] = {}, read_token[COUNT] = {};
@@ -118,7 +118,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   exchange.fetch(0, 0, end);
 
   float values[COUNT] = {};
-  Position done = {0, 0, end};  // nobody's
+  Position done = {0, 0, end};  // no tile
   if constexpr (Exchange::FLIES) prepare(done, values);
 #pragma unroll 1
   while (at.n < steps) {

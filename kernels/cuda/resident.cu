@@ -1,11 +1,11 @@
-// resident: one block does everything for its rows of the batch, with all of the matrix in its registers and shared memory.
+// resident: one block does everything for its rows of the batch, and has the whole matrix in its registers and shared memory.
 //
 // Computes pass (passes.cuh) for rows blockIdx.y·rows ...; launch (1, blocks) × TILE::THREADS. TILE::COLUMNS = TILE::K >= H.
 //
-//   registers       the matrix, but for what TILE leaves to shared memory
+//   registers       the matrix, except for the weights that TILE leaves to shared memory
 //   shared memory   those weights | states: 2 (this one, next one) × rows × K
 //
-// Cycles a step: K² / 128 multiply-adds a row, and for what is waited for see benchmarks/NOTES.md.
+// Cycles a step: K² / 128 multiply-adds a row. For waiting times see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
 template <class Tile>

@@ -1,7 +1,7 @@
 // stepwise: one launch a step after cuBLAS has multiplied the state with the matrix. Any shape, any GPU, float32 and float64.
 //
-// Element i of (B, H) is thread i's. sums (B, H): the product of state n with the matrix; null for the start, which has none.
-// Stores state n + 1, or for the start state 0. Bound by memory: some 5 values read and written an element, and the launch.
+// Thread i computes element i of (B, H). sums (B, H): the product of state n with the matrix, or null for the start. Stores state
+// n + 1, or state 0 for the start. Limited by memory (some 5 values an element are read and written) and by the launch.
 #include "passes.cuh"
 
 // Macros: NAME, PASS, REAL.

@@ -1,20 +1,19 @@
 // The product of one step: ROWS rows of the state, in shared memory, times COLUMNS columns of the matrix, kept on the chip.
 //
-// The matrix is (K, COLUMNS), zero beyond H. A warp is 32 / K_LANES lanes along the columns times K_LANES lanes along k; a lane
-// owns 4 neighbouring columns, and of its warp's k's every K_LANES-th group of 4. So one 16-byte read of the state feeds 16
-// multiply-adds a row. The lanes that read the same 16 bytes are neighbours, which shared memory serves together; the others
-// read neighbouring groups: no bank conflict. COLUMN_WARPS warps stand side by side along the columns, and K_WARPS such rows of
-// warps share the k's.
+// The matrix is (K, COLUMNS), zero beyond H. A warp is 32 / K_LANES lanes along the columns times K_LANES lanes along k. A lane owns
+// 4 neighbouring columns, and every K_LANES-th group of 4 among its warp's k's. So one 16-byte read of the state feeds 16 multiply-adds
+// a row. Neighbouring lanes read the same 16 bytes, which shared memory serves together; the other lanes read neighbouring groups, so
+// there is no bank conflict. COLUMN_WARPS warps stand side by side along the columns, and K_WARPS such rows of warps share the k's.
 //
-//   registers       16 weights for each of the lane's CHUNKS chunks (4·K_LANES·K_WARPS k's each), but for the last IN_SHARED
-//   shared memory   the weights of those, 16 bytes a lane and column, in the order of the threads: no bank conflict
+//   registers       16 weights for each of the lane's CHUNKS chunks (4·K_LANES·K_WARPS k's each), except for the last IN_SHARED chunks
+//   shared memory   the weights of the last IN_SHARED chunks, 16 bytes a lane and column, in the order of the threads: no bank conflict
 //
-// Each lane adds up its k's in order, then the lanes of a column add up theirs in a tree, then the warps in order: always the
-// same order.
+// Each lane sums its k's in order, then the lanes of a column add their sums in a tree, then the warps in order. The order is always
+// the same.
 //
-// An element of the product is finished by one thread. Where a warp has all of k (K_WARPS = 1), that is a lane of it, and the
-// sum never leaves the registers: after the tree, REPLICAS lanes have the same element; the first of them is its owner. Else the
-// warps' sums go through shared memory, and the block's threads share the elements.
+// One thread finishes each element of the product. If a warp has all of k (K_WARPS = 1), this thread is one of its lanes, and the sum
+// never leaves the registers: after the tree, REPLICAS lanes have the same element, and the first of them owns it. Otherwise the
+// warps' sums go through shared memory, and the block's threads divide the elements among themselves.
 #pragma once
 
 #include "primitives.cuh"
@@ -30,7 +29,7 @@ struct Tile {
   static constexpr int IN_REGISTERS = CHUNKS - IN_SHARED;
   static constexpr int SHARED_WEIGHTS = IN_SHARED * 16 * THREADS;                   // floats
   static constexpr int PARTIALS = K_WARPS > 1 ? K_WARPS * ROWS * COLUMNS : 0;  // floats
-  static constexpr int SUMS = 4 * ROWS;  // of a lane, before the tree
+  static constexpr int SUMS = 4 * ROWS;  // sums of a lane, before the tree
   static constexpr int REPLICAS = SUMS < K_LANES ? K_LANES / SUMS : 1;
   static constexpr int ABREAST = THREADS / COLUMNS;  // rows that the block's threads finish at a time
   // Elements that a thread finishes.
@@ -44,7 +43,7 @@ struct Tile {
   float* partials;                       // (K_WARPS, ROWS, COLUMNS)
   int lane;
 
-  // Reads the weights of columns first_column ... of this block. `memory`: SHARED_WEIGHTS + PARTIALS floats.
+  // Reads this block's weights, from column first_column on. `memory`: SHARED_WEIGHTS + PARTIALS floats of shared memory.
   template <class Pass>
   __device__ void load(const Pass& pass, int first_column, float* memory) {
     in_shared = reinterpret_cast<float4*>(memory) + threadIdx.x;
@@ -62,7 +61,7 @@ struct Tile {
     }
   }
 
-  // Row and column, in the tile, of the thread's element i, and whether the thread is its owner.
+  // Row and column in the tile of the thread's element i, and whether the thread owns it.
   __device__ static int row(int i) {
     return K_WARPS > 1 ? threadIdx.x / COLUMNS + i * ABREAST : (first_sum() + i) / 4;
   }
@@ -73,11 +72,11 @@ struct Tile {
     return K_WARPS > 1 ? row(i) < ROWS : threadIdx.x % 32 / COLUMN_LANES % REPLICAS == 0;
   }
 
-  // product: the thread's elements of (ROWS, K) · (K, COLUMNS). state: (ROWS, K) in shared memory. Where K_WARPS > 1, all threads
-  // of the block call it, with a barrier between two calls.
+  // product: the thread's elements of (ROWS, K) · (K, COLUMNS). state: (ROWS, K) in shared memory. If K_WARPS > 1, all threads of the
+  // block call it together, with a barrier between two calls.
   __device__ void multiply(const float* state, float (&product)[COUNT]) const {
     float sums[SUMS] = {};
-    // Each chunk from shared memory is on its way while some from registers are multiplied.
+    // Each chunk is read from shared memory while chunks in registers are multiplied.
     constexpr int GROUPS = IN_SHARED > 0 ? IN_SHARED : 1, OF_GROUP = (IN_REGISTERS + GROUPS - 1) / GROUPS;
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
@@ -129,7 +128,7 @@ struct Tile {
   // The lane's first k of chunk i.
   __device__ static int k(int i) { return ((k_warp() * CHUNKS + i) * K_LANES + threadIdx.x % 32 / COLUMN_LANES) * 4; }
 
-  // Adds the products of 4 k's of each row with those of the lane's columns.
+  // Adds the products of 4 k's, for each row and each of the lane's columns.
   __device__ static void multiply_chunk(const float* state, const float4* weights, float* sums) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -145,8 +144,8 @@ struct Tile {
     }
   }
 
-  // A tree over the lanes along k. While a lane has several sums, it gives half of them to the lane that differs in BIT and
-  // keeps the other half.
+  // A tree over the lanes along k. As long as a lane has several sums, it gives half of them to the lane whose number differs in BIT
+  // and keeps the other half.
   template <int HAVE, int BIT>
   __device__ void reduce(float* sums) const {
     if constexpr (BIT >= COLUMN_LANES) {
