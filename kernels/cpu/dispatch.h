@@ -1,7 +1,7 @@
 // The table of functions that each SIMD level provides. Each function does one thread's share of the work.
 //
-// isa_*.cc compile recurrence.h once per level and fill these tables. This header has no code on purpose: the linker keeps one copy
-// of an inline function. That could be the AVX-512 version, and it would then run on a processor without AVX-512.
+// isa_*.cc compile recurrence.h once per level and fill these tables. This header has no code on purpose: the linker keeps one
+// copy of an inline function. That could be the AVX-512 version, and it would then run on a processor without AVX-512.
 #pragma once
 
 #include <stdint.h>
@@ -10,9 +10,9 @@
 
 namespace rnn {
 
-// The right side of a product, K × N, as the micro-kernel reads it: panels of `Kernels::panel` columns, and in each panel row after
-// row of k. Packed panels are contiguous. Unpacked panels are the matrix itself with its own row stride. If the last columns fill no
-// whole panel, they are always packed and padded with zeros.
+// The right side of a product, K × N, as the micro-kernel reads it: panels of `Kernels::panel` columns, and in each panel row
+// after row of k. Packed panels are contiguous. Unpacked panels are the matrix itself with its own row stride. If the last
+// columns fill no whole panel, they are always packed and padded with zeros.
 template <class Real>
 struct Weights {
   const Real* panels;    // first whole panel
@@ -52,7 +52,7 @@ struct Kernels {
   void (*forward)(const rnn_cpu_forward_args& args, const Weights<Real>& Whh, int64_t t, const Part& part);
   void (*backward)(const rnn_cpu_backward_args& args, const Weights<Real>& WhhT, int64_t t, const Part& part);
 
-  // Columns [begin, end) of dbh, the sum of da, and with tokens also of dWxh, to which da is added. Both in the order of t, then b.
+  // Columns [begin, end) of dbh, the sum of da. With tokens, also adds da to the columns of dWxh. In the order of t, then b.
   void (*sum)(const rnn_cpu_backward_args& args, int64_t begin, int64_t end);
 
   // A part of out [M,N] += aᵀ·b, a [R,M], b [R,N]. `packed` has room for (GRADIENT_ROWS + the part's columns)·GRADIENT_DEPTH

@@ -39,8 +39,8 @@ struct Right {
   int64_t panel_stride, k_stride;
 };
 
-// The values that a product is added to: row r, column c of [rows,N] is values[r·stride + c], or 0 if `values` is null. With tokens,
-// row r is row tokens[r] of the values. `bias` [N] is added to every row.
+// The values that a product is added to: row r, column c of [rows,N] is values[r·stride + c], or 0 if `values` is null. With
+// tokens, row r is row tokens[r] of the values. `bias` [N] is added to every row.
 template <class Real>
 struct Start {
   const Real* values;
@@ -161,8 +161,8 @@ void tiles(int64_t rows, int64_t column, int64_t columns, const LeftSide& a, Rig
   });
 }
 
-// One block of k, the panels [panel, end): out [rows,N] = start + a · b for the rows k to k + K of b; `a` starts at k. Takes as many
-// panels at once as accumulators allow, since with few rows it takes many sums to keep the multiply-add units busy.
+// One block of k, the panels [panel, end): out [rows,N] = start + a · b for the rows k to k + K of b; `a` starts at k. Takes as
+// many panels at once as accumulators allow, since with few rows it takes many sums to keep the multiply-add units busy.
 template <class Real, int PANELS, class LeftSide>
 void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const LeftSide& a,
                const Weights<Real>& b, const Start<Real>& start, Real* out, int64_t out_stride) {
@@ -185,8 +185,8 @@ void add_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, i
 // Addresses that are a multiple of WAY bytes apart share one set of the L1 cache, which holds WAYS lines or more.
 constexpr int64_t WAY = 4096, WAYS = 8;
 
-// As add_block, for rows of `a` that are a multiple of WAY bytes apart. A tile reads one value of each row in turn. If there are more
-// rows than WAYS, none of them would stay in the cache. So this works on copies of the rows that are less far apart.
+// As add_block, for rows of `a` that are a multiple of WAY bytes apart. A tile reads one value of each row in turn. If there are
+// more rows than WAYS, none of them would stay in the cache. So this works on copies of the rows that are less far apart.
 template <class Real>
 void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64_t K, int64_t N, const Real* a, int64_t a_stride,
                       const Weights<Real>& b, const Start<Real>& start, Real* out) {
@@ -198,9 +198,9 @@ void add_spread_block(int64_t rows, int64_t panel, int64_t end, int64_t k, int64
   });
 }
 
-// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N]. Many rows are multiplied with all panels, one block of k at
-// a time, which the L1 cache holds. Few rows are multiplied with a few panels at a time. If `turn` is odd, the last panels come first:
-// if Whh is larger than the L2 cache, a step thus begins with the panels that the step before has left there.
+// The panels [panel, end) of out [rows,N] = start + a [rows,K] · b [K,N]. Many rows are multiplied with all panels, one block of
+// k at a time, which the L1 cache holds. Few rows are multiplied with a few panels at a time. If `turn` is odd, the last panels
+// come first: if Whh is larger than the L2 cache, a step thus begins with the panels that the step before has left there.
 template <class Real>
 void product(int64_t rows, int64_t panel, int64_t end, int64_t K, int64_t N, const Real* a, const Weights<Real>& b,
              const Start<Real>& start, Real* out, int64_t turn = 0) {
@@ -269,8 +269,8 @@ void multiply(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real*
   }
 }
 
-// Copies `depth` pieces of `height` values, `stride` apart, one behind the other. With a height that the compiler knows, a piece is a
-// few instructions instead of a loop, which saves 4 to 10 % of the whole backward pass.
+// Copies `depth` pieces of `height` values, `stride` apart, one behind the other. With a height that the compiler knows, a piece
+// is a few instructions instead of a loop, which saves 4 to 10 % of the whole backward pass.
 template <class Real, int HIGHEST>
 void gather(int64_t height, int64_t depth, const Real* from, int64_t stride, Real* to) {
   if (height == HIGHEST) {

@@ -123,8 +123,8 @@ void look_up(const Lookup& of, const Real* table, Real* rows) {
     });
     return;
   }
-  // Each value comes from a cache line of its own. UNITS units at a time fill a line of the result, and taking the tokens in order
-  // visits each page of the table once for these units.
+  // Each value comes from a cache line of its own. UNITS units at a time fill a line of the result, and taking the tokens in
+  // order visits each page of the table once for these units.
   constexpr int64_t UNITS = CACHE_LINE / sizeof(Real);
   const Sorted sorted(of);
   share_out_bytes(bytes, of.N, [&](int64_t begin, int64_t end) {

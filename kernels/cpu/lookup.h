@@ -1,7 +1,7 @@
 // The rows of a table that a batch of tokens needs, and the table's gradient from the gradient of these rows.
 //
-// A table of V symbols and H units is [V,H], or [H,V] as Gluon keeps it (by_unit). Time does not grow with V, except for writing a
-// gradient of that size: once, and past the caches if it is larger than they are.
+// A table of V symbols and H units is [V,H], or [H,V] as Gluon keeps it (by_unit). Time does not grow with V, except for writing
+// a gradient of that size: once, and past the caches if it is larger than they are.
 //
 // Each sum runs in the order of the batch, so the bits do not depend on the number of threads.
 #pragma once
@@ -23,7 +23,7 @@ int64_t bad_token(const int32_t* tokens, int64_t N, int64_t V);
 template <class Real>
 void look_up(const Lookup& of, const Real* table, Real* rows);
 
-// The table's gradient: for each symbol the sum of the rows of its tokens, 0 if it has none. `add`: adds these sums to the gradient.
+// The table's gradient: for each symbol the sum of the rows of its tokens, or 0. `add`: gradient += these sums.
 template <class Real>
 void look_up_gradient(const Lookup& of, const Real* rows, Real* gradient, bool add);
 

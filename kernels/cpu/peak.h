@@ -18,8 +18,8 @@ namespace RNN_LEVEL {
 #define RNN_FORGET(v) asm volatile("" : "+m"(v))
 #endif
 
-// Runs `rounds` rounds of as many chains as the highest tile has accumulators. Two units that start one multiply-add a cycle and take
-// 4 or 5 cycles for it need 8 to 10 chains. On a level without fused multiply-adds, a round is a product and an addition.
+// Runs `rounds` rounds of as many chains as the highest tile has accumulators. Two units that start one multiply-add a cycle and
+// take 4 or 5 cycles for it need 8 to 10 chains. On a level without fused multiply-adds, a round is a product and an addition.
 //
 // Every lane of a chain counts its multiply-adds. Returns their total, which is exact for up to 2^24 rounds.
 template <class Real>

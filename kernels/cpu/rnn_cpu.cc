@@ -18,8 +18,8 @@ namespace {
 // A thread is worth waking for about this many multiply-adds (some 10 µs).
 constexpr int64_t WORK_PER_THREAD = 1 << 18;
 
-// How many tiles of rows must use a packed copy of a matrix to make up for packing: tiles of few rows, which are limited by reading;
-// other tiles; and tiles on a matrix so large that one pass over it misses the address translation of most of its pages.
+// How many tiles of rows must use a packed copy of a matrix to make up for packing: tiles of few rows, which are limited by
+// reading; other tiles; and tiles on a matrix so large that one pass over it misses the address translation of most of its pages.
 constexpr int64_t TILES_OF_FEW_ROWS = 8, TILES = 32, TILES_OF_MANY_PAGES = 4;
 constexpr int64_t FEW_ROWS = 3, MANY_PAGES = 8 << 20;  // rows of a tile, bytes of a matrix
 
@@ -60,8 +60,8 @@ const Kernels<float>& kernels_of(const Level& level) { return level.float32; }
 template <>
 const Kernels<double>& kernels_of(const Level& level) { return level.float64; }
 
-// A call's memory. It is kept for the next call, since fresh pages cost as much time as the packing that fills them. The process keeps
-// one piece, however many threads call, and none larger than MOST_KEPT bytes.
+// A call's memory. It is kept for the next call, since fresh pages cost as much time as the packing that fills them. The process
+// keeps one piece, however many threads call, and none larger than MOST_KEPT bytes.
 class Workspace {
  public:
   Workspace() : memory_(kept.exchange(nullptr)) {}
@@ -205,8 +205,9 @@ class Call {
 
   int64_t panels_of(int64_t columns) const { return ceil_div(columns, kernels_.panel); }
 
-  // The right side of a product, K × N, as the parts of a grid read it. Either the matrix itself (in_place), or one packed copy that all
-  // parts share, or a packed copy of its own columns for each part, which stays in that core's cache if it is small enough.
+  // The right side of a product, K × N, as the parts of a grid read it. Either the matrix itself (in_place), or one packed copy
+  // that all parts share, or a packed copy of its own columns for each part, which stays in that core's cache if it is small
+  // enough.
   struct Side {
     const Real* W;
     bool transpose;  // W is N × K

@@ -5,9 +5,9 @@
 //     tanh and others  r · c · 60 / panel
 //     meeting          1000, and 100 for each member, if several threads have columns of the same rows
 //
-// The first two overlap, so the larger one counts. The rates hold to within a factor of two for the cores of the last ten years. It
-// matters only that many rows are split by rows, and that columns are split if a thread would have few rows or a Whh too large for
-// its caches.
+// The first two overlap, so the larger one counts. The rates hold to within a factor of two for the cores of the last ten years.
+// It matters only that many rows are split by rows, and that columns are split if a thread would have few rows or a Whh too large
+// for its caches.
 #include "split.h"
 
 #include <unistd.h>

@@ -7,8 +7,8 @@ namespace rnn {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The rows are cut into `row_groups`, which never wait for one another. The columns of each are cut into `column_groups`, which wait
-// for one another at every step.
+// The rows are cut into `row_groups`, which never wait for one another. The columns of each are cut into `column_groups`, which
+// wait for one another at every step.
 struct Split {
   int row_groups, column_groups;
 };

@@ -7,8 +7,8 @@
 //
 //     E = 2^n·g(r) + (2^n - 1)/2,   g(r) = (exp(2r) - 1) / 2 = r + r²·q(r)
 //
-// In float32 tanh takes up to a fifth of a step's time, so q is the polynomial of degree 4 with the least relative error of g (1.3e-8,
-// found by a weighted fit). In float64 q is the Taylor series up to the term where the next one is below half an ulp.
+// In float32 tanh takes up to a fifth of a step's time, so q is the polynomial of degree 4 with the least relative error of g
+// (1.3e-8, found by a weighted fit). In float64 q is the Taylor series up to the term where the next one is below half an ulp.
 #pragma once
 
 #include "simd.h"

@@ -1,9 +1,10 @@
 // Threads that compute the columns of the same rows, and meet at every step.
 //
-// Each member has a lane, its own columns, so that its part of Whh stays in its own cache. Step t of a lane may begin when step t - 1
-// of every lane is done. If a member has done its own lane and another lane has not been begun (its owner has not woken up, or has
-// lost its core), the member does that lane too. So a team makes progress as long as one member runs, and a late member finds its
-// work done. If a lane has been begun, the member waits: it spins for some 20 µs, then gives up its core, then sleeps 50 µs at a time.
+// Each member has a lane, its own columns, so that its part of Whh stays in its own cache. A step of a lane may begin when
+// all lanes are done with the step before. If a member has done its own lane and another lane has not been begun (its owner has not woken up,
+// or has lost its core), the member does that lane too. So a team makes progress as long as one member runs, and a late member
+// finds its work done. If a lane has been begun, the member waits: it spins for some 20 µs, then gives up its core, then sleeps
+// 50 µs at a time.
 //
 // The bits of a lane do not depend on the thread that computes it.
 #pragma once
@@ -27,8 +28,8 @@ class Teams {
   // False if there was no memory for the lanes.
   bool ready() const { return lanes_ != nullptr; }
 
-  // The work of member `own` of a team: calls step(t, lane) for its lane, t = 0 to steps - 1, and for lanes whose owners are late.
-  // Returns when all steps of all lanes of the team are done.
+  // The work of member `own` of a team: calls step(t, lane) for its lane, t = 0 to steps - 1, and for lanes whose owners are
+  // late. Returns when all steps of all lanes of the team are done.
   template <class Step>
   void run(int team, int own, int64_t steps, const Step& step) const {
     Lane* lanes = lanes_.get() + team * count_;

@@ -1,8 +1,8 @@
-// A pool of threads. They start when they are first needed and sleep between calls. A call has several phases; between them a thread
-// spins for a while and then goes to sleep.
+// A pool of threads. They start when they are first needed and sleep between calls. A call has several phases; between them a
+// thread spins for a while and then goes to sleep.
 //
-// Waking a thread may take longer than the work. So a task belongs to the thread that takes it first, and the caller, which is awake,
-// does the tasks that nobody else has taken.
+// Waking a thread may take longer than the work. So a task belongs to the thread that takes it first, and the caller, which is
+// awake, does the tasks that nobody else has taken.
 #include "threads.h"
 
 #include <pthread.h>

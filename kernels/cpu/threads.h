@@ -38,7 +38,7 @@ void share_out(int n, int64_t count, const Part& part) {
   }, &context);
 }
 
-// Calls part(begin, end) for shares of [0, count), side by side. The number of shares depends on `bytes`, the memory that they touch.
+// Calls part(begin, end) for shares of [0, count), side by side: the more `bytes` of memory they use, the more shares.
 template <class Part>
 void share_out_bytes(int64_t bytes, int64_t count, const Part& part) {
   constexpr int64_t BYTES = 1 << 17;  // worth waking a thread for (some 10 µs)

@@ -8,10 +8,10 @@
 //             rows and each of the two states. There is no barrier in the loop, and the blocks' warps need not be in step.
 //   Barrier   one cluster barrier a step. It also waits for stores to global memory (MEMBAR). It is here for comparison only.
 //
-// Why two states are enough for Async without a barrier: a warp sends its part of state n + 1 only after it has read all of state n.
-// State n + 2 overwrites n, and a warp sends it only after it has all of n + 1, hence after all warps have read n. The thread that
-// arms the mbarrier of n for n + 2 has waited for n and has not yet sent its part of n + 1. A block ends when it has all of the last
-// state that is sent, so nothing is on its way to it any more.
+// Why two states are enough for Async without a barrier: a warp sends its part of state n + 1 only after it has read all of state
+// n. State n + 2 overwrites n, and a warp sends it only after it has all of n + 1, hence after all warps have read n. The thread
+// that arms the mbarrier of n for n + 2 has waited for n and has not yet sent its part of n + 1. A block ends when it has all of
+// the last state that is sent, so nothing is on its way to it any more.
 //
 //   registers       the block's columns of the matrix, except for the weights that TILE leaves to shared memory
 //   shared memory   mbarriers: 2 a tile of rows, 16 bytes | those weights | states: 2 (this one, next one) × rows × K
@@ -19,8 +19,8 @@
 // Cycles a step: K·COLUMNS / 128 multiply-adds a row (128 at K = 256 and 4 blocks). For waiting times see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
-// The common part of both exchanges: the states, and sending 16 bytes to every block. Four lanes have four neighbouring columns, and
-// REPLICAS - 1 other lanes have copies of each. All these lanes divide the blocks of the cluster among themselves.
+// The common part of both exchanges: the states, and sending 16 bytes to every block. Four lanes have four neighbouring columns,
+// and REPLICAS - 1 other lanes have copies of each. All these lanes divide the blocks of the cluster among themselves.
 template <class Tile>
 struct Cluster {
   static constexpr bool FLIES = true;

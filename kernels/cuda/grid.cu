@@ -2,16 +2,16 @@
 //
 // Computes pass (passes.cuh) for rows blockIdx.y·rows ...; cooperative launch (blocks a group, groups) × TILE::THREADS, so that
 // all blocks run at once; block blockIdx.x has columns blockIdx.x·COLUMNS ..., gridDim.x·COLUMNS >= H. A block writes its part of
-// the new state to global memory (which stays in L2) and the blocks of the group meet. Then each block copies whole rows to its own
-// shared memory, the next tile of rows while it works on this one.
+// the new state to global memory (which stays in L2) and the blocks of the group meet. Then each block copies whole rows to its
+// own shared memory, the next tile of rows while it works on this one.
 //
 //   states          global, zero before the launch: 2 (this one, next one) × gridDim.y·rows × K
 //   counters        global, zero before the launch: one a group, 32 apart
 //   registers       the block's columns of the matrix, except for the weights that TILE leaves to shared memory
 //   shared memory   those weights | partial sums: TILE::PARTIALS | two tiles of rows: 2 × ROWS × K
 //
-// Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever is
-// more. For the way through L2 (stores, counter, poll, first copy) see benchmarks/NOTES.md.
+// Cycles a step: K·COLUMNS / 128 multiply-adds a row, or the copy of 4·K bytes a row from L2 at some 64 bytes a cycle, whichever
+// is more. For the way through L2 (stores, counter, poll, first copy) see benchmarks/NOTES.md.
 #include "recurrence.cuh"
 
 template <class Tile>

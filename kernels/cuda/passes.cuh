@@ -1,16 +1,17 @@
-// The two directions of the recurrence as one loop over states s_0, s_1, ... of shape (B, H). Each state is the state before times a
-// matrix, followed by a function of each element. This file computes single elements; the families move whole rows of them.
+// The two directions of the recurrence as one loop over states s_0, s_1, ... of shape (B, H). Each state is the state before
+// times a matrix, followed by a function of each element. This file computes single elements; the families move whole rows of
+// them.
 //
 // Forward:   s_0 = h0,       s_{n+1}[b,j] = f(Σ_k s_n[b,k]·Whh[k,j] + x_n·Wxh[:,j] + bh[j])               = h_n
 // Backward:  s_0 = da_{T-1}, s_{n+1}[b,j] = (Σ_k s_n[b,k]·Whh[j,k] + dh_t[b,j])·f'                        = da_t,  t = T-2-n,
 //            and at last     s_T[b,j]     =  Σ_k s_{T-1}[b,k]·Whh[j,k]                                    = dh0
 //
-// f is tanh with f' = 1 - h_t², or relu with f' = 1 if h_t > 0, else 0. The activation is an argument and not a template parameter:
-// all threads take the same branch, and one kernel serves both.
+// f is tanh with f' = 1 - h_t², or relu with f' = 1 if h_t > 0, else 0. The activation is an argument and not a template
+// parameter: all threads take the same branch, and one kernel serves both.
 //
-// All arrays are C-contiguous; T steps, B rows, I input width, H hidden units. Both directions take T steps, n = 0 ... T-1.
-// A step reads and writes row b in one row of a (T·B, H) array, its line. A pass has these members, in the order in which a step uses
-// them. Most are called long before the sum is known.
+// All arrays are C-contiguous; T steps, B rows, I input width, H hidden units. Both directions take T steps, n = 0 ... T-1. A
+// step reads and writes row b in one row of a (T·B, H) array, its line. A pass has these members, in the order in which a step
+// uses them. Most are called long before the sum is known.
 //   weights(k, j, four)     four[c]: the matrix at (k ... k + 3, j + c), 0 beyond H; float32 only
 //   start(b, j)             s_0; STARTS_STORED: whether it is stored like the other states
 //   column(j)               the addresses where a column begins in each array, and its bias
@@ -33,8 +34,8 @@ __device__ inline Real* element(Real* column, Line line, int H) {
   return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
 }
 
-// four[c] = W[k ... k + 3][j + c] of W (H, H), or TRANSPOSED W[j + c][k ... k + 3]; 0 beyond H. Reads 16 bytes at a time where all
-// rows of W begin at a multiple of 16.
+// four[c] = W[k ... k + 3][j + c] of W (H, H), or TRANSPOSED W[j + c][k ... k + 3]; 0 beyond H. Reads 16 bytes at a time where
+// all rows of W begin at a multiple of 16.
 template <bool TRANSPOSED>
 __device__ inline void load_square(const float* W, int H, int k, int j, float4* four) {
   const bool aligned = H % 4 == 0 && reinterpret_cast<unsigned long long>(W) % 16 == 0;
@@ -113,8 +114,8 @@ struct Forward {
   }
 };
 
-// dh: the gradient of every state, dh_last: the additional gradient of the last state. Each may be null, and so may dh0. h and dh are
-// read once; da, the gradient of f's argument, is written once.
+// dh: the gradient of every state, dh_last: the additional gradient of the last state. Each may be null, and so may dh0. h and dh
+// are read once; da, the gradient of f's argument, is written once.
 template <class Real>
 struct Backward {
   const Real* Whh;    // (H, H)
@@ -173,8 +174,8 @@ struct Backward {
   }
   __device__ Addend addend(const Column&, Term term) const {
     if (activation == RNN_RELU) return {term.dh, static_cast<Real>(term.h > 0)};
-    // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has. The CPU has 1 - h² (recurrence.h says
-    // why there are two).
+    // (1 - h)(1 + h), not 1 - h²: near ±1, where 1 - h² is small, it keeps every bit that h has. The CPU has 1 - h² (recurrence.h
+    // says why there are two).
     return {term.dh, (1 - term.h) * (1 + term.h)};
   }
   __device__ Real finish(Real sum, Addend addend) const {

@@ -1,8 +1,8 @@
-// How threads meet: every barrier, cluster, shuffle and access to memory that other threads or blocks write. Also everything else that
-// needs PTX: predicated loads and stores, a wide product, a value pinned in its register.
+// How threads meet: every barrier, cluster, shuffle and access to memory that other threads or blocks write. Also everything else
+// that needs PTX: predicated loads and stores, a wide product, a value pinned in its register.
 //
-// No other file of the kernels contains PTX or depends on the hardware's rules. tests/cuda_host has a twin of this file that runs on a
-// CPU and checks that kernels keep the rules. This file includes nothing: NVRTC has the CUDA functions built in.
+// No other file of the kernels contains PTX or depends on the hardware's rules. tests/cuda_host has a twin of this file that runs
+// on a CPU and checks that kernels keep the rules. This file includes nothing: NVRTC has the CUDA functions built in.
 #pragma once
 
 // The block's dynamic shared memory, 16-byte aligned.
@@ -11,7 +11,7 @@ __device__ inline float* shared_memory() {
   return reinterpret_cast<float*>(memory);
 }
 
-// The same value, pinned in a register. The compiler cannot see through this, so it cannot compute the value anew where it is used.
+// The same value, pinned in a register: the compiler cannot see through this, so it cannot compute the value a second time.
 __device__ inline int kept(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -80,8 +80,8 @@ __device__ inline void block_barrier() {
   __syncthreads();
 }
 
-// Copies 16 bytes from global to shared memory in the background, past the L1 cache, which may be older than another block's writes.
-// Both addresses are multiples of 16. Before sm_80 the copy is immediate.
+// Copies 16 bytes from global to shared memory in the background, past the L1 cache, which may be older than another block's
+// writes. Both addresses are multiples of 16. Before sm_80 the copy is immediate.
 __device__ inline void copy_start(float4* shared, const float4* global) {
 #if __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -124,7 +124,7 @@ __device__ inline Remote kept(Remote place) { return {static_cast<unsigned>(kept
 
 __device__ inline unsigned shared_address(const void* local) { return static_cast<unsigned>(__cvta_generic_to_shared(local)); }
 
-// The address in block `rank` that corresponds to `local` in this block. It may be used after that block has started and before it ends.
+// The address in block `rank` that corresponds to `local` in this block. It is valid from that block's start to its end.
 __device__ inline Remote remote(const void* local, int rank) {
   Remote place = {};
 #if __CUDA_ARCH__ >= 900
@@ -165,8 +165,8 @@ __device__ inline void mbarrier_expect(Mbarrier* barrier, int bytes) {
 #endif
 }
 
-// Waits until the phase with this parity has ended; phases count from 0. Its stores are then visible. (Acquiring for the scope of the
-// cluster would invalidate L1 at every step. Shared memory does not need that.)
+// Waits until the phase with this parity has ended; phases count from 0. Its stores are then visible. (Acquiring for the scope of
+// the cluster would invalidate L1 at every step. Shared memory does not need that.)
 __device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -178,8 +178,8 @@ __device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
 #endif
 }
 
-// If `when`, stores 16 bytes some time later and counts them at an mbarrier of the same block, in one trip. Several stores may arrive in
-// any order.
+// If `when`, stores 16 bytes some time later and counts them at an mbarrier of the same block, in one trip. Several stores may
+// arrive in any order.
 __device__ inline void store_async(bool when, Remote to, Remote barrier, float4 values) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -192,8 +192,8 @@ __device__ inline void store_async(bool when, Remote to, Remote barrier, float4 
 
 // ---- a group of blocks of a cooperative launch
 
-// All threads of the `blocks` blocks that share `counter` wait for one another. Everything written before it is visible to all of them
-// after it, except through L1 (see copy_start). `counter` is 0 before the launch; `round` counts the calls from 1.
+// All threads of the `blocks` blocks that share `counter` wait for one another. Everything written before it is visible to all of
+// them after it, except through L1 (see copy_start). `counter` is 0 before the launch; `round` counts the calls from 1.
 __device__ inline void group_barrier(unsigned* counter, unsigned blocks, unsigned round) {
   block_barrier();
   if (threadIdx.x == 0) {

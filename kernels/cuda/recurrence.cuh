@@ -1,23 +1,23 @@
 // The loop that the resident, cluster and grid families share: one block's rows and columns through all steps.
 //
 // The block owns `rows` rows of the batch from first_row on (in tiles of ROWS), and COLUMNS columns of the state from
-// first_column on. For each tile of rows, a step waits for the tile's state, multiplies (tile.cuh), finishes the thread's elements of
-// the new state (passes.cuh) and puts them where all blocks that own the same rows will read them. The family's Exchange says where
-// that is and how the blocks wait. It counts rows from the block's first one, r = 0, ROWS, 2·ROWS ...:
+// first_column on. For each tile of rows, a step waits for the tile's state, multiplies (tile.cuh), finishes the thread's
+// elements of the new state (passes.cuh) and puts them where all blocks that own the same rows will read them. The family's
+// Exchange says where that is and how the blocks wait. It counts rows from the block's first one, r = 0, ROWS, 2·ROWS ...:
 //   first_column()             of this block
 //   start(pass, ...)           puts the elements of state 0
 //   fetch(n, r, end)           announces rows(n, r, end); with r = 0, all of state n has been put, and the blocks meet
 //   rows(n, r, end)            waits for ROWS rows of state n from r on and returns them, (ROWS, K) in shared memory
-//   put(n, r, tile, values, wanted)    puts the thread's elements of these rows of state n, as Tile numbers them. The last state is
-//                              not wanted: no block reads it.
+//   put(n, r, tile, values, wanted)    puts the thread's elements of these rows of state n, as Tile numbers them. The last state
+//                              is not wanted: no block reads it.
 //
 //   FLIES                      whether time passes between the last put and the arrival of a state
 //
-// The time of a step lies between the arrival of a state and the last put: the multiply-adds, the tree and f. The rest (`prepare`)
-// happens while the new state is on its way or, if nothing flies, in the gaps between multiply-adds: it stores a state to global
-// memory and computes the addresses of the next terms. A term is read one tile ahead and a token two tiles ahead, so that no thread
-// waits for them. Values that do not change from step to step are pinned in registers (`kept`), since the compiler would otherwise
-// compute them anew at every step.
+// The time of a step lies between the arrival of a state and the last put: the multiply-adds, the tree and f. The rest
+// (`prepare`) happens while the new state is on its way or, if nothing flies, in the gaps between multiply-adds: it stores a
+// state to global memory and computes the addresses of the next terms. A term is read one tile ahead and a token two tiles ahead,
+// so that no thread waits for them. Values that do not change from step to step are pinned in registers (`kept`), since the
+// compiler would otherwise compute them anew at every step.
 #pragma once
 
 #include "passes.cuh"
@@ -47,8 +47,8 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   const int left = pass.B - first_row < rows ? pass.B - first_row : rows;  // rows of the batch that the block has
   const int steps = kept(pass.T), B = kept(pass.B), end = kept((left + ROWS - 1) / ROWS * ROWS);
 
-  // The thread's elements: row of the batch in the first tile, column, and the r below which the element is the thread's own. Elsewhere
-  // the state is 0: beyond H, where it has to be, and in rows that do not exist.
+  // The thread's elements: row of the batch in the first tile, column, and the r below which the element is the thread's own.
+  // Elsewhere the state is 0: beyond H, where it has to be, and in rows that do not exist.
   int row[COUNT], below[COUNT];
   typename Pass::Column column[COUNT];
 #pragma unroll

@@ -1,9 +1,9 @@
-// sums: adds up rows of da, by token, dWxh[v] = Σ da[i] over all i with tokens[i] = v, or all rows, dbh = Σ da[i]. The order is fixed
-// and there are no atomics: first the rows of each chunk in order, then the chunks in order.
+// sums: adds up rows of da, by token, dWxh[v] = Σ da[i] over all i with tokens[i] = v, or all rows, dbh = Σ da[i]. The order is
+// fixed and there are no atomics: first the rows of each chunk in order, then the chunks in order.
 //
-// da (N, H) with N = T·B. tokens (N), or null for all rows, with V = 1. rnn_sum_rows: launch (V, chunks, H / 128 rounded up) × 128; a
-// thread has one column, a block the rows blockIdx.y·rows ... of one token. It writes partials (chunks, V, H), and rnn_sum_chunks adds
-// the chunks. With one chunk, partials is the result.
+// da (N, H) with N = T·B. tokens (N), or null for all rows, with V = 1. rnn_sum_rows: launch (V, chunks, H / 128 rounded up) ×
+// 128; a thread has one column, a block the rows blockIdx.y·rows ... of one token. It writes partials (chunks, V, H), and
+// rnn_sum_chunks adds the chunks. With one chunk, partials is the result.
 //
 // A warp looks at 32 tokens at a time and reads only the rows of its token, 4 rows at once.
 #include "primitives.cuh"

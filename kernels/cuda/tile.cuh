@@ -1,19 +1,20 @@
 // The product of one step: ROWS rows of the state, in shared memory, times COLUMNS columns of the matrix, kept on the chip.
 //
-// The matrix is (K, COLUMNS), zero beyond H. A warp is 32 / K_LANES lanes along the columns times K_LANES lanes along k. A lane owns
-// 4 neighbouring columns, and every K_LANES-th group of 4 among its warp's k's. So one 16-byte read of the state feeds 16 multiply-adds
-// a row. Neighbouring lanes read the same 16 bytes, which shared memory serves together; the other lanes read neighbouring groups, so
-// there is no bank conflict. COLUMN_WARPS warps stand side by side along the columns, and K_WARPS such rows of warps share the k's.
+// The matrix is (K, COLUMNS), zero beyond H. A warp is 32 / K_LANES lanes along the columns times K_LANES lanes along k. A lane
+// owns 4 neighbouring columns, and every K_LANES-th group of 4 among its warp's k's. So one 16-byte read of the state feeds 16
+// multiply-adds a row. Neighbouring lanes read the same 16 bytes, which shared memory serves together; the other lanes read
+// neighbouring groups, so there is no bank conflict. COLUMN_WARPS warps stand side by side along the columns, and K_WARPS such
+// rows of warps share the k's.
 //
-//   registers       16 weights for each of the lane's CHUNKS chunks (4·K_LANES·K_WARPS k's each), except for the last IN_SHARED chunks
-//   shared memory   the weights of the last IN_SHARED chunks, 16 bytes a lane and column, in the order of the threads: no bank conflict
+//   registers       16 weights for each of the lane's CHUNKS chunks (4·K_LANES·K_WARPS k's each), except for the last IN_SHARED
+//   shared memory   the weights of those, 16 bytes a lane and column, in the order of the threads: no bank conflict
 //
-// Each lane sums its k's in order, then the lanes of a column add their sums in a tree, then the warps in order. The order is always
-// the same.
+// Each lane sums its k's in order, then the lanes of a column add their sums in a tree, then the warps in order. The order is
+// always the same.
 //
-// One thread finishes each element of the product. If a warp has all of k (K_WARPS = 1), this thread is one of its lanes, and the sum
-// never leaves the registers: after the tree, REPLICAS lanes have the same element, and the first of them owns it. Otherwise the
-// warps' sums go through shared memory, and the block's threads divide the elements among themselves.
+// One thread finishes each element of the product. If a warp has all of k (K_WARPS = 1), this thread is one of its lanes, and the
+// sum never leaves the registers: after the tree, REPLICAS lanes have the same element, and the first of them owns it. Otherwise
+// the warps' sums go through shared memory, and the block's threads divide the elements among themselves.
 #pragma once
 
 #include "primitives.cuh"
@@ -72,8 +73,8 @@ struct Tile {
     return K_WARPS > 1 ? row(i) < ROWS : threadIdx.x % 32 / COLUMN_LANES % REPLICAS == 0;
   }
 
-  // product: the thread's elements of (ROWS, K) · (K, COLUMNS). state: (ROWS, K) in shared memory. If K_WARPS > 1, all threads of the
-  // block call it together, with a barrier between two calls.
+  // product: the thread's elements of (ROWS, K) · (K, COLUMNS). state: (ROWS, K) in shared memory. If K_WARPS > 1, all threads of
+  // the block call it together, with a barrier between two calls.
   __device__ void multiply(const float* state, float (&product)[COUNT]) const {
     float sums[SUMS] = {};
     // Each chunk is read from shared memory while chunks in registers are multiplied.
@@ -144,8 +145,8 @@ struct Tile {
     }
   }
 
-  // A tree over the lanes along k. As long as a lane has several sums, it gives half of them to the lane whose number differs in BIT
-  // and keeps the other half.
+  // A tree over the lanes along k. As long as a lane has several sums, it gives half of them to the lane whose number differs in
+  // BIT and keeps the other half.
   template <int HAVE, int BIT>
   __device__ void reduce(float* sums) const {
     if constexpr (BIT >= COLUMN_LANES) {

@@ -1,10 +1,9 @@
 """The recurrence on the CPU: the compiled kernels (kernels/cpu) on NumPy arrays.
 
-``forward`` and ``backward`` check their arguments and make one call into the shared library, which writes into arrays
-that the caller gives. The call releases the GIL, and calls may run concurrently.
+``forward`` and ``backward`` check their arguments and make one call into the shared library, which writes into arrays of the
+caller. The call releases the GIL, and calls may run concurrently.
 
-Shapes are written in letters: T steps, B batch rows, I input width (the vocabulary where the input is tokens), H hidden
-units.
+Shapes are written in letters: T steps, B batch rows, I input width (with tokens, the size of the vocabulary), H hidden units.
 """
 import ctypes
 import numbers
@@ -66,7 +65,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
     TypeError, ValueError
         An argument of a wrong type, dtype, shape or memory layout, ``outputs`` in the memory of another, or a token outside
         [0, I): nothing is written.
-        Also where RNN_OPS_NUM_THREADS, RNN_OPS_SIMD or ``activation`` names what there is not.
+        Also if RNN_OPS_NUM_THREADS, RNN_OPS_SIMD or ``activation`` has an invalid value.
     MemoryError
     """
     arguments.check_activation(activation)
@@ -96,7 +95,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     outputs : float (T, B, H), as written by `forward`
     doutputs : float (T, B, H) or None for zeros, the gradient of ``outputs``
     dlast_state : float (B, H) or None for zeros, the gradient of the last state, which adds to that of ``outputs[-1]``
-    dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None where a gradient is not wanted
+    dinputs, dstate, dWxh, dWhh, dbh : float of the shapes of the arguments, or None for a gradient that is not wanted
         Overwritten. Tokens have no gradient. None of them overlaps another argument.
     activation : "tanh" or "relu", as given to `forward`
 
@@ -130,7 +129,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
 
 
 def tanh(x):
-    """tanh as the kernels compute it: float32 or float64 array → a new array. For measuring its error."""
+    """tanh as the kernels compute it, for measuring its error: float32 or float64 array → a new array."""
     if not isinstance(x, np.ndarray) or x.dtype not in codes.DTYPES:
         raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, needs an array of float32 or float64")
     x = np.ascontiguousarray(x)
@@ -140,12 +139,12 @@ def tanh(x):
 
 
 def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
-    """Do nothing but multiply-adds in registers and return how many they were. For measuring the processor's peak.
+    """Do nothing but multiply-adds in registers and return their number, for measuring the processor's peak.
 
     Parameters
     ----------
-    rounds : int, of each thread, from 1 to 2**24
-    threads : int, how many side by side, from 1 to `threads()`
+    rounds : int, for each thread, from 1 to 2**24
+    threads : int, from 1 to `threads()`
     level : one of `simd_levels`; by default the one in use
     dtype : "float32" or "float64"
     """
@@ -166,8 +165,8 @@ def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
 
 
 def library_path():
-    """The file that holds the kernels and the native MXNet operator: what ``mx.library.load`` takes where rnn_ops is not
-    imported. It needs no other file of the package, and no Python."""
+    """The file with the kernels and the native MXNet operator. ``mx.library.load`` takes it in programs that do not import
+    rnn_ops. It needs no other file of the package and no Python."""
     return _LIBRARY
 
 
@@ -182,14 +181,14 @@ def threads():
 def split(B, H, dtype="float32", thread_count=None, l1=0, l2=0):
     """How the threads of a call share each step of B rows and H hidden units: (groups of rows, groups of columns).
 
-    Threads that own columns of the same rows meet at every step. The choice (kernels/cpu/split.cc) does not change a result.
+    Threads that own columns of the same rows meet at every step. The split (kernels/cpu/split.cc) does not change results.
 
     Parameters
     ----------
-    thread_count : int, or None for `threads()`; a call with little work takes fewer
+    thread_count : int, or None for `threads()`; a call with little work uses fewer
     l1, l2 : bytes of a core's own caches, or 0 for those of this machine
     """
-    simd()  # an error where RNN_OPS_SIMD names no level
+    simd()  # raises if RNN_OPS_SIMD is no level
     thread_count = threads() if thread_count is None else thread_count
     for name, value, least in ("B", B, 1), ("H", H, 1), ("thread_count", thread_count, 1), ("l1", l1, 0), ("l2", l2, 0):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value < 2 ** 31:
@@ -215,7 +214,7 @@ def simd():
 
 
 def _pointer(name, array, shape=None, dtype=None, written=False):
-    """The address of a NumPy array's memory, after seeing that the kernels can work on it."""
+    """The address of a NumPy array's memory, after checking that the kernels can work on it."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: got {type(array).__name__}, needs a NumPy array")
     if dtype is not None and array.dtype != dtype:

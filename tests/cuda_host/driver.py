@@ -84,8 +84,7 @@ def _gemm(name, real):
         return _status(name, call)
 
     scalar = ctypes.POINTER(real)
-    return ctypes.CFUNCTYPE(_int, _pointer, _int, _int, _int, _int, _int, scalar, _pointer, _int, _pointer, _int, scalar, _pointer,
-                            _int)(gemm)
+    return ctypes.CFUNCTYPE(_int, _pointer, *[_int] * 5, scalar, _pointer, _int, _pointer, _int, scalar, _pointer, _int)(gemm)
 
 
 errors = []  # what a call raised, which C cannot be told

@@ -4,8 +4,8 @@
 are CuPy's or anything in a GPU's memory with ``__cuda_array_interface__`` or ``__dlpack__``. Work goes to the stream that
 CuPy has current on the arrays' GPU. Kernels are compiled when they are first needed and kept on disk.
 
-From here inwards: `launcher` what is launched in which order, `variants` which kernel serves which shape, `runtime` CuPy,
-`sources` the kernels' text, `compiler` NVRTC, `libraries` CUDA libraries from pip.
+The modules: `launcher` makes the launches in their order, `variants` chooses the kernel for a shape, `runtime` uses CuPy,
+`sources` reads the kernels' text, `compiler` uses NVRTC, `libraries` finds CUDA libraries that pip has installed.
 """
 import functools
 import importlib
@@ -19,7 +19,7 @@ _OPTIONAL = ("doutputs", "dlast_state", "dinputs", "dstate", "dWxh", "dWhh", "db
 
 
 def why_not():
-    """A sentence that says why nothing can be computed on a GPU here and what to do; None where it can."""
+    """A sentence that says why GPUs cannot be used here and what to do; None if they can."""
     try:
         platform()
     except RuntimeError as error:
@@ -28,7 +28,7 @@ def why_not():
 
 
 def devices():
-    """The GPUs of this process as a list of `variants.Device`; empty where `why_not` says why."""
+    """The GPUs of this process as a list of `variants.Device`. If it is empty, `why_not` says why."""
     if why_not():
         return []
     return [platform().device(index) for index in range(platform().count())]
@@ -45,7 +45,7 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=Non
     outputs : float (T, B, H), overwritten with the state after every step
     activation : "tanh" or "relu"
     variant : `variants.Variant` or name of a family
-        Forces a kernel, for experiments; `variants.choose` decides where it is None.
+        Forces a kernel, for experiments. With None `variants.choose` decides.
 
     All C-contiguous and on one GPU; the floats all float32 or all float64. ``outputs`` overlaps none of the others.
     float32 is computed in full float32 (no TF32), with subnormal numbers as zeros. The same arguments give the same bits.
@@ -54,9 +54,9 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=Non
     ------
     TypeError, ValueError
         An argument of a wrong type, dtype, shape, memory layout or GPU, a token outside [0, I), a variant that cannot
-        serve the shape: nothing is launched. To see the tokens, the call waits for them.
+        serve the shape: nothing is launched. The call waits for the tokens to check them.
     MemoryError
-        The GPU has no room for what is needed besides the arguments.
+        The GPU has no room for the workspace.
     RuntimeError
         There is no GPU to compute on: `why_not`.
     """
@@ -112,13 +112,13 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
 
 
 def check_tokens(gpu, inputs, I):
-    """`arguments.check_tokens` for inputs on a GPU, where they are tokens. Waits for them."""
+    """`arguments.check_tokens` for inputs on a GPU, if they are tokens. Waits for them."""
     if inputs.dtype == arguments.TOKENS:
         arguments.check_tokens(gpu.to_host(inputs), I)
 
 
 def platform():
-    """The module `runtime`; a RuntimeError where there is no GPU to run it on says why."""
+    """The module `runtime`. A RuntimeError says why there is no GPU that it could use."""
     if importlib.util.find_spec("cupy") is None:
         raise RuntimeError(
             "CuPy is not installed: install rnn_ops[cu112] with MXNet, rnn_ops[cu13] without")
@@ -142,14 +142,14 @@ def _gpu(index):
 
 
 def gpu(index):
-    """The `runtime.Runtime` of a GPU by its number; a ValueError where there are fewer, a RuntimeError where there are none."""
+    """The `runtime.Runtime` of a GPU by its number. ValueError: there are fewer GPUs. RuntimeError: there are none."""
     if not 0 <= index < platform().count():
         raise ValueError(f"GPU {index}: this process has {platform().count()}, numbered from 0")
     return _gpu(index)
 
 
 def _arrays(**given):
-    """The arguments as arrays of the platform, all on one GPU and C-contiguous; None stays None where it may be one."""
+    """The arguments as arrays of the platform, all on one GPU and C-contiguous. An optional argument may stay None."""
     home = platform()
     arrays = [None if value is None and name in _OPTIONAL else home.array(name, value) for name, value in given.items()]
     first = None

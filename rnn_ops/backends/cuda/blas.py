@@ -1,6 +1,6 @@
 """Matrix products by cuBLAS through its C functions: row-major, in full precision, in a stream.
 
-CuPy's own functions refuse to be captured into a CUDA graph, and share the settings of their handle with all that uses CuPy.
+CuPy's own functions cannot be captured into a CUDA graph, and everything that uses CuPy shares the settings of their handle.
 """
 import ctypes
 import threading
@@ -14,12 +14,13 @@ _int, _pointer = ctypes.c_int, ctypes.c_void_p
 class Blas:
     """cuBLAS on one GPU, which must be current.
 
-    A thread has one handle, made when it is first needed. Its settings are cuBLAS's own: no TF32, scalars on the host.
+    Each thread has a handle, made when it is first needed. It keeps cuBLAS's default settings: no TF32, scalars in the CPU's
+    memory.
 
     Parameters
     ----------
     functions : dict
-        Addresses by what they do, as `runtime.Runtime.functions` gives them.
+        {what a function does: its address}, as `runtime.Runtime.functions` gives it.
     """
 
     def __init__(self, functions):
@@ -36,7 +37,7 @@ class Blas:
     def multiply(self, stream, dtype, a, b, out, transpose_a, transpose_b, accumulate):
         """out (+)= op(a)·op(b). Matrices are (address, rows, columns), a and b before they are transposed.
 
-        cuBLAS takes column-major matrices: outᵀ = op(b)ᵀ·op(a)ᵀ. RuntimeError: what it refuses, with its status.
+        cuBLAS takes column-major matrices: outᵀ = op(b)ᵀ·op(a)ᵀ. RuntimeError: cuBLAS has failed; it has the status.
         """
         (a, a_rows, a_columns), (b, _, b_columns), (out, rows, columns) = a, b, out
         real, gemm = self._gemms[np.dtype(dtype)]

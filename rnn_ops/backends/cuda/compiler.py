@@ -1,11 +1,11 @@
 """CUDA C++ to machine code by NVRTC, without a GPU and without CuPy; the results are kept on disk.
 
-CuPy compiles too, but with the NVRTC of its own CUDA version, one kernel at a time and only where there is a driver. Here
-the NVRTC is chosen by what the architecture and the driver need, kernels can be compiled in processes side by side, and
-machine code can be made on one machine and carried to another.
+CuPy compiles too, but with the NVRTC of its own CUDA version, one kernel at a time, and only if there is a driver. This module
+chooses an NVRTC that fits the architecture and the driver. It can compile kernels in processes side by side, and without a GPU,
+for other machines.
 
-A cubin's file name is a hash of all that it depends on. The folder is the one that RNN_OPS_CACHE names, else
-$XDG_CACHE_HOME/rnn_ops, else ~/.cache/rnn_ops.
+A cubin's file name is a hash of everything that it depends on. The folder is $RNN_OPS_CACHE, else $XDG_CACHE_HOME/rnn_ops, else
+~/.cache/rnn_ops.
 """
 import atexit
 import concurrent.futures
@@ -30,7 +30,7 @@ _FTZ = "-ftz=true"  # float32 numbers below 1.2e-38 count as zero
 
 
 class CompileError(Exception):
-    """The compiler's own words."""
+    """A kernel does not compile; the message is the compiler's."""
 
 
 class Compiled(NamedTuple):
@@ -39,7 +39,7 @@ class Compiled(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What ptxas says of one kernel: registers a thread, and bytes."""
+    """One kernel's resources as ptxas reports them: registers of a thread, and bytes."""
     registers: int
     stack: int
     spill_stores: int
@@ -56,7 +56,7 @@ class Nvrtc:
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
         self.version = major.value, minor.value
-        with contextlib.suppress(OSError):  # which it opens by name later, and that of 13's wheel not from its own folder
+        with contextlib.suppress(OSError):  # NVRTC opens this later by name, and that of 13's wheel not in its own folder
             ctypes.CDLL(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.{}.{}".format(*self.version)))
         count = ctypes.c_int()
         self._check(self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
@@ -68,7 +68,7 @@ class Nvrtc:
         return f"NVRTC {self.version[0]}.{self.version[1]}"
 
     def compile(self, text, options, architecture):
-        """A text, for a compute capability such as 90 → `Compiled`. CompileError: what the compiler says against it."""
+        """Compile a text for a compute capability such as 90 → `Compiled`. CompileError: it does not compile."""
         library, program = self._library, ctypes.c_void_p()
         words = [f"--gpu-architecture=sm_{architecture}", _VERBOSE, *options]
         with _locale_kept():
@@ -104,13 +104,13 @@ def find(architecture, driver=None):
     architecture : int
         Compute capability, 90 for 9.0.
     driver : int or None
-        The newest CUDA that the driver knows, as cudaDriverGetVersion gives it (12040 for 12.4). The machine code of a newer
-        major version it would not load. None where no driver is to load it.
+        The newest CUDA that the driver knows, as cudaDriverGetVersion gives it (12040 for 12.4). The driver cannot load machine
+        code of a newer major version. None if no driver will load it.
 
     Raises
     ------
     RuntimeError
-        There is none; what to install.
+        There is none. The message says what to install.
     """
     oldest, before = _versions(architecture)
     held_back = driver is not None and (driver // 1000 + 1, 0) < before  # by the driver
@@ -135,7 +135,7 @@ def find(architecture, driver=None):
 
 
 def _versions(architecture):
-    """The first NVRTC version for an architecture and the first that is too new."""
+    """For an architecture, the first NVRTC version that fits and the first one that is too new."""
     if architecture > 90:
         return (12, 8), (100, 0)
     if architecture == 90:
@@ -153,19 +153,19 @@ def found():
     paths += [os.path.join(toolkit, "lib64", soname) for soname in _SONAMES]
     found = {}
     for path in paths:
-        with contextlib.suppress(OSError, AttributeError):  # there is none, or it is none
+        with contextlib.suppress(OSError, AttributeError):  # not there, or not an NVRTC
             nvrtc = Nvrtc(path)
             found.setdefault(nvrtc.version, nvrtc)
     return [found[version] for version in sorted(found)]
 
 
 def options(kernel):
-    """All options of a `sources.Kernel`, besides the architecture."""
+    """All options of a `sources.Kernel` except the architecture."""
     return (*kernel.options, _FTZ)
 
 
 def compiled(kernel, architecture, driver=None):
-    """A `sources.Kernel` as `Compiled`, from the compiler and not from the disk."""
+    """A `sources.Kernel` as `Compiled`. It is always compiled, never taken from the disk."""
     return find(architecture, driver).compile(sources.text(kernel.family), options(kernel), architecture)
 
 
@@ -220,7 +220,7 @@ def folder():
 
 
 def resources(log, name):
-    """What the log of a compilation says of the kernel of a name → `Resources`."""
+    """The `Resources` of a kernel, by its name, from the log of a compilation."""
     section = re.search(rf"Compiling entry function '{re.escape(name)}'(.*?)(?=Compiling entry function|\Z)", log, re.S)
     text = section.group(1)
     stack, stores, loads = map(int, re.search(
@@ -236,9 +236,9 @@ def _path(text, options, architecture, nvrtc):
 
 
 def _store(machine_code, path):
-    """Write a file under a temporary name and rename it, so that nobody ever sees a part of it → its path.
+    """Write a file under a temporary name and rename it, so that no process reads an unfinished file → its path.
 
-    Where the folder cannot be written, the file goes to one that lives as long as this process.
+    If the folder cannot be written, the file goes to a folder that exists as long as this process.
     """
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -267,7 +267,7 @@ def _own_folder():
 
 
 def _is_whole(path):
-    """Whether a file is there and is a 64-bit ELF file up to the end of its headers, which NVRTC writes behind all else."""
+    """Whether a file exists and is a 64-bit ELF file up to the end of its headers. NVRTC writes the headers last."""
     try:
         with open(path, "rb") as file:
             content = file.read()
@@ -282,8 +282,8 @@ def _is_whole(path):
 
 @contextlib.contextmanager
 def _locale_kept():
-    """Around calls of NVRTC, which leaves its thread in the locale "C": Python would read and write files as ASCII from
-    then on. (Found with NVRTC 11.8.)"""
+    """Restores the thread's locale after a call of NVRTC, which leaves it at "C". Python would then read and write files as
+    ASCII. (Seen with NVRTC 11.8.)"""
     uselocale = ctypes.CDLL(None).uselocale
     uselocale.argtypes, uselocale.restype = [ctypes.c_void_p], ctypes.c_void_p
     before = uselocale(None)

@@ -1,14 +1,15 @@
-"""The recurrence as a sequence of launches and matrix products, on a GPU or on whatever else can run the kernels.
+"""The recurrence as a sequence of launches and matrix products.
 
-Everything between checked arguments and the hardware: which kernel, its sizes, its arguments and the order of things. What
-runs them is a `Runtime` (runtime.py on a GPU, tests/cuda_host on a CPU):
+This is everything between checked arguments and the hardware: the kernel, its sizes, its arguments, and the order of the work. A
+`Runtime` does the work (runtime.py on a GPU, recorder.py for later, the emulator of tests/cuda_host on a CPU):
 
 - ``device``: `variants.Device`
-- ``launch(launch, arguments)``: a `Launch` with ctypes values, a pass by value
+- ``launch(launch, arguments)``: launches a `Launch`; the arguments are ctypes values
 - ``multiply(a, b, out, transpose_a, transpose_b, accumulate)``: out (+)= a·b of two-dimensional C-contiguous arrays
 - ``empty(shape, dtype)``, ``zeros(shape, dtype)``: arrays; ``address(array)``: of its first element
 
-All of it is in one stream's order and waits for nothing. Arrays are C-contiguous, NumPy-like, checked by the caller.
+All work is in the order of one stream, and nothing waits for it. Arrays are C-contiguous and NumPy-like, and the caller has
+checked them.
 """
 import ctypes
 from typing import NamedTuple
@@ -61,14 +62,14 @@ class _Launches:
 class Launcher:
     """forward and backward on a Runtime.
 
-    ``variant`` is for experiments: a `variants.Variant` or the name of a family; None lets `variants.choose` decide.
+    ``variant`` is for experiments: a `variants.Variant` or the name of a family. With None `variants.choose` decides.
     """
 
     def __init__(self, runtime):
         self._runtime = runtime
 
     def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
-        """As `rnn_ops.backends.cuda.forward`, which has checked the arguments."""
+        """As `rnn_ops.backends.cuda.forward`, with checked arguments."""
         T, B, H = outputs.shape
         tokens = inputs.dtype == _TOKENS
         address = self._address
@@ -77,14 +78,14 @@ class Launcher:
             h0=address(state), h=address(outputs), T=T, B=B, I=Wxh.shape[0], H=H,
             activation=codes.ACTIVATIONS[activation]), outputs.dtype, variant,
             lambda n: (outputs[n - 1] if n else state, Whh, False))
-        if not tokens:  # x·Wxh waits in outputs, where each step finds its own
+        if not tokens:  # outputs hold x·Wxh until each step overwrites its part
             self._runtime.multiply(inputs.reshape(T * B, -1), Wxh, outputs.reshape(T * B, H))
         steps()
 
     def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
                  dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None,
                  activation="tanh", variant=None):
-        """As `rnn_ops.backends.cuda.backward`, which has checked the arguments."""
+        """As `rnn_ops.backends.cuda.backward`, with checked arguments."""
         if all(array is None for array in (dinputs, dstate, dWxh, dWhh, dbh)):
             return
         T, B, H = outputs.shape
@@ -92,7 +93,7 @@ class Launcher:
         da = self._runtime.empty((T, B, H), outputs.dtype)
         rows = da.reshape(T * B, H)
         address = self._address
-        # Everything that takes memory comes before anything that computes.
+        # All memory is allocated before anything is launched, so that a MemoryError leaves the results untouched.
         planned = [self._steps("Backward", _Backward(
             Whh=address(Whh), h=address(outputs), dh=address(doutputs), dh_last=address(dlast_state), da=address(da),
             dh0=address(dstate), T=T, B=B, H=H, activation=codes.ACTIVATIONS[activation]), outputs.dtype, variant,
@@ -113,12 +114,12 @@ class Launcher:
         if dinputs is not None:
             multiply(rows, Wxh, dinputs.reshape(T * B, -1), transpose_b=True)
 
-    # Each of these takes the memory it needs and returns a function to call: that launches.
+    # Each of these allocates the memory it needs and returns a function that launches.
 
     def _steps(self, direction, arguments, dtype, variant, factors):
-        """All steps of a pass. ``factors(n)``: state n, the matrix and whether to transpose it, for stepwise."""
+        """All steps of a pass. ``factors(n)``, for stepwise: state n, the matrix, and whether to transpose it."""
         if (arguments.T + 3) * arguments.B >= 2 ** 31:
-            variant = "stepwise"  # the others count rows of (T·B, H) in 32 bits, and look ahead
+            variant = "stepwise"  # the other families count rows of (T·B, H) in 32 bits, and read ahead
         if not isinstance(variant, variants.Variant):
             variant = variants.choose(self._runtime.device, dtype, arguments.B, arguments.H, variant)
         if variant.family == "stepwise":
@@ -126,7 +127,7 @@ class Launcher:
         values, workspace = [arguments, ctypes.c_int32(variant.rows)], None
         if variant.family == "grid":
             states = 2 * variant.groups * variant.rows * variant.tile.k
-            workspace = self._runtime.zeros((states + 32 * variant.groups,), dtype)  # states, then a counter a group
+            workspace = self._runtime.zeros((states + 32 * variant.groups,), dtype)  # states, then one counter for each group
             values += [self._pointer(workspace), self._pointer(workspace[states:])]
         launch = Launch(
             variant.kernel(direction), (variant.blocks, variant.groups, 1), variant.tile.threads,
@@ -137,8 +138,8 @@ class Launcher:
     def _step_by_step(self, direction, arguments, dtype, factors):
         T, B, H = arguments.T, arguments.B, arguments.H
         real = _C[np.dtype(dtype)]
-        kernel = Launch(Kernel("stepwise", f"rnn_stepwise_{direction.lower()}", (("PASS", f"{direction}<{real}>"), ("REAL", real))),
-                        (-(-B * H // 256), 1, 1), 256)
+        macros = (("PASS", f"{direction}<{real}>"), ("REAL", real))
+        kernel = Launch(Kernel("stepwise", f"rnn_stepwise_{direction.lower()}", macros), (-(-B * H // 256), 1, 1), 256)
         sums = self._runtime.empty((B, H), dtype)
         launch, multiply, pointer = self._runtime.launch, self._runtime.multiply, self._pointer(sums)
 
@@ -154,10 +155,10 @@ class Launcher:
         return steps
 
     def _row_sums(self, tokens, rows, sums):
-        """sums[v] = the sum of the rows whose token is v; of all rows where there are no tokens."""
+        """sums[v] = the sum of the rows whose token is v, or of all rows if there are no tokens."""
         N, H = rows.shape
         V = sums.shape[0]
-        # A block for 32 rows of each token, as long as there are some thousand blocks to keep the chip busy.
+        # One block for 32 rows of each token, but no more than some thousand blocks: that many keep the chip busy.
         chunks = min(-(-N // 32), max(1, 4096 // V))
         chunk_rows = 32 * -(-N // (32 * chunks))
         chunks = -(-N // chunk_rows)

@@ -1,8 +1,8 @@
 """Where CUDA's own libraries are.
 
-mxnet-cu112 and most versions of CuPy look for them where a CUDA toolkit puts them. A library that is loaded already is not
-looked for, so loading the ones of NVIDIA's wheels first is all it takes: a GPU host needs a driver and no toolkit. CuPy 14
-looks into wheels, but is content with a library of another version that PyTorch has loaded.
+mxnet-cu112 and most versions of CuPy look for them where a CUDA toolkit puts them. The loader does not look for a library that is
+loaded already. So it is enough to load those of NVIDIA's wheels first, and a host with a GPU needs a driver but no toolkit. CuPy
+14 looks into the wheels, but would accept a library of another version that PyTorch has loaded.
 """
 import ctypes
 import functools
@@ -13,8 +13,8 @@ from importlib import metadata
 
 _CUPY_11 = ("cuda_runtime/lib/libcudart.so.11.0", "cuda_nvrtc/lib/libnvrtc.so.11.2", "cublas/lib/libcublasLt.so.11",
             "cublas/lib/libcublas.so.11")
-# Files in NVIDIA's folder that a distribution needs, each after those it needs itself. For CuPy not all that it could use:
-# torch in the same process may bring the others.
+# Files in NVIDIA's folder that a distribution needs, each after the files that it depends on. CuPy could use more, but torch in
+# the same process may bring its own versions of those.
 _FILES = {
     "cupy-cuda11x": _CUPY_11,
     "cupy-cuda12x": ("cuda_nvrtc/lib/libnvrtc.so.12", "cublas/lib/libcublasLt.so.12", "cublas/lib/libcublas.so.12"),
@@ -28,17 +28,17 @@ CUPY = tuple(name for name in _FILES if name.startswith("cupy"))
 
 
 def nvidia_folders():
-    """The folders that NVIDIA's wheels share. There may be one in each folder of packages, and the first may hide the others
-    from `import`: some of the wheels make a package of it."""
+    """The folders that NVIDIA's wheels share. Each folder of packages may have one. The first may hide the others from `import`,
+    since some of the wheels make it a package."""
     folders = (os.path.join(path, "nvidia") for path in dict.fromkeys(sys.path))
     return [folder for folder in folders if os.path.isdir(folder)]
 
 
 @functools.lru_cache(maxsize=None)
 def load_for(distribution):
-    """Load what there is, if a distribution that needs it ("mxnet-cu112", one of CUPY) is installed.
+    """Load the CUDA libraries that a distribution ("mxnet-cu112", one of CUPY) needs, if it is installed.
 
-    What is missing or cannot be loaded is left to the import that follows, whose error names it.
+    A library that is missing or cannot be loaded is no error here: the import that follows fails and names it.
     """
     try:
         metadata.version(distribution)

@@ -1,7 +1,8 @@
-"""A runtime that computes nothing and writes down what a `launcher.Launcher` does with it: a program.
+"""A runtime that computes nothing and records what a `launcher.Launcher` does: a program.
 
-A program is for one device and one signature of a call and has every size decided; whoever plays it needs addresses, no
-Python. The arrays of a call are regions; address n·2⁴⁰ + i in a program stands for byte i of region n - 1.
+A program is for one device and one signature of a call, and all its sizes are final. Playing it (rnn_ops/operators/native/gpu.cc)
+takes the addresses of the arrays and no Python. Memory is named by region (`codes.REGIONS`): address n·2⁴⁰ + i in a program
+stands for byte i of region n - 1.
 """
 import ctypes
 from typing import NamedTuple
@@ -18,7 +19,7 @@ class LaunchItem(NamedTuple):
     launch: Launch
     values: bytes     # the arguments, each at a multiple of 8 bytes
     begins: list      # of each argument, in bytes
-    addresses: list   # where in the values addresses are, in bytes
+    addresses: list   # of each address in the values, in bytes
 
 
 class MultiplyItem(NamedTuple):
@@ -50,7 +51,7 @@ class CopyItem(NamedTuple):
 
 
 class Recorder:
-    """A `Runtime` as launcher.py wants it. ``items`` is the program so far, ``workspace`` the bytes that it needs."""
+    """A `Runtime` for the launcher. ``items`` is the program so far, ``workspace`` the bytes that it needs."""
 
     def __init__(self, device):
         self.device = device
@@ -59,7 +60,7 @@ class Recorder:
 
     def region(self, name, shape, dtype, offset=0):
         """An array with an address in a region and with no memory."""
-        return np.asarray(_Place((codes.REGIONS.index(name) + 1 << 40) + offset, shape, np.dtype(dtype)))
+        return np.asarray(_Memory((codes.REGIONS.index(name) + 1 << 40) + offset, shape, np.dtype(dtype)))
 
     def empty(self, shape, dtype):
         array = self.region("workspace", shape, dtype, self.workspace)
@@ -97,8 +98,8 @@ class Recorder:
         self.items.append(CopyItem(self.address(to), self.address(source), source.nbytes))
 
 
-class _Place:
-    """What NumPy makes an array of; it does not look at the memory."""
+class _Memory:
+    """NumPy makes an array from this, without touching its memory."""
 
     def __init__(self, address, shape, dtype):
         self.__array_interface__ = {"data": (address, False), "shape": tuple(shape), "typestr": dtype.str, "version": 3}
@@ -111,7 +112,7 @@ def _address_offsets(value):
 
 
 def record_forward(device, T, B, I, H, dtype, tokens, activation, with_last_state):
-    """The program of a forward pass, in which the last state is copied out of the outputs where it is wanted → Recorder."""
+    """The program of a forward pass → Recorder. It copies the last state out of the outputs if ``with_last_state``."""
     recorder = Recorder(device)
     outputs = recorder.region("outputs", (T, B, H), dtype)
     Launcher(recorder).forward(*_arguments(recorder, T, B, I, H, dtype, tokens), recorder.region("bh", (H,), dtype), outputs,

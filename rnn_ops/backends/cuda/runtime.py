@@ -1,8 +1,8 @@
-"""What the launcher runs on where there is a GPU: CuPy loads kernels, allocates memory and launches.
+"""The `Runtime` on a real GPU: CuPy loads kernels, allocates memory and launches.
 
-Four things CuPy does not do, or does otherwise, are done one level below it: kernels are compiled by compiler.py, launched
-cooperatively (CuPy's own links a library that only a CUDA toolkit brings) and in clusters of 16 blocks, and matrix products
-are such that a CUDA graph can hold them (blas.py).
+Four things are done one level below CuPy: compiler.py compiles the kernels, launches may be cooperative (CuPy's own way links a
+library that only a CUDA toolkit has) or have clusters of 16 blocks, and matrix products can be captured into a CUDA graph
+(blas.py).
 """
 import contextlib
 import ctypes
@@ -16,14 +16,14 @@ from cupy_backends.cuda.api import runtime as cuda_runtime
 from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.blas import Blas
 
-_PROBE = 'extern "C" __global__ void probe() {}'  # with all of the shared memory, a block takes a whole multiprocessor
+_PROBE = 'extern "C" __global__ void probe() {}'  # launched with all shared memory, so that a block takes a whole multiprocessor
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER = 8, 14
 _CLUSTER_DIMENSION = 4  # CUlaunchAttributeID
 _CUDA, _CUDA_MANAGED = 2, 13  # DLDeviceType
 
 
-class _LaunchAttribute(ctypes.Structure):  # CUlaunchAttribute, with the one member of its union that we need
+class _LaunchAttribute(ctypes.Structure):  # CUlaunchAttribute, with one member of its union
     _fields_ = [("id", ctypes.c_int), ("padding", ctypes.c_char * 4), ("cluster", ctypes.c_uint * 3),
                 ("rest", ctypes.c_char * 52)]
 
@@ -33,7 +33,7 @@ class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
                 ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_LaunchAttribute)), ("count", ctypes.c_uint)]
 
 
-_DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}  # that a CUDA version needs at the least (CUDA Toolkit Release Notes)
+_DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}  # the oldest driver for a CUDA version (CUDA Toolkit Release Notes)
 
 
 def count():
@@ -41,10 +41,11 @@ def count():
     try:
         return cuda_runtime.getDeviceCount()
     except cuda_runtime.CUDARuntimeError as error:
-        cuda = cuda_driver.get_build_version() // 1000  # of CuPy; the runtime does not tell without a driver
+        cuda = cuda_driver.get_build_version() // 1000  # CuPy's; the CUDA runtime does not say without a driver
         newer = f" and that the driver is {_DRIVERS[cuda]} or newer for CUDA {cuda}" if cuda in _DRIVERS else ""
-        raise RuntimeError(f"the NVIDIA driver finds no GPU that this CuPy can use ({error}): see that nvidia-smi lists one, that "
-                           f"CUDA_VISIBLE_DEVICES does not hide it{newer}") from None
+        raise RuntimeError(
+            f"the NVIDIA driver finds no GPU that this CuPy can use ({error}): see that nvidia-smi lists one, that "
+            f"CUDA_VISIBLE_DEVICES does not hide it{newer}") from None
 
 
 def versions():
@@ -57,15 +58,15 @@ def versions():
 
 
 def array(name, value):
-    """Anything that lies in the memory of a GPU as a cupy.ndarray, without a copy."""
+    """An array in the memory of a GPU as a cupy.ndarray, without a copy."""
     if isinstance(value, cupy.ndarray):
         return value
     if hasattr(value, "__cuda_array_interface__"):
         return cupy.asarray(value)
     if hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED):
         return cupy.from_dlpack(value)
-    raise TypeError(f"{name}: got {type(value).__name__}, needs an array in the memory of a GPU: a cupy.ndarray or what "
-                    "has __cuda_array_interface__ or __dlpack__")
+    raise TypeError(f"{name}: got {type(value).__name__}, needs an array in the memory of a GPU: a cupy.ndarray or an "
+                    "array with __cuda_array_interface__ or __dlpack__")
 
 
 def index(array):
@@ -94,7 +95,7 @@ def device(index):
 
 
 def _clusters(index, device):
-    """`Device.clusters`, measured; where that cannot be done, estimated: what is chosen by it would run all the same."""
+    """`Device.clusters`, measured, or estimated if they cannot be measured. An estimate costs speed at most."""
     if device.compute_capability < 90:
         return ()
     try:
@@ -127,7 +128,7 @@ class Runtime:
     def __init__(self, index):
         self.index = index
         self.device = device(index)
-        nvrtc(index)  # rather now than at the first launch
+        nvrtc(index)  # fails now instead of at the first launch
         self._blas = Blas(self.functions())
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
 
@@ -138,7 +139,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def default_stream(self):
-        """As `current`, and in the legacy default stream, whatever this thread has made current."""
+        """As `current`, and with the legacy default stream as the current one."""
         with cupy.cuda.Device(self.index), cupy.cuda.Stream.null:
             yield self
 
@@ -151,7 +152,7 @@ class Runtime:
               ctypes.addressof(addresses), *tail)
 
     def function(self, launch):
-        """The CUfunction, a number, of a launch, with the shared memory that it needs allowed. It stays good."""
+        """The CUfunction of a launch, a number that stays valid. It may use as much shared memory as the launch needs."""
         function, shared = self._functions.get(launch.kernel) or (self.compile(launch.kernel), 48 * 1024)
         if launch.shared > shared:
             shared = launch.shared
@@ -163,7 +164,7 @@ class Runtime:
         """The function of a `sources.Kernel`, compiled or taken from the cache on disk."""
         path = compiler.cubin(kernel, self.device.compute_capability, cuda_runtime.driverGetVersion())
         function = cupy.RawModule(path=path).get_function(kernel.name).kernel
-        if kernel.family == "cluster":  # of 16 blocks, which not every chip would have to offer
+        if kernel.family == "cluster":  # 16 blocks are allowed only on request
             cuda_driver.funcSetAttribute(function.ptr, _NON_PORTABLE_CLUSTER, 1)
         return function
 
@@ -200,7 +201,7 @@ class Runtime:
     def address(self, array):
         return array.data.ptr
 
-    # What the operators need besides.
+    # For the operators.
 
     def view(self, address, shape, dtype):
         """An array over memory of this GPU that someone else owns."""
@@ -215,14 +216,14 @@ class Runtime:
         return copy
 
     def to_host(self, array, out=None):
-        """A copy as a NumPy array, in `out` where one is given. Waits for what computes it."""
+        """A copy as a NumPy array, in `out` if it is given. Waits until the array is computed."""
         return array.get(out=out)
 
     def functions(self):
-        """Addresses of the functions of the driver and of cuBLAS that the native operator calls, by what they do."""
+        """{what it does: address} of the functions of the driver and of cuBLAS that the native operator calls."""
         driver, version = ctypes.CDLL("libcuda.so.1"), cuda_runtime.runtimeGetVersion() // 1000
         try:
-            # CuPy loads cuBLAS, from where it finds it. CuPy 14 looks into pip's wheels when it is asked by `from` ...
+            # CuPy finds and loads cuBLAS. CuPy 14 looks into pip's wheels only on `from` ...
             from cupy_backends.cuda.libs import cublas  # noqa: F401
             blas = ctypes.CDLL(f"libcublas.so.{version}")  # ... and this is that one
         except (ImportError, OSError) as error:
@@ -237,5 +238,5 @@ class Runtime:
         return {name: ctypes.cast(function, ctypes.c_void_p).value for name, function in found.items()}
 
     def synchronize(self):
-        """Wait for all that has been launched in this thread's stream."""
+        """Wait for everything launched in this thread's stream."""
         cupy.cuda.get_current_stream().synchronize()

@@ -1,14 +1,14 @@
-"""The CUDA kernels (kernels/cuda) as what a compiler is given: a text and macros.
+"""The CUDA kernels (kernels/cuda) in the form that a compiler takes: a text and macros.
 
-What is compiled is kept on disk under a hash of its text and options (compiler.py). So the includes are joined here: a new version
-of a header makes a new text, and an old binary is never taken for it. What a template would be told is told by macros, so
+compiler.py keeps machine code on disk under a hash of text and options. So this module joins all includes into the text: a new
+version of a header makes a new text, and old machine code is never used for it. Macros take the place of template arguments, so
 that a kernel has a plain name, which a profiler shows.
 """
 import os
 import re
 from typing import NamedTuple
 
-OPTIONS = ("--std=c++17",)  # of the compiler, which compiler.py adds to
+OPTIONS = ("--std=c++17",)  # compiler.py adds more
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 # Installed, the kernels are a folder of the package; in a source folder they lie beside it.
@@ -18,13 +18,13 @@ _INCLUDE = re.compile(r'#include "(?:\.\./)?(\w+\.(?:cuh|h))"\n')
 
 class Kernel(NamedTuple):
     """A kernel before it is compiled."""
-    family: str    # whose text it is in
+    family: str    # its file
     name: str      # as a profiler shows it; the macro NAME
     macros: tuple  # of (name, value), besides NAME
 
     @property
     def options(self):
-        """What NVRTC is told besides the text."""
+        """NVRTC's options."""
         return OPTIONS + tuple(f"-D{name}={value}" for name, value in (("NAME", self.name),) + self.macros)
 
     def __str__(self):
@@ -39,7 +39,7 @@ def folder():
 def text(family, replace=None):
     """The source of ``family`` ("resident", "sums", ...) with what it includes.
 
-    ``replace`` maps a header's name to text to take instead; the tests put their primitives.cuh there.
+    ``replace`` maps a header's name to a text that replaces it. The tests replace primitives.cuh.
     """
     replace, seen = replace or {}, set()
 

@@ -1,11 +1,12 @@
-"""Which kernel serves which shape on which GPU: pure functions of numbers, no CUDA.
+"""The choice of a kernel for a shape and a GPU: pure functions of numbers, no CUDA.
 
-A `Variant` is a kernel with everything that is decided before it runs. `candidates` lists all that could serve a shape, or
-says why a family cannot; `choose` takes the one with the fewest predicted cycles a step, forward and backward together.
+A `Variant` is a kernel together with all sizes of its launch. `candidates` lists all variants that could serve a shape, and says
+why a family cannot. `choose` takes the one with the fewest predicted cycles a step, forward and backward together.
 
-A prediction has two parts. One is read off the kernel's machine code (predictions.json, written by ``python -m
-benchmarks.gpu.predict``): the cycles of a step with one, two and more tiles of rows a block, which has a multiprocessor to itself,
-and how long one tile keeps the multiprocessor busy. The other is how many blocks run at once, from the device's limits.
+A prediction has two parts. One comes from the kernel's machine code (predictions.json, written by ``python -m
+benchmarks.gpu.predict``): the cycles of a step with one, two and more tiles of rows a block, for a block that has a
+multiprocessor to itself, and how long one tile keeps the multiprocessor busy. The other is the number of blocks that run at once,
+from the limits of the device.
 
 The families are explained at the top of kernels/cuda/{resident,cluster,grid,stepwise}.cu, the tile in tile.cuh.
 """
@@ -21,7 +22,7 @@ from rnn_ops.backends.cuda.sources import Kernel
 
 FAMILIES = ("resident", "cluster", "grid", "stepwise")
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # those that the tests compile for
-EXCHANGES = ("async", "barrier")  # of the cluster family; the second is here to be compared with
+EXCHANGES = ("async", "barrier")  # of the cluster family; the second one is for comparison only
 CLUSTER_SIZES = (2, 4, 8, 16)  # those that `Device.clusters` counts
 
 _MOST_GROUPS = 65535  # blocks along the grid's y, on every architecture
@@ -32,7 +33,7 @@ _SHARED = {70: 96 * _KIB, 75: 64 * _KIB, 80: 163 * _KIB, 86: 99 * _KIB, 89: 99 *
 _LANES = {70: 64, 75: 64, 80: 64, 86: 128, 89: 128, 90: 128}
 _THREADS = {70: 2048, 75: 1024, 80: 2048, 86: 1536, 89: 1536, 90: 2048}
 _REGISTERS = 65536
-_RESERVED = 1024  # bytes of shared memory that a block takes besides its own, from 8.0 on
+_RESERVED = 1024  # bytes of shared memory that the system takes for each block, from 8.0 on
 
 _LARGEST_RESIDENT, _LARGEST_CLUSTER, _LARGEST_GRID = 256, 1024, 2048  # hidden units
 _GRID_K = (256, 512, 768, 1024, 1536, 2048)
@@ -46,16 +47,16 @@ _PREDICTIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "predict
 
 
 class Device(NamedTuple):
-    """What the choice depends on.
+    """The facts of a GPU that the choice depends on.
 
     compute_capability: 90 for 9.0; shared_memory: bytes that one block may have; clusters: how many clusters of 2, 4, 8 and 16
-    blocks run at once where each block takes a whole multiprocessor, () where there are no clusters.
+    blocks run at once if each block takes a whole multiprocessor, () if the device has no clusters.
     """
     name: str
     compute_capability: int
     shared_memory: int
     multiprocessors: int
-    clusters: tuple = ()  # of 2, 4, 8 and 16 blocks that run at once, one block a multiprocessor; () where nobody knows
+    clusters: tuple = ()
 
     @property
     def architecture(self):
@@ -107,18 +108,18 @@ class Prediction(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A kernel for one shape. ``tile`` and what follows is None or 1 where the family has no use for it."""
+    """A kernel for one shape. Fields that a family does not use are None or 1."""
     family: str
     tile: Optional[Tile] = None
-    blocks: int = 1   # that share rows: of a cluster, of a group of the grid
-    groups: int = 1   # of blocks that share rows
-    rows: int = 1     # of the batch that a group owns
+    blocks: int = 1   # that share rows: a cluster, or a group of the grid family
+    groups: int = 1   # clusters, groups, or single blocks
+    rows: int = 1     # of the batch, for each group
     cycles: float = math.inf           # predicted, a step forward
     backward_cycles: float = math.inf  # predicted, a step backward
     exchange: str = "async"            # of the cluster family
 
     def kernel(self, direction):
-        """The `sources.Kernel` for "Forward" or "Backward". Stepwise, where the dtype counts too, has it in the launcher."""
+        """The `sources.Kernel` for "Forward" or "Backward". The launcher makes stepwise's, which also depends on the dtype."""
         macros = (("PASS", f"{direction}<float>"), ("TILE", str(self.tile)))
         name = self.family
         if self.family == "cluster":
@@ -128,7 +129,7 @@ class Variant(NamedTuple):
 
     @property
     def shared(self):
-        """Bytes of dynamic shared memory a block."""
+        """Bytes of dynamic shared memory of a block."""
         state_rows = self.tile.rows if self.family == "grid" else self.rows
         mbarriers = 16 * (self.rows // self.tile.rows) if self.family == "cluster" else 0
         return mbarriers + 4 * (self.tile.shared_weights + self.tile.partials + 2 * state_rows * self.tile.k)
@@ -143,17 +144,17 @@ class Variant(NamedTuple):
 
 
 def known_device(architecture, multiprocessors):
-    """A Device with the limits of an architecture, for tests and for questions about a GPU that is not there."""
+    """A Device with the limits of an architecture, for tests and for GPUs that this process does not have."""
     return Device(f"sm_{architecture}", architecture, _SHARED[architecture], multiprocessors,
                   estimated_clusters(architecture, multiprocessors))
 
 
 def estimated_clusters(compute_capability, multiprocessors):
-    """`Device.clusters` of a GPU on which nobody has measured it, rather too few than too many.
+    """`Device.clusters` of a GPU where it has not been measured: too few rather than too many.
 
-    A cluster lives inside a GPC. Of those, an H100 or H200 with 132 multiprocessors has some of 16 and some of 18, and which ones
-    differs from chip to chip: clusters of 2 fit everywhere, of larger ones what is left over in the GPCs may cost one or
-    more. A part of a chip of at most 16 multiprocessors is taken for one GPC.
+    A cluster lives inside a GPC. An H100 or H200 with 132 multiprocessors has GPCs of 16 and of 18, and their numbers differ from
+    chip to chip. Clusters of 2 fit everywhere. Larger ones leave multiprocessors unused in some GPCs, which may cost one cluster
+    or more. A part of a chip with at most 16 multiprocessors counts as one GPC.
     """
     if compute_capability < 90:
         return ()
@@ -192,15 +193,15 @@ def candidates(device, dtype, B, H):
             reason = f"no tile for {H} hidden units fits {device.shared_memory // _KIB} KiB of shared memory a block" + (
                 f" and {device.multiprocessors} multiprocessors" if family != "resident" else "")
         reasons[family] = reason
-    # Vendor's product at half the chip's rate, and two launches.
+    # cuBLAS's product at half the chip's rate, and two launches.
     work = 2 * B * H * H / (device.lanes * device.multiprocessors)
     found.append(Variant("stepwise", cycles=_STEPWISE + work, backward_cycles=_STEPWISE + work))
     return found, reasons
 
 
-@functools.lru_cache(maxsize=1024)  # each launch asks, mostly for the same shape
+@functools.lru_cache(maxsize=1024)  # each launch calls it, mostly for the same shape
 def choose(device, dtype, B, H, family=None):
-    """The variant with the fewest predicted cycles a step forward and backward, of all families or of the one that is given.
+    """The variant with the fewest predicted cycles, of a step forward plus a step backward; of all families, or of one.
 
     Raises
     ------
@@ -231,7 +232,7 @@ def _why_not(family, device, dtype, H):
 
 
 def total_cycles(variant):
-    """Predicted cycles of a step forward and a step backward: what `choose` goes by."""
+    """Predicted cycles of a step forward plus a step backward, which `choose` minimises."""
     return variant.cycles + variant.backward_cycles
 
 
@@ -258,12 +259,12 @@ def _tiles(family, architecture, H=None):
 
 
 def _tile(family, k, columns, rows, architecture):
-    """Of warps that have all of k: the tile with the fewest weights in shared memory, then with a warp for each scheduler, then
-    with the fewest lanes along k, which add up in a tree; None if there is none."""
+    """The best tile whose warps have all of k: with the fewest weights in shared memory, then with a warp for each scheduler,
+    then with the fewest lanes along k, whose sums are added in a tree. None if no tile fits."""
     found = []
     for k_lanes in (4, 8, 16, 32):
         if family == "cluster" and 4 * rows > k_lanes:
-            continue  # there a lane finishes one element
+            continue  # each lane finishes one element
         threads, weights = columns * k_lanes // 4, 4 * k // k_lanes
         if k % (4 * k_lanes) == 0 and columns % (128 // k_lanes) == 0 and weights <= 256 and threads <= 512:
             found.append(_with_shared(Tile(k, columns, k_lanes, 1, rows, 0), architecture))
@@ -280,9 +281,10 @@ def _k_warps(k, columns):
 
 
 def _with_shared(tile, architecture):
-    """The tile with as many weights in registers as there is room for. What a thread has beside 16 weights a chunk was found by
-    compiling (tests/test_cuda_compile.py): what does not spill with NVRTC 13.0 on sm_90 and with 11.8 or 13.0 on those before."""
-    registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # as many for each of the four schedulers
+    """The tile with as many weights in registers as there is room for. A thread needs registers besides the 16 weights of a
+    chunk. How many was found by compiling (tests/test_cuda_compile.py), so that nothing spills with NVRTC 13.0 on sm_90, and with
+    11.8 and 13.0 on older architectures."""
+    registers = min(255, _REGISTERS // _up(tile.threads, 128) // 8 * 8)  # each of the four schedulers has a quarter
     if architecture >= 90:
         besides = {1: 57, 2: 80 if tile.k_lanes == 4 else 63, 4: 128 if tile.k_lanes == 4 else 82}
     else:
@@ -291,7 +293,7 @@ def _with_shared(tile, architecture):
 
 
 def _variants(family, device, tile, blocks, B, H):
-    """The variants of a tile for a shape: with one block a multiprocessor, with two, as far as there is room for them."""
+    """The variants of a tile for a shape: with one block on a multiprocessor and, if there is room, with two."""
     if blocks is None:
         blocks = -(-H // tile.columns)
     at_once = device.multiprocessors // blocks  # groups, one block a multiprocessor
@@ -303,7 +305,7 @@ def _variants(family, device, tile, blocks, B, H):
     tried = set()
     for beside in (1,) if family == "grid" else range(1, _MOST_BESIDE + 1):
         rows = _up(-(-B // min(B, at_once * beside)), tile.rows)
-        if family != "grid":  # not more rows than shared memory has room for; the rest waits for its turn
+        if family != "grid":  # shared memory limits the rows of a block; further blocks run later
             room = device.shared_memory - 4 * tile.shared_weights
             row = 8 * tile.k + (16 // tile.rows if family == "cluster" else 0)
             rows = min(rows, room // (tile.rows * row) * tile.rows)
@@ -320,7 +322,7 @@ def _variants(family, device, tile, blocks, B, H):
 
 
 def _beside(device, variant):
-    """How many blocks of a variant one multiprocessor has room for."""
+    """How many blocks of a variant fit on one multiprocessor."""
     warps = variant.tile.threads // 32
     registers = max(predictions()[str(variant.kernel(direction))].registers for direction in ("Forward", "Backward"))
     allocated = _up(registers * 32, 256) * _up(warps, 4)
@@ -330,8 +332,8 @@ def _beside(device, variant):
 
 
 def _cycles(device, variant, at_once, beside, direction):
-    """Predicted cycles a step. Blocks on one multiprocessor wait at different times, and share what it computes in a cycle: the
-    simulation of two clusters of 4 blocks puts what the one costs the other at _DELAY of the time that it keeps it busy."""
+    """Predicted cycles a step. Blocks on one multiprocessor wait at different times and share its throughput. In the simulation
+    of two clusters of 4 blocks, one block delays the other by _DELAY of the time that it keeps the multiprocessor busy."""
     tiles = variant.rows // variant.tile.rows
     step, two, tile, busy, _ = predictions()[str(variant.kernel(direction))]
     slower = 128 / device.lanes  # than sm_90, in multiply-adds a cycle
@@ -345,7 +347,7 @@ def _cycles(device, variant, at_once, beside, direction):
 
 @functools.lru_cache(maxsize=None)
 def predictions():
-    """`Prediction` by the name of a kernel, as ``str(kernel)`` gives it."""
+    """{name of a kernel, as ``str(kernel)`` gives it: its `Prediction`}."""
     with open(_PREDICTIONS, encoding="utf-8") as file:
         return {kernel: Prediction(*numbers) for kernel, numbers in json.load(file)["kernels"].items()}
 

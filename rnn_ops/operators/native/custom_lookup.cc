@@ -1,15 +1,15 @@
 // `rnn_ops_lookup`: the rows of a table that a batch needs. A custom operator of MXNet (op_type of `Custom`) in C++.
 //
 //     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh, tokens
-//         If there are fewer tokens (T, B) than symbols V, the tokens become 0 to T·B - 1, and Wxh has one row for each: (T·B, H).
-//         If there are more, or if inputs are floats (T, B, I), inputs stay as they are, and Wxh is a copy of the table as (V, H).
-//         With step=1 there is no T. The third result is for the backward pass alone: the original tokens, if they were changed.
+//         If there are fewer tokens (T, B) than symbols V, the tokens become 0 to T·B - 1, and Wxh has one row for each,
+//         (T·B, H). If there are more, or if inputs are floats (T, B, I), inputs stay as they are, and Wxh is a copy of the table
+//         as (V, H). With step=1 there is no T. The third result is for the backward pass alone: the original tokens, if they were changed.
 //     symbols=V: tokens -> the same tokens, after a check that they are in [0, V)
 //     neither: tokens, table (H, V) -> rows (T·B, H), as in graphs that earlier versions saved
 //
-// It is a custom operator because MXNet tells only a custom operator what to do with a gradient: nothing, write it, or add it. (The
-// library's other operator is not told: bug 4 in rnn_ops/_mxnet_bugs.py.) So a table's gradient is written once, to its final place.
-// On a GPU, an operator in Python does the work (rnn_ops/operators/lookup.py).
+// It is a custom operator because MXNet tells only a custom operator what to do with a gradient: nothing, write it, or add it.
+// (The library's other operator is not told: bug 4 in rnn_ops/_mxnet_bugs.py.) So a table's gradient is written once, to its
+// final place. On a GPU, an operator in Python does the work (rnn_ops/operators/lookup.py).
 //
 // The types and numbers below are those of MXNet's c_api.h.
 #include "lookup.h"
@@ -160,7 +160,7 @@ class Lent {
 
 std::vector<std::unique_ptr<Lent>> lent(int count, void** handles) {
   std::vector<std::unique_ptr<Lent>> found;
-  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));  // all first, so that each is freed even if look() fails
+  for (int i = 0; i < count; ++i) found.emplace_back(new Lent(handles[i]));  // all first, so that all are freed
   for (const auto& each : found) each->look();
   return found;
 }

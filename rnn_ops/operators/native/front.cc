@@ -2,8 +2,8 @@
 // Python.
 //
 // It calls MXNet's C functions by addresses that Python passes (rnn_ops/operators/native/front.py), so MXNet is not linked. If
-// anything about a call is unusual (an array on a GPU, a shape that does not fit), the answer is LOOK_CLOSER. Then the functions in
-// Python take over and make the error, if it is one.
+// anything about a call is unusual (an array on a GPU, a shape that does not fit), the answer is LOOK_CLOSER. Then the functions
+// in Python take over and make the error, if it is one.
 //
 // A short call that autograd does not record is computed in the calling thread, once MXNet's engine says that no write to its
 // arguments is pending. Waking another thread would take longer than the work. MXNet runs all other calls.
@@ -76,8 +76,9 @@ struct Owned {
 };
 
 // Autograd's notes on arrays, read from MXNet's objects in memory. MXNet has no C function for an array's grad_req, and asking
-// whether autograd knows an array throws an exception inside MXNet if it does not, which is slow. The constructor finds the places
-// of the notes by means of one array for each grad_req. If it does not find them, nothing is read and every gradient gets its guard.
+// whether autograd knows an array throws an exception inside MXNet if it does not, which is slow. The constructor finds the
+// places of the notes by means of one array for each grad_req. If it does not find them, nothing is read and every gradient gets
+// its guard.
 class Notes {
  public:
   Notes() {
@@ -109,8 +110,9 @@ class Notes {
 
   enum Note { UNKNOWN, NOT_ASKED, WRITE, GUARD };
 
-  // UNKNOWN: autograd does not know the array, so it can have no gradient. NOT_ASKED: autograd knows it, and it still can have none
-  // (grad_req "null"). WRITE: the operator may write the gradient straight to its place. GUARD: it may have to be added there.
+  // UNKNOWN: autograd does not know the array, so it can have no gradient. NOT_ASKED: autograd knows it, and it still can have
+  // none (grad_req "null"). WRITE: the operator may write the gradient straight to its place. GUARD: it may have to be added
+  // there.
   Note on(Handle array) const {
     if (!readable_) return is_known(array) ? GUARD : UNKNOWN;
     const char* node = word(static_cast<char*>(array) + node_);
@@ -200,8 +202,8 @@ struct Given {
 
 // Computing in the calling thread ---------------------------------------------------------------------------------------
 
-// MXNet runs a function that is pushed as kAsync at once and in the calling thread, if no write to its arrays is pending. Otherwise
-// it runs the function later in a thread of its own. By then it is too late, and the function does nothing.
+// MXNet runs a function that is pushed as kAsync at once and in the calling thread, if no write to its arrays is pending.
+// Otherwise it runs the function later in a thread of its own. By then it is too late, and the function does nothing.
 struct Turn {
   const Call* call;  // null: only see whether the function runs at once
   const Handle* handles;
@@ -212,8 +214,8 @@ thread_local Turn* turn;
 thread_local uintptr_t ticket;
 std::atomic<uintptr_t> tickets{0};
 
-// Meanwhile nothing can write to the arguments or move them. DLPack gives an address without waiting for the array or writing to it.
-// MXNDArrayGetData does both if the array has MKL-DNN's layout.
+// Meanwhile nothing can write to the arguments or move them. DLPack gives an address without waiting for the array or writing to
+// it. MXNDArrayGetData does both if the array has MKL-DNN's layout.
 bool compute(const Turn& mine) {
   Handle managed[RNN_ARGUMENTS];
   int count = 0;
@@ -253,7 +255,8 @@ bool run_at_once(Turn* mine, int device) {
   return !failed && mine->done;
 }
 
-// Whether the work, in multiply-adds, takes less time than waking another thread and coming back. A step has a cost of its own too.
+// Whether the work, in multiply-adds, takes less time than waking another thread and coming back. A step has a cost of its own
+// too.
 bool is_short(const Problem& of) {
   const double step = of.B * of.H * (of.H + (of.tokens ? 0 : of.I)) * (of.dtype == RNN_FLOAT64 ? 2. : 1.) + 2e4;
   return of.T * step < 4e6;

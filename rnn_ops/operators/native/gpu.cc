@@ -257,7 +257,8 @@ RNN_OPS_EXPORT void rnn_ops_native_forget_programs() {
 
 RNN_OPS_EXPORT void rnn_ops_program_workspace(Program* program, int64_t bytes) { program->workspace = bytes; }
 
-// values: `bytes` bytes of arguments. begins, addresses: the offsets of the `count` arguments and of the `address_count` addresses.
+// values: `bytes` bytes of arguments. begins, addresses: the offsets of the `count` arguments and of the `address_count`
+// addresses.
 RNN_OPS_EXPORT void rnn_ops_program_launch(Program* program, void* function, const uint32_t* grid, uint32_t block,
                                            uint32_t shared, int cooperative, const char* values, uint32_t bytes,
                                            const uint32_t* begins, int count, const uint32_t* addresses, int address_count) {

@@ -2,8 +2,8 @@
 //
 // MXNet expects a library to compile the wheel's lib_api.cc into itself. But the interface is plain C, and final since MXNet has
 // had its last release. So this file implements the few functions that an operator needs, and the library is compiled before it
-// is installed. It also avoids bug 8 in rnn_ops/_mxnet_bugs.py: a thread keeps the message of its last call only, and MXNet asks for
-// it right after the call.
+// is installed. It also avoids bug 8 in rnn_ops/_mxnet_bugs.py: a thread keeps the message of its last call only, and MXNet asks
+// for it right after the call.
 //
 // MXNet does not tell a native operator everything, so its callers must take care (rnn_ops/operators/native/guard.py):
 // - There is no `req`: a gradient always overwrites, even where MXNet wants a sum (bug 4).
@@ -89,8 +89,8 @@ RNN_OPS_EXPORT int _msgSize() { return !message.empty(); }
 
 RNN_OPS_EXPORT void _msgGet(int, const char** text) { *text = message.c_str(); }
 
-// How many operators MXNet has to register. It refuses an operator that it knows, and the library may be loaded twice, by Python's
-// rnn_ops and by mx.library.load: the second time the number is 0.
+// How many operators MXNet has to register. It refuses an operator that it knows, and the library may be loaded twice, by
+// Python's rnn_ops and by mx.library.load: the second time the number is 0.
 RNN_OPS_EXPORT int _opRegSize() { return !registered; }
 
 RNN_OPS_EXPORT int _opCallParseAttrs(void*, const char* const* names, const char* const* values, int count, int* inputs,

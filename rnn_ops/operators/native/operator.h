@@ -13,7 +13,8 @@
 //     step=1: inputs (B, I)    or tokens (B,),   state, Wxh, Whh, bh -> state (B, H)
 //     rank=1: the shape of the inputs, as shape_array gives it -> a zero, or an error where the number of dimensions is unknown
 //
-// In a graph the third form comes before the others, which may take its zero as one more argument: bug 5 in rnn_ops/_mxnet_bugs.py.
+// In a graph the third form comes before the others, which may take its zero as one more argument: bug 5 in
+// rnn_ops/_mxnet_bugs.py.
 //
 // Errors have the sentences of rnn_ops/backends/arguments.py.
 #pragma once
@@ -81,8 +82,8 @@ struct Problem {
   size_t item() const { return dtype == RNN_FLOAT64 ? sizeof(double) : sizeof(float); }
 };
 
-// Whether a gradient is computed. A gradient that was not requested is filled with NaN, so that using it is noticed. Tokens get 0,
-// MXNet's gradient of integers.
+// Whether a gradient is computed. A gradient that was not requested is filled with NaN, so that using it is noticed. Tokens get
+// 0, MXNet's gradient of integers.
 rnn_fill fill_of_gradient(const Options& chosen, const Problem& of, int argument);
 
 // A call. results: the outputs and, for a sequence, the last state. gradients: of the arguments; cotangents: of the results.
