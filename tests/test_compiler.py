@@ -49,7 +49,7 @@ NEWEST = Version(13, 0, architectures=(75, 80, 86, 90, 100, 103, 120))
     (80, None, (11, 8)), (80, 11080, (11, 8)), (80, 13000, (11, 8)), (70, 13000, (11, 8)),
     (90, None, (12, 4)), (90, 12000, (12, 4)), (90, 13000, (12, 4)),
     (100, None, (12, 8)), (100, 12040, (12, 8)), (103, 13000, (13, 0)), (103, None, (13, 0))])
-def test_the_oldest_that_can_do_it_is_taken(here, architecture, driver, version):
+def test_the_oldest_nvrtc_that_fits_is_chosen(here, architecture, driver, version):
     here((11, 8), (12, 0), (12, 4), BLACKWELL, NEWEST)
     assert compiler.find(architecture, driver).version == version
 
@@ -70,14 +70,14 @@ def test_the_oldest_that_can_do_it_is_taken(here, architecture, driver, version)
     ([BLACKWELL], 103, 13000, "10.3: got NVRTC 12.8, needs 12.9 or newer and older than 14.0, since the driver is for CUDA "
      "13.0: pip install nvidia-cuda-nvrtc"),
 ])
-def test_where_there_is_none_a_sentence_says_what_to_install(here, versions, architecture, driver, sentence):
+def test_without_a_fitting_nvrtc_the_error_says_what_to_install(here, versions, architecture, driver, sentence):
     here(*versions)
     with pytest.raises(RuntimeError) as raised:
         compiler.find(architecture, driver)
     assert str(raised.value) == "compute capability " + sentence
 
 
-def test_what_is_installed_is_found():
+def test_every_installed_nvrtc_is_found():
     """The extra `test` brings 11.8 and 13.0; where only a newer CuPy's is, that one."""
     found = {nvrtc.version: nvrtc for nvrtc in compiler.found()}
     assert (13, 0) in found and 90 in found[13, 0].architectures and 70 not in found[13, 0].architectures
@@ -98,7 +98,7 @@ def test_several_versions_compile_in_one_process_whatever_is_loaded_for_all():
 
 
 @pytest.mark.parametrize("number", range(len(compiler.found())))
-def test_each_that_is_here_compiles(number):
+def test_every_nvrtc_here_compiles(number):
     nvrtc = compiler.found()[number]
     cubin, log = nvrtc.compile(KERNEL, ["--std=c++17"], 80)
     assert cubin[:5] == b"\x7fELF\x02" and b"kernel" in cubin and compiler.resources(log, "kernel").registers > 0
@@ -113,7 +113,7 @@ def test_subnormal_numbers_count_as_zero():
     assert "-ftz=true" in compiler.options(SMALL) and set(SMALL.options) < set(compiler.options(SMALL))
 
 
-def test_figures_are_those_of_the_kernel():
+def test_resources_are_those_of_the_kernel():
     """A kernel with a function of its own and both kinds of memory, beside one with neither."""
     source = """
         __device__ __noinline__ int sum(const int* from, int n) {
@@ -166,7 +166,7 @@ def test_a_kernel_is_compiled_once(kept, monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_that_a_cubin_depends_on_is_in_its_name(monkeypatch):
+def test_a_cubins_name_depends_on_everything_that_makes_it(monkeypatch):
     """Two versions of NVRTC, where there are two, and every other pair of things that differ."""
     def name(kernel=SMALL, architecture=80):
         return os.path.basename(compiler.cubin(kernel, architecture))
@@ -186,7 +186,7 @@ def test_all_that_a_cubin_depends_on_is_in_its_name(monkeypatch):
 
 
 @pytest.mark.parametrize("nvrtc", compiler.found(), ids=str)
-def test_a_part_of_a_file_is_never_taken_for_one(kept, nvrtc):
+def test_an_unfinished_file_is_never_used(kept, nvrtc):
     whole = nvrtc.compile(KERNEL, [], 80).cubin
     path = kept.parent / "file"
     path.write_bytes(whole)
@@ -209,7 +209,7 @@ def test_a_spoiled_file_is_replaced(monkeypatch, content):
     assert compiler.cubin(SMALL, 80) == path and compilations == [80]
 
 
-def test_nobody_sees_a_file_before_it_is_whole(kept, monkeypatch):
+def test_no_process_sees_an_unfinished_file(kept, monkeypatch):
     """What stands in the folder at the moment of the renaming, and after a disk that is full."""
     seen, replace = [], os.replace
 
@@ -234,7 +234,7 @@ def test_nobody_sees_a_file_before_it_is_whole(kept, monkeypatch):
 
 @pytest.mark.parametrize("how", ["a file is in the way", "nobody may write"])
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_is_no_error(kept, monkeypatch, how):
+def test_a_read_only_folder_is_no_error(kept, monkeypatch, how):
     if how == "a file is in the way":
         kept.write_text("")
     else:
@@ -250,7 +250,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(kept, monkeypatch, how):
     assert compiler._is_whole(results[SMALL])
 
 
-def test_where_the_folder_is(monkeypatch):
+def test_the_folder(monkeypatch):
     monkeypatch.setenv("RNN_OPS_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
     monkeypatch.setenv("HOME", "/c")
@@ -262,7 +262,7 @@ def test_where_the_folder_is(monkeypatch):
 
 
 @pytest.mark.slow
-def test_many_are_compiled_in_processes(kept, monkeypatch):
+def test_many_kernels_are_compiled_in_processes(kept, monkeypatch):
     path, compilations, progress = compiler.cubin(SMALL, 80), count_compilations(monkeypatch), []
     results = compiler.compile_all([OTHER, SMALL, WRONG, OTHER], 80, progress=lambda *numbers: progress.append(numbers))
     assert list(results) == [OTHER, SMALL, WRONG] and progress == [(1, 3), (2, 3), (3, 3)]

@@ -278,7 +278,7 @@ def test_buffers_that_do_not_fit_are_errors(name, fault):
 
 
 @pytest.mark.parametrize("name", [*arguments.NAMES, "outputs"])
-def test_none_is_no_array(name):
+def test_none_instead_of_an_array_is_an_error(name):
     arrays, doutputs, _ = random_case((3, 4, 5, 6), "float32", tokens=False)
     buffers = dict(zip(arguments.NAMES, arrays), outputs=doutputs)
     buffers[name] = None
@@ -323,7 +323,7 @@ def test_tanh(simd, dtype):
     assert cpu.tanh(special).tobytes() == expected.tobytes()
 
 
-def test_not_a_number_comes_through_backward():
+def test_nan_stays_nan_in_backward():
     arrays, doutputs, dlast_state = random_case((3, 4, 5, 33), "float32", tokens=True)
     arrays[1][2, 7] = np.nan  # the state of row 2
     results = run(cpu, arrays, doutputs, dlast_state)

@@ -12,7 +12,7 @@ VECTORS = {"avx512": (64, 24), "avx2": (32, 12), "baseline": (16, 12)}  # bytes 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("level", cpu.simd_levels())
-def test_multiply_adds_are_counted_by_doing_them(level, dtype, monkeypatch):
+def test_multiply_adds_are_counted_as_they_are_done(level, dtype, monkeypatch):
     size, chains = VECTORS[level]
     of_a_round = size // np.dtype(dtype).itemsize * chains
     assert cpu.multiply_adds(1, level=level, dtype=dtype) == of_a_round
@@ -37,7 +37,7 @@ def test_what_is_refused(arguments, message, monkeypatch):
     assert str(raised.value).startswith(message)
 
 
-def test_a_setting_that_cannot_be_followed_is_said(monkeypatch):
+def test_an_invalid_setting_is_an_error(monkeypatch):
     for name in "RNN_OPS_NUM_THREADS", "RNN_OPS_SIMD":
         with monkeypatch.context() as patched:
             patched.setenv(name, "many")
@@ -47,7 +47,7 @@ def test_a_setting_that_cannot_be_followed_is_said(monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
 @pytest.mark.parametrize("level", [level for level in cpu.simd_levels() if level != "baseline"])
-def test_the_loop_has_multiply_adds_and_nothing_else(level):
+def test_the_loop_is_nothing_but_multiply_adds(level):
     """No product shared or left out, nothing from or to memory: else the rate is not the processor's."""
     code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", "-C", cpu.library_path()], stdout=subprocess.PIPE,
                           universal_newlines=True, check=True).stdout

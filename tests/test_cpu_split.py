@@ -98,7 +98,7 @@ def test_one_processor_for_eight_threads(tmp_path):
     assert ran.returncode == 0 and ran.stdout == "same bits\n"
 
 
-def test_callers_that_find_the_threads_taken(monkeypatch):
+def test_callers_while_another_caller_has_the_threads(monkeypatch):
     """A second caller does all members' work itself, one after the other."""
     monkeypatch.setenv("RNN_OPS_NUM_THREADS", "4")
     cases = [random_case(shape, "float32", tokens=False, seed=i) for i, shape in enumerate(SHAPES)]
@@ -122,13 +122,13 @@ def test_callers_that_find_the_threads_taken(monkeypatch):
     (dict(B=0, H=5), "B"), (dict(B=2.5, H=5), "B"), (dict(B=1, H=-1), "H"), (dict(B=1, H=True), "H"),
     (dict(B=1, H=2, thread_count=0), "thread_count"), (dict(B=1, H=2, thread_count=2 ** 70), "thread_count"),
     (dict(B=1, H=2, dtype="int32"), "dtype"), (dict(B=1, H=2, l2=-1), "l2")])
-def test_what_is_no_size_is_an_error(arguments, name):
+def test_an_invalid_size_is_an_error(arguments, name):
     with pytest.raises(ValueError, match=f"^{name}: got .*, needs "):
         cpu.split(**arguments)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted in Linux's /proc")
-def test_tasks_may_be_more_than_threads(tmp_path):
+def test_there_may_be_more_tasks_than_threads(tmp_path):
     """Far more threads than processors would be in one another's way: so many are not started, and all tasks are done."""
     code = (
         "import os, sys; sys.path.insert(0, %r)\n"

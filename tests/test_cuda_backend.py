@@ -44,7 +44,7 @@ def test_a_family_can_be_forced(gpus, family):
         assert {launch.kernel.family for launch in gpus.emulators[0].launches} == {family, "sums"}
 
 
-def test_it_computes_where_the_arrays_are(gpus):
+def test_the_gpu_of_the_arrays_computes(gpus):
     arrays, doutputs, dlast_state = random_case((2, 3, 4, 40), "float32", tokens=True)
     outputs = np.empty_like(doutputs)
     moved = [array.view(OnGPU) for array in (*arrays, outputs)]
@@ -87,7 +87,7 @@ def arguments():
 
 
 @pytest.mark.parametrize("name, spoil, error, sentence", list(FAULTS.values()), ids=list(FAULTS))
-def test_what_forward_refuses(gpus, name, spoil, error, sentence):
+def test_errors_of_forward(gpus, name, spoil, error, sentence):
     given = arguments()
     given[name] = spoil(given[name])
     with pytest.raises(error, match=sentence):
@@ -107,14 +107,14 @@ def test_another_activation_is_refused(gpus):
 
 
 @pytest.mark.parametrize("name", ["state", "outputs"])
-def test_none_is_no_array(gpus, name):
+def test_none_instead_of_an_array_is_an_error(gpus, name):
     with pytest.raises(TypeError, match=f"{name}: got NoneType, needs an array"):
         cuda.forward(**dict(arguments(), **{name: None}))
 
 
 @pytest.mark.parametrize("name, shape", [("doutputs", (T, B, H)), ("dlast_state", (B, H)), ("dstate", (B, H)),
                                          ("dWxh", (I, H)), ("dWhh", (H, H)), ("dbh", (H,))])
-def test_what_backward_refuses(gpus, name, shape):
+def test_errors_of_backward(gpus, name, shape):
     given = arguments()
     cuda.forward(**given)
     del given["bh"]
@@ -134,7 +134,7 @@ def test_what_backward_refuses(gpus, name, shape):
     assert len(gpus.emulators[0].launches) == before
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_the_error_says_so():
     if cuda.why_not() is None:
         pytest.skip("there is a GPU")
     sentence = cuda.why_not()
@@ -147,7 +147,7 @@ def test_without_a_gpu_it_says_so():
     assert str(raised.value) == sentence
 
 
-def test_the_door_opens_without_mxnet_and_without_cupy(tmp_path):
+def test_import_works_without_mxnet_and_without_cupy(tmp_path):
     """A module that cannot be imported stands in the way of each."""
     for name in "mxnet", "cupy":
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not for this test')")

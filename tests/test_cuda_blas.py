@@ -49,7 +49,7 @@ def test_each_product_is_in_the_stream_it_is_given_and_a_thread_has_one_handle(b
 @pytest.mark.parametrize("function, sentence", [
     ("create_handle", "cublasCreate failed with status 13"), ("set_stream", "cublasSetStream failed with status 13"),
     ("multiply_float", "cublas gemm failed with status 13")])
-def test_what_it_refuses_is_an_error(blas, function, sentence):
+def test_a_failure_of_cublas_is_an_error(blas, function, sentence):
     a = np.ones((2, 2), "float32")
     driver.fail_with[function] = 13
     with pytest.raises(RuntimeError, match=sentence):

@@ -72,7 +72,7 @@ def test_kernels_stay_on_the_chip(workers, family, architecture):
     assert not wrong, "\n" + "\n".join(wrong)
 
 
-def test_the_readme_counts_them_right():
+def test_the_readme_has_the_right_number_of_kernels():
     each = [kernel for case in CASES for kernel in kernels(*case)]
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "kernels", "README.md"), encoding="utf-8") as file:
         text = " ".join(file.read().split())
@@ -95,7 +95,7 @@ def test_the_largest_variant_fits_shared_memory(family, architecture):
     assert shared and not wrong, "\n" + "\n".join(wrong)
 
 
-def test_a_chunk_too_many_in_registers_is_seen():
+def test_one_chunk_too_many_in_registers_is_noticed():
     """The check itself: the largest resident tile with all of its weights in registers, which cannot be."""
     tile = variants.Tile(256, 256, 4, 1, 1, 0)
     kernel = variants.Variant("resident", tile).kernel("Forward")

@@ -99,7 +99,7 @@ def test_threads_at_different_barriers():
     refused("wait for ever", "if (threadIdx.x < 32) block_barrier(); else cluster_barrier();")
 
 
-def test_shared_memory_nobody_wrote():
+def test_shared_memory_that_was_not_written():
     refused("nobody wrote", "a[threadIdx.x] = shared_memory()[threadIdx.x];", np.zeros(64, "float32"), shared=256)
 
 
@@ -176,7 +176,7 @@ def test_blocks_that_may_not_have_started_or_may_have_ended():
     ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
     (r"stores at byte \d+ of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 16)")])
 @pytest.mark.slow
-def test_where_other_blocks_can_be_written(message, old, new):
+def test_addresses_in_other_blocks(message, old, new):
     text = CLUSTER.format("cluster_barrier();", "cluster_barrier();").replace(old, new)
     refused(message, text, np.zeros((8, 64), "float32"), **OF_FOUR)
 
@@ -282,7 +282,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.slow
-def test_what_sending_needs(fault):
+def test_sending_breaks_a_rule(fault):
     message, edits = FAULTS[fault]
     refused(message, ping_pong(*edits), np.zeros(2 * SIZE, "float32"), seeds=20, **TWO)
 
@@ -393,12 +393,12 @@ MISUSES = {
 
 @pytest.mark.parametrize("misuse", MISUSES)
 @pytest.mark.slow
-def test_what_an_mbarrier_and_a_delivery_need(misuse):
+def test_an_mbarrier_or_a_delivery_breaks_a_rule(misuse):
     message, body = MISUSES[misuse]
     refused(message, PAIR + body, np.zeros(128, "float32"), seeds=10, **dict(OF_ONE_WARP, shared=544))
 
 
-def test_one_who_has_waited_tells_the_block():
+def test_a_thread_that_has_waited_releases_its_block():
     one = "if (rank == 1 && t == 0) mbarrier_wait(barrier, 0); block_barrier(); if (rank == 1) a[t] = s[8].x;"
     launch(PAIR + EXPECT + SEND + one, np.zeros(32, "float32"), **OF_ONE_WARP)
 
@@ -500,13 +500,13 @@ def test_groups_of_blocks():
     (dict(counter="0"), "two groups with one counter"), (dict(round="2"), "where 2 blocks meet for the 1. time"),
     (dict(first=1), "it was not 0 at first"), (dict(read=READ), "reads through L1")])
 @pytest.mark.slow
-def test_what_a_group_barrier_needs(fault, message):
+def test_a_group_barrier_breaks_a_rule(fault, message):
     for seed in range(3):
         with pytest.raises(KernelError, match=message):
             launch_groups(seed=seed, **fault)
 
 
-def test_what_cannot_be_launched():
+def test_launches_that_the_device_cannot_make():
     for fault in (dict(block=2048), dict(block=48), dict(shared=H100.shared_memory + 16),
                   dict(grid=(9, 1, 1), cooperative=True), dict(grid=(3, 1, 1), cluster=2), dict(grid=(32, 1, 1), cluster=32),
                   dict(grid=(1, 65536, 1)), dict(grid=(0, 1, 1))):

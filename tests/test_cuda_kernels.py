@@ -171,7 +171,7 @@ def test_sums_by_token_in_one_piece_and_in_chunks(shape, expected):
     assert any(launch.kernel.name == "rnn_sum_chunks" for launch in launcher._runtime.launches) == (expected == "chunks")
 
 
-def test_sums_of_tokens_that_never_come_are_zero():
+def test_sums_of_tokens_that_do_not_occur_are_zero():
     arrays, doutputs, dlast_state = random_case((3, 8, 50, 4), "float32", tokens=True)
     arrays[0][...] = 7
     dWxh = run(on(80, 4), arrays, doutputs, dlast_state)["dWxh"]
@@ -179,7 +179,7 @@ def test_sums_of_tokens_that_never_come_are_zero():
 
 
 @pytest.mark.slow
-def test_memory_is_asked_for_before_anything_is_launched():
+def test_memory_is_allocated_before_anything_is_launched():
     class Full(Emulator):
         def empty(self, shape, dtype):
             self.room -= 1
@@ -250,7 +250,7 @@ def test_sanitizers():
 
 
 @pytest.mark.slow
-def test_sanitizers_see_a_stray_store():
+def test_sanitizers_notice_a_stray_store():
     ran = run_sanitized("spoil")
     assert ran.returncode != 0 and "ERROR: AddressSanitizer: heap-" in ran.stdout, ran.stdout
 
@@ -299,7 +299,7 @@ def changed(family, pattern, number, new):
 
 @pytest.mark.parametrize("family, barriers", [("resident", 2), ("cluster", 10), ("grid", 5)])
 @pytest.mark.slow
-def test_with_all_barriers_the_kernels_run(family, barriers):
+def test_with_all_barriers_the_kernels_pass(family, barriers):
     execute(family)
     assert len(BARRIER.findall(text_of(family))) == barriers
 
@@ -310,14 +310,14 @@ NOT_THEIRS = {("resident", 0), ("cluster", 0)}
 
 @pytest.mark.parametrize("family, number", [place for place in places(BARRIER) if place.values not in NOT_THEIRS])
 @pytest.mark.slow
-def test_without_one_barrier_they_do_not(family, number):
+def test_with_a_barrier_deleted_the_kernels_fail(family, number):
     with pytest.raises(KernelError):
         execute(family, changed(family, BARRIER, number, ";"))
 
 
 @pytest.mark.parametrize("family, number", list(places(BUFFERS)))
 @pytest.mark.slow
-def test_with_one_buffer_for_two_they_do_not(family, number):
+def test_with_a_single_buffer_the_kernels_fail(family, number):
     with pytest.raises((KernelError, AssertionError)):  # it is overwritten too early, or the wrong one is read
         execute(family, changed(family, BUFFERS, number, "0"))
 
@@ -345,7 +345,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("right, wrong", list(FAULTS.values()), ids=list(FAULTS))
 @pytest.mark.slow
-def test_a_fault_between_blocks_is_seen(right, wrong):
+def test_a_fault_between_blocks_is_noticed(right, wrong):
     def edit(family, text):
         assert family != "cluster" or text.count(right) == 1
         return text.replace(right, wrong) if family == "cluster" else text

@@ -140,7 +140,7 @@ def test_weights_shared_by_several_calls_and_forward_passes_in_between(place):
 
 
 @in_each_place
-def test_parameters_changed_in_place_are_the_ones_used(place):
+def test_parameters_changed_in_place_are_used(place):
     given, _ = arrays()
     before = rnn_ops.rnn_sequence(*given)[0].asnumpy()
     for array in given[2:]:
@@ -215,7 +215,7 @@ def test_on_the_gpu_mxnets_memory_is_used_and_not_copied(place, monkeypatch):
     assert [array.ctypes.data for array in seen] == [devices.ndarray.address(array) for array in [*given, outputs]]
 
 
-def test_only_what_it_must_is_copied(gpus, monkeypatch):
+def test_nothing_is_copied_without_need(gpus, monkeypatch):
     """For arrays on the CPU: arguments and gradients, and the states one way; what a call copied there goes with it."""
     rnn_ops.use("cuda")
     try:
@@ -242,7 +242,7 @@ def test_only_what_it_must_is_copied(gpus, monkeypatch):
 
 
 @pytest.mark.parametrize("setting", ["native", ""])
-def test_a_gpu_computes_even_where_the_native_operator_is_asked_for(gpus, monkeypatch, setting):
+def test_a_gpu_computes_even_if_the_native_operator_is_chosen(gpus, monkeypatch, setting):
     """That one computes where the arrays are."""
     monkeypatch.setenv("RNN_OPS_OPERATOR", setting)
     assert operators.in_use() == "native"
@@ -284,7 +284,7 @@ def test_memory_stays_bounded(gpus):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", None, 0, "cpu:0"])
-def test_devices_there_are_not(gpus, device):
+def test_devices_that_do_not_exist(gpus, device):
     with pytest.raises(ValueError, match=r"device: got .*, needs 'cpu', 'cuda' or 'cuda:' and the number of a GPU"):
         rnn_ops.use(device)
 

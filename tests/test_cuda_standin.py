@@ -101,7 +101,7 @@ def test_cublas_is_found_in_a_wheel(folder):
 
 
 @pytest.mark.slow
-def test_the_one_that_is_loaded_already_is_taken(folder, tmp_path):
+def test_a_cublas_that_is_loaded_already_is_used(folder, tmp_path):
     """As by PyTorch, from another place: two of one version in a process are never wanted."""
     path = str(tmp_path / f"libcublas.so.{VERSION}")
     cuda_standin.compile_library(path, NAMES)
@@ -110,7 +110,7 @@ def test_the_one_that_is_loaded_already_is_taken(folder, tmp_path):
 
 @pytest.mark.parametrize("other", [11, 12, 13])
 @pytest.mark.slow
-def test_one_of_another_version_is_not_taken(folder, tmp_path, other):
+def test_a_cublas_of_another_version_is_not_used(folder, tmp_path, other):
     if other == VERSION:
         pytest.skip("the same version")
     path = str(tmp_path / f"libcublas.so.{other}")
@@ -131,7 +131,7 @@ def test_cublas_is_found_in_a_toolkit(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_cublas_a_sentence_says_what_to_install(folder):
+def test_without_cublas_the_error_says_what_to_install(folder):
     status, printed = run(folder, "-c", FIND, HERE, PYTHONPATH="")
     package = "nvidia-cublas" if VERSION >= 13 else f"nvidia-cublas-cu{VERSION}"
     last = printed.strip().splitlines()[-1]
@@ -152,7 +152,7 @@ def test_parameters_are_read_from_machine_code():
         assert cuda_standin.parameters(sections[".nv.info.kernel"]) == [8, 24, 1, 8]
 
 
-def test_a_library_hands_on_what_it_is_given(tmp_path):
+def test_a_library_passes_its_arguments_on(tmp_path):
     path = str(tmp_path / "libsome.so.1")
     cuda_standin.compile_library(path, ["one"])
     library = ctypes.CDLL(path)

@@ -75,7 +75,7 @@ def test_the_choice_is_the_cheapest_candidate(device, dtype, B, H):
 
 
 @given(DEVICES, st.sampled_from(("float32", "float64")), ROWS, HIDDEN, st.sampled_from(variants.FAMILIES))
-def test_a_family_that_is_asked_for_serves_or_says_why_not(device, dtype, B, H, family):
+def test_a_forced_family_serves_or_says_why_not(device, dtype, B, H, family):
     found, reasons = variants.candidates(device, dtype, B, H)
     if family in reasons:
         with pytest.raises(ValueError) as error:
@@ -112,7 +112,7 @@ def test_blocks_that_wait_for_a_multiprocessor_cost_its_time_again(turns):
     (RTX3090, 32, 256, "resident"), (RTX3090, 32, 1024, "grid"), (L4, 32, 256, "resident"), (L4, 32, 1024, "grid"),
     (T4, 32, 64, "resident"), (T4, 32, 256, "grid"),  # 64 KB of shared memory are too few for a resident 256
 ])
-def test_what_the_known_gpus_get(device, B, H, family):
+def test_the_variants_of_known_gpus(device, B, H, family):
     assert variants.choose(device, "float32", B, H).family == family
 
 
@@ -137,7 +137,7 @@ def test_the_reason_against_a_family(device, dtype, H, family, reason):
         variants.choose(device, dtype, 4, H, family)
 
 
-def test_an_unknown_family_is_named_with_those_there_are():
+def test_the_error_for_an_unknown_family_lists_the_families():
     with pytest.raises(ValueError, match="family: got 'warp', needs one of resident, cluster, grid, stepwise"):
         variants.choose(H100, "float32", 4, 8, "warp")
 
@@ -155,7 +155,7 @@ def test_a_gpu_older_than_the_kernels_gets_stepwise(compute_capability, multipro
 @given(st.integers(70, 130), st.integers(48, 256), st.integers(1, 200), ROWS, HIDDEN)
 @example(120, 99, 188, 32, 256)
 @example(87, 163, 16, 32, 256)
-def test_a_gpu_that_nobody_knew_keeps_to_its_own_limits(compute_capability, kibibytes, multiprocessors, B, H):
+def test_an_unknown_gpu_has_its_own_limits(compute_capability, kibibytes, multiprocessors, B, H):
     device = variants.Device("unknown", compute_capability, kibibytes << 10, multiprocessors)
     assert device.architecture == max(known for known in variants.ARCHITECTURES if known <= compute_capability)
     for variant in variants.candidates(device, "float32", B, H)[0]:
@@ -164,7 +164,7 @@ def test_a_gpu_that_nobody_knew_keeps_to_its_own_limits(compute_capability, kibi
 
 
 @given(st.sampled_from(variants.FAMILIES), st.sampled_from(variants.ARCHITECTURES), st.data())
-def test_every_tile_that_is_compiled_can_be_taken(family, architecture, data):
+def test_every_tile_that_is_compiled_can_be_chosen(family, architecture, data):
     """`tiles` lists nothing that no shape needs, as far as there is room for it on the largest chip of its kind."""
     assume(COMPILED[family, architecture])
     tile, blocks = data.draw(st.sampled_from(sorted(COMPILED[family, architecture], key=str)))

@@ -187,7 +187,7 @@ def test_the_launches_are_those_of_the_launcher(on, architecture, multiprocessor
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[1])
 
 
-def test_all_of_it_is_in_mxnets_stream_and_cublas_has_a_handle_for_each(on):
+def test_all_work_is_in_mxnets_stream_and_each_stream_has_a_cublas_handle(on):
     case = random_case((3, 5, 4, 300), "float32", False)
     native = on(80, 1)  # step by step
     before = len(driver._handles)
@@ -199,7 +199,7 @@ def test_all_of_it_is_in_mxnets_stream_and_cublas_has_a_handle_for_each(on):
     assert driver._handles[before:] == [STREAM, OTHER_STREAM]
 
 
-def test_python_is_asked_once_for_each_signature(on, monkeypatch):
+def test_python_records_once_for_each_signature(on, monkeypatch):
     asked = []
     for name in "record_forward", "record_backward":
         record = getattr(recorder, name)
@@ -218,7 +218,7 @@ def test_python_is_asked_once_for_each_signature(on, monkeypatch):
     assert len(asked) == 7
 
 
-def test_only_so_many_programs_are_kept(on, monkeypatch):
+def test_the_number_of_programs_is_limited(on, monkeypatch):
     lengths, record = [], recorder.record_forward
     monkeypatch.setattr(recorder, "record_forward", lambda *args, **how: (lengths.append(how["T"]), record(*args, **how))[1])
     native = on(80, 8)
@@ -235,7 +235,7 @@ def test_only_so_many_programs_are_kept(on, monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", ["01010", "00100", "00001", "10000", "00000"])
-def test_what_nobody_can_ask_for_is_not_computed(on, wanted):
+def test_gradients_that_are_not_wanted_are_not_computed(on, wanted):
     shape = 4, 3, 5, 31
     arrays, doutputs, dlast_state = random_case(shape, "float32", False)
     truth = evaluate(arrays, doutputs, dlast_state, np.float64)
@@ -252,7 +252,7 @@ def test_what_nobody_can_ask_for_is_not_computed(on, wanted):
         assert launches_of(native) == []
 
 
-def test_a_token_outside_makes_nan_and_nothing_waits(on):
+def test_a_token_outside_makes_nan_without_waiting(on):
     arrays, *_ = random_case((4, 3, 5, 31), "float32", True)
     native = on(80, 8)
     for token in 5, -1, 2 ** 31 - 1:
@@ -264,7 +264,7 @@ def test_a_token_outside_makes_nan_and_nothing_waits(on):
         assert np.array_equal(np.isnan(outputs), poisoned)
 
 
-def test_where_there_is_no_gpu_to_compute_on_it_says_why(on):
+def test_without_a_gpu_the_error_says_why(on):
     from rnn_ops.backends import cuda
     if cuda.why_not() is None:
         pytest.skip("there is a GPU")
@@ -287,7 +287,7 @@ def test_where_there_is_no_gpu_to_compute_on_it_says_why(on):
     ("copy", "cuMemcpyDtoDAsync failed with status 701", *SHAPES["resident"]),
     ("fill", "cuMemsetD8Async failed with status 701", *SHAPES["grid"]),
 ])
-def test_what_the_driver_refuses_is_an_error_and_the_next_call_is_well(on, function, sentence, architecture, multiprocessors, shape):
+def test_a_failure_of_the_driver_is_an_error_and_the_next_call_works(on, function, sentence, architecture, multiprocessors, shape):
     native = on(architecture, multiprocessors)
     case = random_case(shape, "float32", False)
     driver.fail_with[function] = 701
@@ -298,7 +298,7 @@ def test_what_the_driver_refuses_is_an_error_and_the_next_call_is_well(on, funct
     check(native, shape, "float32", False)
 
 
-def test_more_memory_than_mxnet_gives_is_a_sentence(on):
+def test_a_workspace_beyond_mxnets_limit_is_an_error(on):
     """Before anything is touched: the arrays are none."""
     T, B, I, H = 2100, 1024, 5, 256
     native = on(80, 108)

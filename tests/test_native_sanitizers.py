@@ -49,7 +49,7 @@ def run_sanitized(folder, kernels, tests, edit=lambda text: text):
     return done.returncode, done.stdout
 
 
-def test_its_tests_pass(tmp_path, kernels):
+def test_the_operators_tests_pass(tmp_path, kernels):
     status, printed = run_sanitized(tmp_path, kernels, [
         "test_native_gpu.py", "test_native.py", "test_native_memory.py", "test_native_front.py", "-k",
         "test_native_gpu or misfits or inferred or attributes or only_some_arrays or several_cpu or threads_get or sentences or "
@@ -57,7 +57,7 @@ def test_its_tests_pass(tmp_path, kernels):
     assert status == 0 and " passed" in printed, printed
 
 
-def test_a_planted_error_is_seen(tmp_path, kernels):
+def test_a_planted_error_is_noticed(tmp_path, kernels):
     """Room for the arguments of a kernel, and not all of it."""
     def edit(text):
         assert "(values.size() + 7) / 8" in text
