@@ -25,7 +25,8 @@ def kernels(family, architecture):
         return {sources.Kernel(family, name, (("REAL", real),)): threads
                 for name, threads in (("rnn_sum_rows", 128), ("rnn_sum_chunks", 256)) for real in ("float", "double")}
     if family == "stepwise":
-        return {sources.Kernel(family, f"rnn_stepwise_{direction.lower()}", (("PASS", f"{direction}<{real}>"), ("REAL", real))): 256
+        return {sources.Kernel(family, f"rnn_stepwise_{direction.lower()}",
+                               (("PASS", f"{direction}<{real}>"), ("REAL", real))): 256
                 for direction in ("Forward", "Backward") for real in ("float", "double")}
     return {variants.Variant(family, tile, blocks, exchange=exchange).kernel(direction): tile.threads
             for tile, blocks in variants.tiles(family, architecture) for direction in ("Forward", "Backward")

@@ -94,9 +94,9 @@ def test_a_race_in_global_memory():
 def test_threads_at_different_barriers():
     refused("others at kernel.cu:[23]", "if (threadIdx.x < 32) block_barrier();\n else block_barrier();")
     refused("others at kernel.cu:[23]", "if (threadIdx.x % 2) exchange_lanes(1, 1);\n else exchange_lanes(1, 1);")
-    refused("wait for ever; .*32 wait for the block at kernel.cu:2", "if (threadIdx.x < 32) block_barrier();")
-    refused("wait for ever", "if (threadIdx.x < 16) exchange_lanes(1, 1);")
-    refused("wait for ever", "if (threadIdx.x < 32) block_barrier(); else cluster_barrier();")
+    refused("wait forever; .*32 wait for the block at kernel.cu:2", "if (threadIdx.x < 32) block_barrier();")
+    refused("wait forever", "if (threadIdx.x < 16) exchange_lanes(1, 1);")
+    refused("wait forever", "if (threadIdx.x < 32) block_barrier(); else cluster_barrier();")
 
 
 def test_shared_memory_that_was_not_written():
@@ -259,8 +259,8 @@ FAULTS = {
     "wrong parity": (TOO_EARLY, [("(n - 1) / 2 & 1", "(n + 1) / 2 & 1")]),
     "the parity stays": (f"{TOO_EARLY}|{ARMED_TWICE}", [("(n - 1) / 2 & 1", "0")]),
     "wrong parity at last": (TOO_EARLY, [(LAST_WAIT, "mbarrier_wait(barriers + 1, 1);")]),
-    "armed once": ("wait for ever.*is not armed and got 2048 bytes", [(ARM_AGAIN, "")]),
-    "not armed": ("wait for ever.*is not armed", [(ARM, "")]),
+    "armed once": ("wait forever.*is not armed and got 2048 bytes", [(ARM_AGAIN, "")]),
+    "not armed": ("wait forever.*is not armed", [(ARM, "")]),
     "armed twice": (ARMED_TWICE, [(ARM, ARM + ARM)]),
     "armed again, twice": (ARMED_TWICE, [(ARM_AGAIN, ARM_AGAIN + ARM_AGAIN)]),
     "one buffer for two": (UNORDERED, [("(n & 1) * 512", "0"), ("(n + 1 & 1) * 512", "0")]),
@@ -275,7 +275,7 @@ FAULTS = {
     "the cluster has not met": ("has not met since it was initialised|may not have started", [(MEET, "block_barrier();")]),
     "the cluster has met before": ("has not met since it was initialised",
                                    [(MEET, "block_barrier();"), ("if (t == 0) {", MEET + "if (t == 0) {")]),
-    "too many bytes": ("wait for ever.*lacks 16 bytes", [("2048", "2064")]),
+    "too many bytes": ("wait forever.*lacks 16 bytes", [("2048", "2064")]),
     "too few bytes": (f"16 bytes more than it expects|{OTHER_PHASE}|{TOO_EARLY}", [("2048", "2032")]),
 }
 

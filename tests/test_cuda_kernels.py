@@ -331,7 +331,8 @@ FAULTS = {
     "more bytes are expected than come": ("SIZE = 4 * Tile::ROWS * Tile::K;", "SIZE = 4 * Tile::ROWS * Tile::K + 16;"),
     "every thread arms": ("if (wanted && threadIdx.x == 0) mbarrier_expect", "if (wanted) mbarrier_expect"),
     "the last state is sent, and nobody waits for it": ("tile, values, at.n + 1 < steps);", "tile, values, true);"),
-    "one lane does not send": ("store_async(wanted && this->sends(i)", "store_async(wanted && this->sends(i) && threadIdx.x != 32"),
+    "one lane does not send": ("store_async(wanted && this->sends(i)",
+                               "store_async(wanted && this->sends(i) && threadIdx.x != 32"),
     "a lane sends twice": ("store_async(wanted && this->sends(i), to[i], signal[i], four);",
                            "store_async(wanted && this->sends(i), to[i], signal[i], four),"
                            " store_async(wanted && threadIdx.x == 5, to[i], signal[i], four);"),

@@ -203,7 +203,12 @@ def test_python_records_once_for_each_signature(on, monkeypatch):
     asked = []
     for name in "record_forward", "record_backward":
         record = getattr(recorder, name)
-        monkeypatch.setattr(recorder, name, lambda *args, _of=(name, record), **how: (asked.append(_of[0]), _of[1](*args, **how))[1])
+
+        def noted(*args, _name=name, _record=record, **how):
+            asked.append(_name)
+            return _record(*args, **how)
+
+        monkeypatch.setattr(recorder, name, noted)
     native = on(80, 8)
     case, longer = (random_case((T, 3, 5, 31), "float32", True) for T in (4, 5))
     for _ in range(3):
@@ -287,7 +292,8 @@ def test_without_a_gpu_the_error_says_why(on):
     ("copy", "cuMemcpyDtoDAsync failed with status 701", *SHAPES["resident"]),
     ("fill", "cuMemsetD8Async failed with status 701", *SHAPES["grid"]),
 ])
-def test_a_failure_of_the_driver_is_an_error_and_the_next_call_works(on, function, sentence, architecture, multiprocessors, shape):
+def test_a_failure_of_the_driver_is_an_error_and_the_next_call_works(
+        on, function, sentence, architecture, multiprocessors, shape):
     native = on(architecture, multiprocessors)
     case = random_case(shape, "float32", False)
     driver.fail_with[function] = 701

@@ -1,7 +1,7 @@
-// Vector clocks: which events of a launch happened before which others, whatever order the threads run in.
+// Vector clocks: they say which events of a launch happen before which others in any order of the threads.
 //
-// A thread's clock goes on with each of its sends and meetings; that of an mbarrier counts its phases that have ended. What
-// a thread did when its clock stood at c happened before all that is done by threads that know the clock to have got to c.
+// A thread's clock advances with each of its sends and meetings. The clock of an mbarrier counts the phases that have ended.
+// Anything a thread did when its clock was at c happened before anything done by threads that know that the clock has reached c.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace emulator {
 
 constexpr uint32_t WARP = 32;
 
-// How far each clock is known to have got: those of the threads, then those of the mbarriers; 0 beyond the end.
+// The known time of each clock: first the threads' clocks, then the mbarriers'; 0 beyond the end.
 using Clocks = std::vector<uint32_t>;
 
 inline uint32_t known(const Clocks& clocks, uint32_t which) { return which < clocks.size() ? clocks[which] : 0; }
@@ -28,13 +28,13 @@ inline void join(Clocks& clocks, const Clocks& others) {
   for (size_t i = 0; i < others.size(); i++) clocks[i] = std::max(clocks[i], others[i]);
 }
 
-// What a thread knows to have happened. Most threads know the same, so `others` is shared and never changed in place. What
-// the lanes of a warp know of one another is kept beside it, for it is news after every shuffle.
+// The events that a thread knows of. Most threads know the same, so `others` is shared and never changed in place. The lanes of a
+// warp learn about one another at every shuffle, so that is kept apart.
 struct View {
   std::shared_ptr<const Clocks> others;
-  uint32_t thread = 0;  // this one's number
-  uint32_t own = 1;     // this one's clock
-  uint32_t lanes = 0;   // where all lanes of its warp had got to at their last meeting; since then their clocks are later
+  uint32_t thread = 0;  // this thread's number
+  uint32_t own = 1;     // this thread's clock
+  uint32_t lanes = 0;   // the clocks of all lanes of its warp at their last meeting
 
   uint32_t knows(uint32_t which) const {
     if (which == thread) return own;
@@ -42,7 +42,7 @@ struct View {
     return which / WARP == thread / WARP ? std::max(value, lanes) : value;
   }
 
-  // What is not in `others`.
+  // Adds the times that `others` does not have.
   void add_to(Clocks& clocks) const {
     const uint32_t first = thread / WARP * WARP;
     if (clocks.size() < first + WARP) clocks.resize(first + WARP);

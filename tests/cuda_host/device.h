@@ -25,7 +25,7 @@ struct alignas(16) float4 {
 
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 
-// Calls a kernel as a launch does, with the address of each argument. SIZES are held against those that come.
+// Calls a kernel as a launch does, with the address of each argument. emulator.py compares SIZES with the arguments of a launch.
 template <auto kernel>
 struct Entry;
 template <class... Arguments, void (*kernel)(Arguments...)>

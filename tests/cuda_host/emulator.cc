@@ -27,55 +27,55 @@ constexpr size_t STACK = 256 << 10;
 constexpr int64_t AROUND = 0;  // ASan's own is there
 #else
 constexpr size_t STACK = 64 << 10;
-constexpr int64_t AROUND = 4096;  // bytes before and after a block's shared memory that are nobody's
+constexpr int64_t AROUND = 4096;  // guard bytes before and after a block's shared memory
 #endif
 constexpr int64_t MOST_BYTES = (1 << 20) - 1;  // of an mbarrier's tx-count, above and below 0
 
-// ---- what is known of memory: for each 4 bytes, who used them last
+// ---- the record of memory: the last accesses to each word of 4 bytes
 
-// Meetings are counted by thread. Of two accesses, the later one is ordered after the earlier one if its thread has met
-// more often than the other had: then there was a meeting of both in between. Threads of a block meet at its barriers,
-// those of two blocks of a domain (a cluster, a group) at the wide ones only, others never.
+// Each thread counts its meetings, the barriers that it has passed. The later of two accesses is ordered after the earlier one if
+// its thread has met more often than the other thread had at its access: then both have met in between. Threads of a block meet
+// at its barriers. Threads of two blocks in a domain (a cluster, a group) meet only at the wide barriers, others never.
 struct Access {
-  uint32_t thread;  // number in the launch from 1, 0 for none
+  uint32_t thread;  // number in the launch, from 1; 0 for none
   uint32_t block_meetings, wide_meetings;
   int32_t code;  // from the start of the kernel's library
 };
 
-// That is not enough for what st.async brings (PTX ISA, "Data Movement and Conversion Instructions: st.async"): no barrier
-// need lie between two uses of a word. So where there are mbarriers a second order is kept, by vector clocks:
-//   - a thread learns all that those know whom it meets at a barrier, or at a shuffle or a vote, the lanes of its warp;
-//   - a delivery brings to its mbarrier all that its sender knew;
-//   - who has waited for a phase of an mbarrier knows all that came to it in that phase and before.
-// What is known to have been read has been read: its value, or one made of it, has come here. What is known to have been
-// waited for has arrived. What is known to have been written has been written if its writer has met others at a barrier
-// since and that is known too. All this a later delivery may overwrite.
+// Meetings are not enough for st.async (PTX ISA, "Data Movement and Conversion Instructions: st.async"), since there need not be
+// a barrier between two uses of a word. If there are mbarriers, vector clocks keep a second order:
+//   - at a barrier a thread learns everything that all its threads know; at a shuffle or a vote, everything that its warp knows;
+//   - a delivery brings to its mbarrier everything that its sender knew;
+//   - a thread that has waited for a phase of an mbarrier knows everything that came to the mbarrier in that phase and before.
+// A read that is known has happened, since its value, or one computed from it, has arrived. A delivery that is known to have been
+// waited for has arrived. A write that is known has happened if its writer has met others at a barrier since, and that is known
+// too. A later delivery may overwrite all of these.
 //
-// But the second order does not say what can be seen. A shuffle orders no memory, and the complete-tx of a delivery
-// releases the bytes of that delivery, not what its sender wrote before (PTX ISA, "Memory Consistency Model"; what an
-// mbarrier's arrive and wait order between threads of a block is left out, since no kernel here needs it). So for plain
-// reads and writes of what was plainly written or read, meetings count as ever. And what a delivery has brought can be read
-// by a thread that has waited for its phase, or has met one at a barrier that has.
+// But the second order does not say which data are visible. A shuffle orders no memory. The complete-tx of a delivery releases
+// the bytes of that delivery, not the sender's earlier writes (PTX ISA, "Memory Consistency Model"). The order that an mbarrier's
+// arrive and wait make between threads of a block is left out, since no kernel here needs it. So for plain reads and writes of
+// words that were plainly written or read, only meetings count. A thread can read delivered data if it has waited for their
+// phase, or has met a thread at a barrier that has.
 //
-// A thread that waits for a parity is taken to have waited for the first phase of that parity that can be meant, by what it
-// has waited for before. If it finds a later one ended, that is chance: in another order of the threads it would not.
+// A thread that waits for a parity counts as having waited for the first phase that it can mean, after the phases that it has
+// waited for before. If a later phase has ended too, that is chance: it would not be so in another order of the threads.
 struct Word {
   Access write;
-  // Since then: the last read, the last by another thread than that, the last by another block. A thread can only be running
-  // when it has met as often as all others of its domain, so older reads are no more recent in meetings.
+  // The last reads since then: of all, by a thread other than that one, by another block. A running thread has met as often as
+  // all others of its domain, so older reads are not more recent in meetings.
   Access read, other_thread, other_block;
-  uint32_t copying;  // the thread that has started a copy to here and not waited for it, or 0, or MBARRIER
-  // Of shared memory. What a delivery brought: its mbarrier's number + 1 and the phase; what was plainly written: 0 and the
-  // writer's clock.
+  uint32_t copying;  // the thread that has started a copy to this word and has not waited for it; or 0; or MBARRIER
+  // For shared memory. After a delivery: its mbarrier's number + 1, and the phase. After a plain write: 0, and the writer's
+  // clock.
   uint32_t mbarrier, when;
-  // All reads since then, a list in Running::reads. Kept once the block has an mbarrier: a delivery comes after the cluster
-  // has met once more, so of what was read before all know.
+  // A list in Running::reads of all reads since then. It is kept only if the block has an mbarrier. A delivery comes after the
+  // cluster has met once more, so all threads know of earlier reads.
   uint32_t reads;
 };
 
 constexpr uint32_t MBARRIER = 0xffffffff;
 
-// Lanes of a warp that have read a word at the same time of their clocks.
+// The lanes of a warp that have read a word at one time of their clocks.
 struct Read {
   uint32_t warp, lanes, clock;
   int32_t code;
@@ -109,8 +109,8 @@ struct Thread {
   View view;
   std::vector<uint32_t> met;  // its clock at each barrier
   Clocks phases;  // how many phases of each mbarrier it may read the deliveries of
-  const char* waits = "";  // for what, where
-  Place place = {"", 0};
+  const char* waits = "";  // the thing that it waits for
+  Location place = {"", 0};
   float lane_value, lane_result;
   int lane_mask, lane_from;
   unsigned lane_ballot;
@@ -118,10 +118,10 @@ struct Thread {
   int batch = 0;
 };
 
-// Where threads wait for one another.
+// A point where threads wait for one another.
 struct Meeting {
   int waiting = 0;
-  Place place = {"", 0};
+  Location place = {"", 0};
 };
 
 // PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier". A phase ends when nothing is left to arrive
@@ -133,24 +133,24 @@ struct Mbarrier {
   Access init;
   bool fenced = false;  // mbarrier_init_fence() was called before the cluster met
   uint32_t phase = 0;
-  bool armed = false;  // this phase: it knows what to expect, and the one arrival that it needs has come
+  bool armed = false;  // this phase has its expected bytes and the one arrival that it needs
   uint32_t armings = 0;
   int32_t armed_code = 0;
-  int64_t bytes = 0;  // the tx-count: expected less delivered, negative where deliveries come before they are expected
-  Clocks clocks;      // known to the senders of all that it has counted
-  std::vector<std::shared_ptr<const Clocks>> gathered;  // those that are in it already, of this phase
-  std::vector<std::shared_ptr<const Clocks>> ends;      // at the end of each phase
+  int64_t bytes = 0;  // the tx-count: expected minus delivered; negative if deliveries come before they are expected
+  Clocks clocks;      // everything that the senders of its deliveries knew
+  std::vector<std::shared_ptr<const Clocks>> gathered;  // clocks of this phase that it contains already
+  std::vector<std::shared_ptr<const Clocks>> ends;      // its clocks at the end of each phase
   struct Joined {
     uint32_t phases;
     std::shared_ptr<const Clocks> before, after;
   };
-  std::vector<Joined> joined;  // by those who waited since the last one: most know the same before and after
-  uint32_t last_sender = 0, last_phase = 0;  // of what has been delivered
+  std::vector<Joined> joined;  // a cache for waiting threads, most of which know the same before and after
+  uint32_t last_sender = 0, last_phase = 0;  // of the last delivery
   int32_t last_code = 0;
   std::vector<Thread*> waiting;
 };
 
-// What store_async has sent and has not arrived.
+// Data from store_async that have not arrived.
 struct Delivery {
   Mbarrier* mbarrier;
   int64_t byte;
@@ -178,7 +178,7 @@ struct Block {
   Meeting meeting;
   Domain* domain = nullptr;
   std::vector<std::unique_ptr<Mbarrier>> mbarriers;
-  uint32_t stores_end = 0;  // one more than the wide meetings of the last store into it from another block
+  uint32_t stores_end = 0;  // the wide meetings of the last store into it from another block, plus one
 };
 
 struct Running {
@@ -233,7 +233,8 @@ void finish_switch(void* asan, const void** stack = nullptr, size_t* size = null
 
 void deliver_some();
 
-// From this thread, which is waiting or has ended, to one that is ready, or to the scheduler where none is or all is lost.
+// Switches from this thread, which waits or has ended, to one that is ready; to the scheduler if none is ready or the launch
+// failed.
 void switch_away() {
   Thread* from = current;
   void** asan = from->ended ? nullptr : &from->asan;
@@ -256,7 +257,7 @@ void switch_away() {
 
 uint64_t offset(int32_t code) { return code ? static_cast<uint64_t>(code) : 0; }
 
-// Ends the launch with an error. Does not return to a thread.
+// Ends the launch with an error. If a thread calls it, it does not return.
 __attribute__((format(printf, 3, 4))) void fail(int32_t access, int32_t other, const char* format, ...) {
   run->failed = true;
   va_list values;
@@ -293,7 +294,7 @@ struct NameOf {  // an mbarrier
 
 uint32_t block_of(uint32_t thread) { return (thread - 1) / static_cast<uint32_t>(run->launch->block); }
 
-Block* alive(uint32_t thread) {  // null where it has ended and gone
+Block* alive(uint32_t thread) {  // null if the block has ended and is gone
   for (auto& block : run->blocks)
     if (block_of(block->threads[0].number) == block_of(thread)) return block.get();
   return nullptr;
@@ -328,7 +329,7 @@ void remember_read(Word& word, int32_t code) {
       read.lanes |= lane;
       return;
     }
-    if (read.clock <= view.lanes || read.lanes == lane) {  // who knows of this read knows of that one
+    if (read.clock <= view.lanes || read.lanes == lane) {  // all who will know this read know that one
       read.lanes = lane, read.clock = view.own, read.code = code;
       return;
     }
@@ -353,7 +354,7 @@ void forget_reads(Word& word) {
   }
 }
 
-// Of a read of shared memory.
+// The error of a read of shared memory that was not written.
 void fail_unwritten(const Word& word, int32_t code) {
   const Block& block = *current->block;
   for (const Delivery& delivery : block.domain->deliveries) {
@@ -406,7 +407,7 @@ void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) 
 
 int32_t code_of(void* address) { return static_cast<int32_t>(static_cast<const char*>(address) - run->code); }
 
-// The words at an address that this thread may use, or null after an error. Those of its own stack are null too.
+// The words at an address that this thread may use. Null after an error, and for the thread's own stack.
 Word* words_at(const char* address, size_t size, bool& is_global, int32_t code) {
   if (address >= run->stacks && address < run->stacks + run->stacks_size) return nullptr;
   Block& block = *current->block;
@@ -447,10 +448,10 @@ void access(const void* address, size_t size, bool write, void* code) {
 
 // ---- meeting
 
-bool same(Place a, Place b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+bool same(Location a, Location b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
 
-// One more thread waits, `what` says for whom. True for the last one, who lets the others go on.
-bool arrive(Meeting& meeting, int expected, const char* what, Place place) {
+// This thread waits for `what`. True for the last thread, which lets the others go on.
+bool arrive(Meeting& meeting, int expected, const char* what, Location place) {
   if (meeting.waiting && !same(meeting.place, place))
     fail(0, 0, "%s waits for %s at %s:%d, others at %s:%d", Name(current->number).text, what, place.file, place.line,
          meeting.place.file, meeting.place.line);
@@ -467,7 +468,7 @@ void let_go(Thread& thread) {
   run->ready.push_back(&thread);
 }
 
-// The threads of these blocks have met: each knows what all of them know.
+// The threads of these blocks have met: each now knows everything that all of them know.
 void join_clocks(Block* const* blocks, size_t count) {
   const Domain& domain = *blocks[0]->domain;
   if (domain.mbarriers.empty()) return;
@@ -493,7 +494,7 @@ void join_clocks(Block* const* blocks, size_t count) {
     }
 }
 
-// The same for the lanes of a warp, but for what they may read: a shuffle orders no memory.
+// The same for the lanes of a warp, except for `phases`: a shuffle orders no memory.
 void join_clocks(Thread* lanes) {
   if (lanes->block->domain->mbarriers.empty()) return;
   auto others = lanes->view.others;
@@ -515,7 +516,7 @@ void join_clocks(Thread* lanes) {
   }
 }
 
-void wide_barrier(const char* what, Place place) {
+void wide_barrier(const char* what, Location place) {
   Domain& domain = *current->block->domain;
   if (arrive(domain.meeting, static_cast<int>(domain.blocks.size()) * run->launch->block, what, place)) {
     domain.rounds++;
@@ -533,7 +534,7 @@ void wide_barrier(const char* what, Place place) {
 
 // ---- deliveries
 
-// With a delivery comes what its sender knew.
+// A delivery brings everything that its sender knew.
 void gather(Mbarrier& mbarrier, const View& view) {
   if (std::find(mbarrier.gathered.begin(), mbarrier.gathered.end(), view.others) == mbarrier.gathered.end()) {
     mbarrier.gathered.push_back(view.others);
@@ -542,7 +543,7 @@ void gather(Mbarrier& mbarrier, const View& view) {
   view.add_to(mbarrier.clocks);
 }
 
-// The tx-count has changed.
+// Ends the phase if it is complete. Called when the tx-count has changed.
 void check_phase(Mbarrier& mbarrier, int32_t code) {
   if (mbarrier.bytes > MOST_BYTES || mbarrier.bytes < -MOST_BYTES)
     fail(code, 0, "%s counts %lld bytes, can count %lld", NameOf(mbarrier).text, static_cast<long long>(mbarrier.bytes),
@@ -562,7 +563,7 @@ void check_phase(Mbarrier& mbarrier, int32_t code) {
   mbarrier.waiting.clear();
 }
 
-// For a thread that has waited until so many phases have ended.
+// Updates the view of a thread that has waited until `phases` phases have ended.
 void join_end(Mbarrier& mbarrier, uint32_t phases, View& view) {
   if (view.knows(clock_of(*mbarrier.block->domain, mbarrier.number)) >= phases) return;
   for (const auto& joined : mbarrier.joined)
@@ -576,7 +577,7 @@ void join_end(Mbarrier& mbarrier, uint32_t phases, View& view) {
   view.others = after;
 }
 
-// That a word was plainly written, if it was, and its writer has met others since.
+// Whether the view knows that a word was plainly written and that its writer has met others since. True if it was not written.
 bool knows_write(const View& view, const Word& word, const Domain& domain) {
   if (word.write.thread == 0) return true;
   const uint32_t number = word.write.thread - domain.blocks[0]->threads[0].number;
@@ -586,7 +587,7 @@ bool knows_write(const View& view, const Word& word, const Domain& domain) {
   return next != met.end() && view.knows(number) >= *next;
 }
 
-// The word gets its part of the delivery.
+// A word receives its part of a delivery.
 void land(Word& word, const Delivery& delivery) {
   const Access& sender = delivery.sender;
   const Mbarrier& mbarrier = *delivery.mbarrier;
@@ -613,7 +614,7 @@ void land(Word& word, const Delivery& delivery) {
   word = {sender, {}, {}, {}, 0, mbarrier.number + 1, mbarrier.phase, 0};
 }
 
-// One that is on its way, whichever, arrives: its bytes and their count in one step.
+// Any one of the deliveries arrives: its bytes and their count in one step.
 void deliver(Domain& domain) {
   auto& deliveries = domain.deliveries;
   std::swap(deliveries[draw(static_cast<unsigned>(deliveries.size()))], deliveries.back());
@@ -621,7 +622,7 @@ void deliver(Domain& domain) {
   deliveries.pop_back();
   Mbarrier& mbarrier = *delivery.mbarrier;
   const Access& sender = delivery.sender;
-  // Otherwise it may come before the end of that phase in another run.
+  // Else it could come before the end of that phase in another run.
   if (delivery.view.knows(clock_of(domain, mbarrier.number)) < mbarrier.phase)
     fail(sender.code, 0, "a delivery from %s comes in phase %u of %s, nothing orders its sending after the end of phase %u",
          Name(sender.thread).text, mbarrier.phase, NameOf(mbarrier).text, mbarrier.phase - 1);
@@ -635,16 +636,16 @@ void deliver(Domain& domain) {
   check_phase(mbarrier, sender.code);
 }
 
-// Some of those on their way arrive; where no thread can run, as many as it takes until one can.
+// Some deliveries arrive; if no thread can run, as many as it takes until one can.
 void deliver_some() {
   Domain& domain = run->domains.front();
   while (!domain.deliveries.empty() && run->patience && draw(run->patience) == 0) deliver(domain);
   while (!domain.deliveries.empty() && run->ready.empty()) deliver(domain);
 }
 
-// The lanes of the warp bring a value each and get `result` computed for all.
+// Each lane of the warp brings a value; the last one computes `result` for all lanes.
 template <class Result>
-void warp_meeting(const char* what, Place place, Result result) {
+void warp_meeting(const char* what, Location place, Result result) {
   Block& block = *current->block;
   const uint32_t warp = current->indices.thread.x / WARP;
   if (arrive(block.warps[warp], WARP, what, place)) {
@@ -708,7 +709,7 @@ void report_stuck() {
   size_t used = 0;
   struct Group {
     const char* waits;
-    Place place;
+    Location place;
     int count;
   };
   std::vector<Group> groups;
@@ -739,10 +740,10 @@ void report_stuck() {
           NameOf(*mbarrier).text, mbarrier->phase,
           static_cast<long long>(mbarrier->armed ? mbarrier->bytes : -mbarrier->bytes)));
     }
-  fail(0, 0, "threads wait for ever%s", text);
+  fail(0, 0, "threads wait forever%s", text);
 }
 
-// Runs the blocks that have been made to their end.
+// Runs the blocks in run->blocks to their end.
 void run_blocks() {
   if (!run->ready.empty()) {
     std::swap(run->ready[draw(static_cast<unsigned>(run->ready.size()))], run->ready.back());
@@ -758,7 +759,7 @@ void run_blocks() {
     if (!run->failed && block->stores_end && block->threads[0].wide_meetings < block->stores_end)
       fail(0, 0, "block (%u, %u, %u) may have ended before another block stored into its shared memory", block->index.x,
            block->index.y, block->index.z);
-  // A block's shared memory is there until the last of its threads ends, so it is enough if one has waited.
+  // A block's shared memory exists until its last thread ends, so it is enough if one thread has waited.
   for (const Domain& domain : run->domains)
     for (const Mbarrier* mbarrier : domain.mbarriers) {
       uint32_t phases = 0;
@@ -781,7 +782,7 @@ Indices here() { return current->indices; }
 
 char* shared() { return current->block->shared; }
 
-void block_barrier(Place place) {
+void block_barrier(Location place) {
   Block& block = *current->block;
   if (arrive(block.meeting, run->launch->block, "the block", place)) {
     Block* self = &block;
@@ -794,12 +795,12 @@ void block_barrier(Place place) {
   switch_away();
 }
 
-void cluster_barrier(Place place) {
+void cluster_barrier(Location place) {
   if (run->launch->cooperative) fail(0, 0, "a cluster barrier where there is no cluster, at %s:%d", place.file, place.line);
   wide_barrier("the cluster", place);
 }
 
-void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place place) {
+void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Location place) {
   Domain& domain = *current->block->domain;
   if (!run->launch->cooperative)
     fail(0, 0, "a group barrier in a launch that is not cooperative, at %s:%d", place.file, place.line);
@@ -821,8 +822,8 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Place pla
   wide_barrier("the group", place);
 }
 
-float exchange_lanes(float value, int mask, Place place) {
-  Thread* self = current;  // of a function that gives control away, the compiler may keep an old `current`
+float exchange_lanes(float value, int mask, Location place) {
+  Thread* self = current;  // after a switch of threads, the compiler might use an old `current`
   self->lane_value = value;
   self->lane_mask = mask;
   warp_meeting("the warp", place, [](Thread* lanes, int lane) {
@@ -831,7 +832,7 @@ float exchange_lanes(float value, int mask, Place place) {
   return self->lane_result;
 }
 
-unsigned ballot(bool predicate, Place place) {
+unsigned ballot(bool predicate, Location place) {
   Thread* self = current;
   self->lane_value = predicate;
   warp_meeting("the warp", place, [](Thread* lanes, int lane) {
@@ -842,7 +843,7 @@ unsigned ballot(bool predicate, Place place) {
   return self->lane_ballot;
 }
 
-float lane_value(float value, int lane, Place place) {
+float lane_value(float value, int lane, Location place) {
   Thread* self = current;
   self->lane_value = value;
   self->lane_from = lane;
@@ -853,7 +854,7 @@ float lane_value(float value, int lane, Place place) {
   return self->lane_result;
 }
 
-// A copy may read and write at any time between its start and the wait. Both ends are checked, the bytes move at the wait.
+// A copy may read and write at any time from its start to the wait. Both ends are checked; the bytes move at the wait.
 static void use_copy(const Copy& copy, int32_t code, bool lands) {
 #if defined(__SANITIZE_ADDRESS__)
   (void)copy, (void)code, (void)lands;
@@ -967,7 +968,7 @@ void mbarrier_init_fence() {
       mbarrier->fenced = true;
 }
 
-// An mbarrier of this thread's block, which it is to use.
+// The mbarrier of this thread's block that it is about to use.
 static Mbarrier& own_mbarrier(void* barrier, int32_t code) {
   const int64_t byte = static_cast<char*>(barrier) - current->block->shared;
   Mbarrier* mbarrier = mbarrier_at(*current->block, byte);
@@ -984,7 +985,7 @@ void mbarrier_expect(void* barrier, int bytes) {
   const int32_t code = code_of(__builtin_return_address(0));
   Mbarrier& mbarrier = own_mbarrier(barrier, code);
   if (bytes < 0) fail(code, 0, "%s expects %d bytes", Name(current->number).text, bytes);
-  // It may have ended all the same, but in another run it may not.
+  // The phase may have ended by chance. In another run it might not have.
   if (current->view.knows(clock_of(*current->block->domain, mbarrier.number)) < mbarrier.armings)
     fail(code, mbarrier.armed_code, "%s arms %s, nothing orders that after the end of phase %u, which is armed",
          Name(current->number).text, NameOf(mbarrier).text, mbarrier.armings - 1);
@@ -997,13 +998,13 @@ void mbarrier_expect(void* barrier, int bytes) {
 
 // PTX ISA, "mbarrier.test_wait / mbarrier.try_wait", with .parity: until the phase of that parity, the current one or the
 // one before, has ended.
-void mbarrier_wait(void* barrier, int parity, Place place) {
+void mbarrier_wait(void* barrier, int parity, Location place) {
   const int32_t code = code_of(__builtin_return_address(0));
   Thread* self = current;
   Mbarrier& mbarrier = own_mbarrier(barrier, code);
   if (parity != 0 && parity != 1) fail(code, 0, "%s waits for parity %d, needs 0 or 1", Name(self->number).text, parity);
   const uint32_t wanted = static_cast<uint32_t>(parity);
-  run->ready.push_back(self);  // it may have ended already, but others may come first
+  run->ready.push_back(self);  // even if the phase has ended, others may run first
   switch_away();
   while ((mbarrier.phase & 1) == wanted) {
     self->waits = "an mbarrier";
@@ -1054,7 +1055,7 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
   run = &state;
   state.kernel = kernel, state.arguments = arguments, state.launch = launch, state.error = error;
   state.random = (launch->seed + 1ull) * 0x9E3779B97F4A7C15ull;
-  draw(1);  // of seeds that are neighbours, the first ones are too
+  draw(1);  // neighbouring seeds have neighbouring first numbers
   Dl_info library;
   dladdr(reinterpret_cast<void*>(kernel), &library);
   state.code = static_cast<const char*>(library.dli_fbase);
@@ -1085,7 +1086,7 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
   std::vector<int> order(static_cast<size_t>(x) * y * z / together);
   for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int>(i);
   for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[draw(static_cast<unsigned>(i))]);
-  // Deliveries come at once, sometimes, or when no thread can do without them.
+  // Deliveries come at once, sometimes, or only when no thread can run without them.
   constexpr unsigned PATIENCE[] = {1, 2, 8, 64, 0};
   state.patience = PATIENCE[draw(sizeof PATIENCE / sizeof *PATIENCE)];
   const auto nothing = std::make_shared<Clocks>();
@@ -1110,7 +1111,7 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
   return state.failed;
 }
 
-// ---- what -fsanitize=thread calls
+// ---- the functions that -fsanitize=thread calls
 
 #if !defined(__SANITIZE_ADDRESS__)
 extern "C" {

@@ -1,10 +1,10 @@
-// The twin of kernels/cuda/primitives.cuh: the same functions, carried out by the emulator. Where a barrier or a shuffle
-// stands in the source comes along as a default argument.
+// The twin of kernels/cuda/primitives.cuh: the same functions, by the emulator. A default argument passes the source line of a
+// barrier or a shuffle.
 #pragma once
 
-// Inlined, so that where a call stands is where it is inlined to.
+// Inlined, so that the code of an access belongs to the kernel's line.
 #define TWIN __attribute__((always_inline)) inline
-#define PLACE emulator::Place place = {__builtin_FILE(), __builtin_LINE()}
+#define PLACE emulator::Location place = {__builtin_FILE(), __builtin_LINE()}
 
 template <class Value>
 TWIN Value kept(Value value) { return value; }
