@@ -39,7 +39,7 @@ enum rnn_region {
   RNN_WORKSPACE = 14,
 };
 
-enum { RNN_ARGUMENTS = 5, RNN_REGIONS = 15 };
+enum { RNN_ACTIVATIONS = 2, RNN_ARGUMENTS = 5, RNN_REGIONS = 15 };
 
 // What happens to a gradient of the MXNet operator: it is computed, or each of its bytes is set to this value.
 enum rnn_fill { RNN_COMPUTE = -1, RNN_ZEROS = 0, RNN_NANS = 0xff };

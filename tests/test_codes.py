@@ -42,7 +42,7 @@ def test_every_number_is_the_same_in_python():
         "status": {name: getattr(codes, name) for name in ("OK", "BAD_TOKEN", "NO_MEMORY", "BAD_THREADS", "BAD_SIMD")},
         "region": numbers(codes.REGIONS),
         "fill": {name: getattr(codes, name) for name in ("COMPUTE", "ZEROS", "NANS")},
-        "counts": {"ARGUMENTS": len(codes.ARGUMENTS), "REGIONS": len(codes.REGIONS)},
+        "counts": {"ACTIVATIONS": len(codes.ACTIVATIONS), "ARGUMENTS": len(codes.ARGUMENTS), "REGIONS": len(codes.REGIONS)},
     }
     assert header() == in_python
 
@@ -56,6 +56,13 @@ def test_names_stand_at_their_numbers():
     """For Python looks up names by number too."""
     assert [codes.ACTIVATIONS[name] for name in arguments.ACTIVATIONS] == [0, 1]
     assert [codes.DTYPES[dtype] for dtype in arguments.FLOATS] == [0, 1]
+
+
+def test_the_operator_in_cpp_has_the_same_names():
+    with open(os.path.join(ROOT, "rnn_ops", "operators", "native", "inference.cc"), encoding="utf-8") as file:
+        lists = dict(re.findall(r"const char\* const (\w+)\[RNN_\w+\] = \{(.*)\};", file.read()))
+    names = {name: tuple(re.findall(r'"(\w+)"', words)) for name, words in lists.items()}
+    assert names == {"NAMES": codes.ARGUMENTS, "ACTIVATIONS": tuple(codes.ACTIVATIONS)}
 
 
 def test_the_header_is_a_part_of_the_kernels_text_and_of_the_package():
@@ -130,3 +137,9 @@ def test_mxnets_functions_stand_in_the_order_in_which_python_gives_them():
     assert len(fields) == len(names) and body.count(";") == len(names) + 2  # with the type of autograd's notes; one in a comment
     wrong = [(field, name) for field, name in zip(fields, names) if field.replace("_", "") not in name.lower()]
     assert not wrong
+
+
+def test_answers_of_the_short_way_have_the_same_numbers():
+    with open(os.path.join(ROOT, "rnn_ops", "operators", "native", "front.cc"), encoding="utf-8") as file:
+        names = re.search(r"enum Answer \{ ([\w, ]+) \};", file.read()).group(1).split(", ")
+    assert [getattr(native("front"), "_" + name) for name in names] == list(range(len(names))) and len(names) == 3

@@ -301,7 +301,7 @@ Answer invoke(const Options& chosen, Handle* inputs, Handle* results) {
   char wanted[RNN_ARGUMENTS + 1] = "";
   for (int i = 0; i < RNN_ARGUMENTS; ++i) wanted[i] = chosen.wanted[i] ? '1' : '.';
   if (chosen.step) attribute("step", "1");
-  if (chosen.activation) attribute("activation", "relu");
+  if (chosen.activation) attribute("activation", ACTIVATIONS[chosen.activation]);
   if (strchr(wanted, '.')) attribute("wanted", wanted);
   int made = 0;
   Handle* arrays = nullptr;

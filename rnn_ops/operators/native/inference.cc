@@ -9,6 +9,7 @@
 namespace rnn_ops {
 
 const char* const NAMES[RNN_ARGUMENTS] = {"inputs", "state", "Wxh", "Whh", "bh"};
+const char* const ACTIVATIONS[RNN_ACTIVATIONS] = {"tanh", "relu"};
 
 void fail(const std::string& name, const std::string& got, const std::string& needs) {
   throw Error{name + ": got " + got + ", needs " + needs};
@@ -27,6 +28,16 @@ bool flag(const char* name, const char* value) {
   return *value == '1';
 }
 
+// The number of an activation.
+int32_t activation(const char* name) {
+  std::string names;
+  for (int32_t number = 0; number < RNN_ACTIVATIONS; ++number) {
+    if (same(name, ACTIVATIONS[number])) return number;
+    names += (number ? " or " : "") + quoted(ACTIVATIONS[number]);
+  }
+  fail("activation", quoted(name), names);
+}
+
 }  // namespace
 
 // MXNet calls this some ten times for each call of the operator.
@@ -35,8 +46,7 @@ Options options(const Attributes& attributes) {
   for (int i = 0; i < attributes.count; ++i) {
     const char *name = attributes.names[i], *value = attributes.values[i];
     if (same(name, "activation")) {
-      if (!same(value, "tanh") && !same(value, "relu")) fail(name, quoted(value), "'tanh' or 'relu'");
-      found.activation = same(value, "relu") ? RNN_RELU : RNN_TANH;
+      found.activation = activation(value);
     } else if (same(name, "step")) {
       found.step = flag(name, value);
     } else if (same(name, "row")) {

@@ -29,7 +29,8 @@
 
 namespace rnn_ops {
 
-extern const char* const NAMES[RNN_ARGUMENTS];
+extern const char* const NAMES[RNN_ARGUMENTS];          // of the arguments
+extern const char* const ACTIVATIONS[RNN_ACTIVATIONS];  // by rnn_activation
 
 // MXNet's numbers of dtypes; -1 for an unknown one.
 enum { UNKNOWN = -1, FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, UINT8 = 3, INT32 = 4, INT8 = 5, INT64 = 6, BOOL = 7 };
