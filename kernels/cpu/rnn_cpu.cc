@@ -340,8 +340,8 @@ int rnn_cpu_multiply_adds(const char* simd, int32_t dtype, int32_t threads, int6
     // All threads must run side by side, so each waits until all are awake, for a few milliseconds at most.
     ++arrived;
     for (int spins = 0; arrived < threads && spins < 100 * rnn::SPINS; ++spins) rnn::pause();
-    sum += static_cast<int64_t>(dtype == RNN_FLOAT32 ? level->float32.multiply_adds(rounds)
-                                                     : level->float64.multiply_adds(rounds));
+    const auto multiply_adds = dtype == RNN_FLOAT32 ? level->float32.multiply_adds : level->float64.multiply_adds;
+    sum += static_cast<int64_t>(multiply_adds(rounds));
   });
   *count = static_cast<double>(sum);
   return RNN_OK;

@@ -32,10 +32,11 @@ void share_out(int n, int64_t count, const Part& part) {
     const Part& part;
     int64_t count;
   } context = {part, count};
-  run_parallel(n, [](void* p, int i, int of) {
+  const auto task = [](void* p, int i, int of) {
     const Context& c = *static_cast<Context*>(p);
     c.part(i, c.count * i / of, c.count * (i + 1) / of);
-  }, &context);
+  };
+  run_parallel(n, task, &context);
 }
 
 // Calls part(begin, end) for shares of [0, count), side by side: the more `bytes` of memory they use, the more shares.

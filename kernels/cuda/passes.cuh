@@ -105,7 +105,8 @@ struct Forward {
   __device__ Addend addend(const Column& column, Term term) const { return term + column.bias; }
   __device__ Real finish(Real sum, Addend addend) const {
     const Real a = sum + addend, positive = a < 0 ? 0 : a;  // NaN stays NaN
-    const Real bounded = tanh(a);  // also for relu: a branch would cost more at every step
+    // tanh also for relu: a branch would cost more at every step.
+    const Real bounded = tanh(a);
     return activation == RNN_TANH ? bounded : positive;
   }
   template <class Line>

@@ -29,7 +29,7 @@ struct Tile {
   static constexpr int CHUNKS = K / (4 * K_LANES * K_WARPS);
   static constexpr int IN_REGISTERS = CHUNKS - IN_SHARED;
   static constexpr int SHARED_WEIGHTS = IN_SHARED * 16 * THREADS;                   // floats
-  static constexpr int PARTIALS = K_WARPS > 1 ? K_WARPS * ROWS * COLUMNS : 0;  // floats
+  static constexpr int PARTIALS = K_WARPS == 1 ? 0 : K_WARPS * ROWS * COLUMNS;  // floats
   static constexpr int SUMS = 4 * ROWS;  // sums of a lane, before the tree
   static constexpr int REPLICAS = SUMS < K_LANES ? K_LANES / SUMS : 1;
   static constexpr int ABREAST = THREADS / COLUMNS;  // rows that the block's threads finish at a time

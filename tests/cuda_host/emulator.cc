@@ -1115,6 +1115,7 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
 
 #if !defined(__SANITIZE_ADDRESS__)
 extern "C" {
+// clang-format off
 #define ACCESS(name, size, write) \
   void __tsan_##name(void* address) { emulator::access(address, size, write, __builtin_return_address(0)); }
 #define ACCESSES(size) \
@@ -1123,6 +1124,7 @@ extern "C" {
   ACCESS(unaligned_read##size, size, false) ACCESS(unaligned_write##size, size, true)
 ACCESSES(1) ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16)
 UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
+// clang-format on
 void __tsan_read_range(void* address, size_t size) { emulator::access(address, size, false, __builtin_return_address(0)); }
 void __tsan_write_range(void* address, size_t size) { emulator::access(address, size, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}

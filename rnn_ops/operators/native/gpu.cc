@@ -155,7 +155,9 @@ const size_t MOST_PROGRAMS = 1024;  // each length of a sequence needs its own. 
 
 Functions functions = {};
 Record record = nullptr;
-std::mutex mutex;  // guards the two maps. Never held while Python runs.
+
+// Guards the two maps. Never held while Python runs.
+std::mutex mutex;
 std::map<std::string, std::shared_ptr<const Program>> programs;  // by the bytes of a Signature
 std::map<std::pair<int, void*>, void*> handles;                  // of cuBLAS by GPU and stream
 

@@ -174,10 +174,11 @@ using Sizes = std::map<char, Size>;
   }
   const std::string wanted = brackets(pattern, [](char letter) { return std::string(1, letter); });
   if (!why.empty()) {
-    known = brackets(pattern, [&](char letter) {
+    const auto size = [&](char letter) {
       const auto found = sizes.find(letter);
       return found == sizes.end() ? std::string(1, letter) : std::to_string(found->second.size);
-    }) + ", ";
+    };
+    known = brackets(pattern, size) + ", ";
   }
   bool transposed = !why.empty() && shape.size() == 2 && pattern.size() == 2;  // whether the transpose would fit
   for (size_t d = 0; transposed && d < 2; ++d) {
@@ -289,9 +290,9 @@ bool arguments_are(const Options& chosen, const Problem& of, const Array* arrays
   const int type = of.type();
   const int64_t T = of.T, B = of.B, I = of.I, H = of.H;
   const Array& inputs = arrays[RNN_INPUTS];
-  const bool inputs_are = chosen.step ? of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I})
-                                      : of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
-  return inputs_are && is(arrays[RNN_STATE], type, {B, H}) && is(arrays[RNN_WXH], type, {I, H}) && is(arrays[RNN_WHH], type, {H, H}) &&
+  const bool of_step = of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I});
+  const bool of_sequence = of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
+  return (chosen.step ? of_step : of_sequence) && is(arrays[RNN_STATE], type, {B, H}) && is(arrays[RNN_WXH], type, {I, H}) && is(arrays[RNN_WHH], type, {H, H}) &&
          bh_is(chosen, arrays[RNN_BH], type, H);
 }
 
@@ -369,8 +370,9 @@ void check_results_apart(const Call& call, size_t item) {
 bool arguments_fit(const Options& chosen, const Array* arguments, Problem* of) {
   const Array &inputs = arguments[RNN_INPUTS], &state = arguments[RNN_STATE], &Wxh = arguments[RNN_WXH];
   if (inputs.rank < 1 || state.rank != 2 || Wxh.rank != 2) return false;
-  *of = {chosen.step ? 1 : inputs.shape[0], state.shape[0], Wxh.shape[0], Wxh.shape[1], inputs.dtype == INT32,
-         state.dtype == FLOAT64 ? RNN_FLOAT64 : RNN_FLOAT32};
+  const int64_t T = chosen.step ? 1 : inputs.shape[0];
+  const int32_t dtype = state.dtype == FLOAT64 ? RNN_FLOAT64 : RNN_FLOAT32;
+  *of = {T, state.shape[0], Wxh.shape[0], Wxh.shape[1], inputs.dtype == INT32, dtype};
   return of->T > 0 && of->B > 0 && of->I > 0 && of->H > 0 && arguments_are(chosen, *of, arguments);
 }
 

@@ -78,8 +78,9 @@ bool overlap(const Array& a, const Array& b, size_t item);  // item: of a float'
 struct Problem {
   int64_t T, B, I, H;
   bool tokens;
-  int32_t dtype;                                                     // rnn_dtype
-  int type() const { return dtype == RNN_FLOAT64 ? FLOAT64 : FLOAT32; }  // MXNet's number of the same dtype
+  int32_t dtype;  // rnn_dtype
+  // MXNet's number of the same dtype.
+  int type() const { return dtype == RNN_FLOAT64 ? FLOAT64 : FLOAT32; }
   size_t item() const { return dtype == RNN_FLOAT64 ? sizeof(double) : sizeof(float); }
 };
 
