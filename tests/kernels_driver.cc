@@ -21,10 +21,10 @@ struct Shape {
 };
 
 // Ones, primes, and sizes around the tiles (6 and 12 rows; panels of 4 to 32 columns) and the blocks of k (256, 128).
-const Shape SHAPES[] = {{1, 1, 1, 1},  {2, 3, 5, 7},    {3, 5, 2, 8},    {2, 6, 3, 9},    {2, 7, 3, 15},  {3, 12, 3, 16},
-                         {2, 13, 3, 17}, {2, 2, 3, 31},   {1, 25, 7, 33},  {4, 1, 3, 64},   {2, 4, 5, 65},  {2, 3, 4, 127},
-                         {2, 11, 3, 129}, {3, 8, 13, 257}, {2, 33, 77, 256}, {40, 2, 77, 40}, {2, 1, 3, 520},
-                         {9, 1, 3, 300}, {4, 2, 5, 600}, {2, 10, 3, 512}};
+const Shape SHAPES[] = {{1, 1, 1, 1},    {2, 3, 5, 7},   {3, 5, 2, 8},    {2, 6, 3, 9},    {2, 7, 3, 15},
+                        {3, 12, 3, 16},  {2, 13, 3, 17}, {2, 2, 3, 31},   {1, 25, 7, 33},  {4, 1, 3, 64},
+                        {2, 4, 5, 65},   {2, 3, 4, 127}, {2, 11, 3, 129}, {3, 8, 13, 257}, {2, 33, 77, 256},
+                        {40, 2, 77, 40}, {2, 1, 3, 520}, {9, 1, 3, 300},  {4, 2, 5, 600},  {2, 10, 3, 512}};
 
 template <class Real>
 std::vector<Real> random_values(size_t n, double scale, unsigned* seed) {
@@ -110,8 +110,7 @@ double run(const Shape& s, bool tokens, int32_t activation, unsigned seed) {
           tdWxh[i * H + j] += one_hot[(t * B + r) * I + i] * tda[at];
           tdx[(t * B + r) * I + i] += tda[at] * Wxh[i * H + j];
         }
-        for (int64_t k = 0; k < H; ++k)
-          tdWhh[k * H + j] += (t ? th[((t - 1) * B + r) * H + k] : h0[r * H + k]) * tda[at];
+        for (int64_t k = 0; k < H; ++k) tdWhh[k * H + j] += (t ? th[((t - 1) * B + r) * H + k] : h0[r * H + k]) * tda[at];
       }
   double worst = error(h, th);
   for (double e : {error(da, tda), error(dh0, tdh0), error(dWxh, tdWxh), error(dWhh, tdWhh), error(dbh, tdbh),

@@ -41,8 +41,7 @@ struct Kernels {
 
   // Packs panels [begin, end) of the K × N matrix W, rows `stride` apart, or of the transpose of the N × K matrix W
   // (panel p goes to packed + p·K·panel).
-  void (*pack)(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end,
-               Real* packed);
+  void (*pack)(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end, Real* packed);
 
   // A part of out [..,N] = a [..,K] · b [K,N].
   void (*multiply)(int64_t K, int64_t N, const Real* a, const Weights<Real>& b, Real* out, const Part& part);

@@ -18,7 +18,7 @@ namespace rnn {
 namespace RNN_LEVEL {
 
 constexpr int PANEL_VECTORS = 2;  // vectors in a panel
-constexpr int MOST_PANELS = 4;  // that a tile computes at once
+constexpr int MOST_PANELS = 4;    // that a tile computes at once
 
 template <class Real>
 constexpr int64_t panel_width() {
@@ -242,8 +242,7 @@ void pack_transposed(const Real* W, int64_t stride, int64_t K, int64_t n, Real* 
 }
 
 template <class Real>
-void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end,
-          Real* packed) {
+void pack(const Real* W, int64_t stride, bool transpose, int64_t K, int64_t N, int64_t begin, int64_t end, Real* packed) {
   constexpr int64_t P = panel_width<Real>();
   for (int64_t p = begin; p < end; ++p) {
     Real* panel = packed + p * K * P;

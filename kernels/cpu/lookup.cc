@@ -176,8 +176,8 @@ void transpose(int64_t rows, int64_t columns, const Real* in, Real* out, bool ad
   });
 }
 
-#define RNN_LOOKUP_OF(Real)                                              \
-  template void look_up(const Lookup&, const Real*, Real*);              \
+#define RNN_LOOKUP_OF(Real)                                                \
+  template void look_up(const Lookup&, const Real*, Real*);                \
   template void look_up_gradient(const Lookup&, const Real*, Real*, bool); \
   template void transpose(int64_t, int64_t, const Real*, Real*, bool);
 RNN_LOOKUP_OF(float)

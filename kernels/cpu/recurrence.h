@@ -149,8 +149,16 @@ void sum(const rnn_cpu_backward_args& args, int64_t begin, int64_t end) {
 
 template <class Real>
 constexpr Kernels<Real> kernels() {
-  return {panel_width<Real>(), RNN_MAX_ROWS, pack<Real>, multiply<Real>, forward<Real>, backward<Real>, sum<Real>,
-          add_transposed_product<Real>, activate<Real, RNN_TANH>, multiply_adds<Real>};
+  return {panel_width<Real>(),
+          RNN_MAX_ROWS,
+          pack<Real>,
+          multiply<Real>,
+          forward<Real>,
+          backward<Real>,
+          sum<Real>,
+          add_transposed_product<Real>,
+          activate<Real, RNN_TANH>,
+          multiply_adds<Real>};
 }
 
 }  // namespace RNN_LEVEL

@@ -30,10 +30,8 @@ char supported_names[64];
 const bool levels_found = [] {
 #ifdef RNN_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma"))
-    supported_levels[supported_count++] = &avx512_level;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    supported_levels[supported_count++] = &avx2_level;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma")) supported_levels[supported_count++] = &avx512_level;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) supported_levels[supported_count++] = &avx2_level;
 #endif
   supported_levels[supported_count++] = &baseline_level;
   for (int i = 0; i < supported_count; ++i) {
@@ -56,9 +54,13 @@ const Level* level_in_use() { return level_named(getenv("RNN_OPS_SIMD")); }
 template <class Real>
 const Kernels<Real>& kernels_of(const Level& level);
 template <>
-const Kernels<float>& kernels_of(const Level& level) { return level.float32; }
+const Kernels<float>& kernels_of(const Level& level) {
+  return level.float32;
+}
 template <>
-const Kernels<double>& kernels_of(const Level& level) { return level.float64; }
+const Kernels<double>& kernels_of(const Level& level) {
+  return level.float64;
+}
 
 // A call's memory. It is kept for the next call, since fresh pages cost as much time as the packing that fills them. The process
 // keeps one piece, however many threads call, and none larger than MOST_KEPT bytes.
@@ -133,9 +135,8 @@ class Call {
     if (args.dbh || (args.tokens && args.dWxh)) {
       const int64_t line = 64 / sizeof(Real);  // a cache line, so that no two threads write to the same one
       const int64_t lines = ceil_div(H, line);
-      rnn::share_out(parts_of(4 * T * B * H, lines, threads_), lines, [&](int, int64_t begin, int64_t end) {
-        kernels_.sum(args, begin * line, end * line < H ? end * line : H);
-      });
+      rnn::share_out(parts_of(4 * T * B * H, lines, threads_), lines,
+                     [&](int, int64_t begin, int64_t end) { kernels_.sum(args, begin * line, end * line < H ? end * line : H); });
     }
     if (args.dWhh) {
       Real* out = zeros(args.dWhh, H * H);

@@ -22,37 +22,37 @@ extern "C" {
 
 typedef struct {
   int64_t T, B, I, H;
-  int32_t dtype;      // rnn_dtype
-  int32_t activation; // rnn_activation
-  const int32_t* tokens; // [T,B], or null
-  const void* x;         // [T,B,I] where tokens is null
-  const void* h0;        // [B,H]
-  const void* Wxh;       // [I,H]
-  const void* Whh;       // [H,H]
-  const void* bh;        // [H]
-  void* h;               // [T,B,H]  out; all that backward needs: tanh' = 1 - h², relu' = (h > 0)
-  int64_t bad_token;     // out, with RNN_BAD_TOKEN: its position in tokens
+  int32_t dtype;          // rnn_dtype
+  int32_t activation;     // rnn_activation
+  const int32_t* tokens;  // [T,B], or null
+  const void* x;          // [T,B,I] where tokens is null
+  const void* h0;         // [B,H]
+  const void* Wxh;        // [I,H]
+  const void* Whh;        // [H,H]
+  const void* bh;         // [H]
+  void* h;                // [T,B,H]  out; all that backward needs: tanh' = 1 - h², relu' = (h > 0)
+  int64_t bad_token;      // out, with RNN_BAD_TOKEN: its position in tokens
 } rnn_cpu_forward_args;
 
 typedef struct {
   int64_t T, B, I, H;
-  int32_t dtype;      // rnn_dtype
-  int32_t activation; // rnn_activation
-  const int32_t* tokens; // [T,B], or null
-  const void* x;         // [T,B,I] where tokens is null; read for dWxh only
-  const void* h0;        // [B,H]; read for dWhh only
-  const void* Wxh;       // [I,H]; read for dx only
-  const void* Whh;       // [H,H]
-  const void* h;         // [T,B,H] as forward wrote it
-  const void* dh;        // [T,B,H] gradient of h, or null for zeros
-  const void* dh_last;   // [B,H] gradient of the last state, added to that of h[T-1]; or null for zeros
-  void* da;              // [T,B,H]  out: gradient of x·Wxh + h·Whh + bh
-  void* dx;              // [T,B,I]  out, or null if not wanted; null with tokens
-  void* dh0;             // [B,H]  out, or null if not wanted, as the next three
-  void* dWxh;            // [I,H]
-  void* dWhh;            // [H,H]
-  void* dbh;             // [H]
-  int64_t bad_token;     // as above
+  int32_t dtype;          // rnn_dtype
+  int32_t activation;     // rnn_activation
+  const int32_t* tokens;  // [T,B], or null
+  const void* x;          // [T,B,I] where tokens is null; read for dWxh only
+  const void* h0;         // [B,H]; read for dWhh only
+  const void* Wxh;        // [I,H]; read for dx only
+  const void* Whh;        // [H,H]
+  const void* h;          // [T,B,H] as forward wrote it
+  const void* dh;         // [T,B,H] gradient of h, or null for zeros
+  const void* dh_last;    // [B,H] gradient of the last state, added to that of h[T-1]; or null for zeros
+  void* da;               // [T,B,H]  out: gradient of x·Wxh + h·Whh + bh
+  void* dx;               // [T,B,I]  out, or null if not wanted; null with tokens
+  void* dh0;              // [B,H]  out, or null if not wanted, as the next three
+  void* dWxh;             // [I,H]
+  void* dWhh;             // [H,H]
+  void* dbh;              // [H]
+  int64_t bad_token;      // as above
 } rnn_cpu_backward_args;
 
 // Both return an rnn_status.

@@ -21,7 +21,7 @@ struct TanhConstants;
 
 template <>
 struct TanhConstants<float> {
-  static constexpr float SATURATION = 9.02f;              // tanh rounds to 1 from 9.01 on
+  static constexpr float SATURATION = 9.02f;  // tanh rounds to 1 from 9.01 on
   static constexpr int MANTISSA_BITS = 23;
   static constexpr float TO_INTEGER = 12582912.0f + 127;  // 1.5·2^23: adding it rounds to an integer. 127 is the bias.
   static constexpr float N_PER_UNIT = 2.88539008f;        // 2/ln2
@@ -33,7 +33,7 @@ constexpr double taylor(int k) { return k == 1 ? 1.0 : taylor(k - 1) * 2 / k; } 
 
 template <>
 struct TanhConstants<double> {
-  static constexpr double SATURATION = 19.1;                       // 19.07
+  static constexpr double SATURATION = 19.1;  // 19.07
   static constexpr int MANTISSA_BITS = 52;
   static constexpr double TO_INTEGER = 6755399441055744.0 + 1023;  // 1.5·2^52
   static constexpr double N_PER_UNIT = 2.88539008177792681472;

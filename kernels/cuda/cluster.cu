@@ -31,10 +31,10 @@ struct Cluster {
   static_assert(Tile::COLUMNS * BLOCKS == Tile::K, "the blocks have all columns");
 
   float* states;
-  int owned;             // rows
-  int from;              // the lane that has the first of the four columns
-  int sender;            // this lane's number among the senders
-  Remote state[SENDS];   // the four columns of state 0 in each block that this lane sends to
+  int owned;            // rows
+  int from;             // the lane that has the first of the four columns
+  int sender;           // this lane's number among the senders
+  Remote state[SENDS];  // the four columns of state 0 in each block that this lane sends to
 
   __device__ Cluster(float* states, int rows) : states(states), owned(rows) {
     const int lane = threadIdx.x % 32, element = lane / STRIDE;
@@ -61,8 +61,8 @@ struct Cluster {
 template <class Tile>
 struct Async : Cluster<Tile> {
   using Base = Cluster<Tile>;
-  Mbarrier* barriers;            // [tile of rows][1 if the state's number is odd]
-  Remote barrier[Base::SENDS];   // the first one in each block that this lane sends to
+  Mbarrier* barriers;           // [tile of rows][1 if the state's number is odd]
+  Remote barrier[Base::SENDS];  // the first one in each block that this lane sends to
 
   __device__ Async(Mbarrier* barriers, float* states, int rows) : Base(states, rows), barriers(barriers) {
 #pragma unroll

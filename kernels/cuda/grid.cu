@@ -55,10 +55,8 @@ struct Grid {
     if (r + Tile::ROWS < end) copy(from + Tile::ROWS * Tile::K, r + Tile::ROWS);
   }
   __device__ const float* rows(int n, int r, int end) const {
-    if (r + Tile::ROWS < end)
-      copy_wait<1>();
-    else
-      copy_wait<0>();
+    if (r + Tile::ROWS < end) copy_wait<1>();
+    else copy_wait<0>();
     block_barrier();
     return staged + r / Tile::ROWS % 2 * Tile::ROWS * Tile::K;
   }

@@ -65,10 +65,10 @@ template <class Real>
 struct Forward {
   const int* tokens;
   const Real* Wxh;
-  const Real* Whh;   // (H, H)
-  const Real* bh;    // (H)
-  const Real* h0;    // (B, H)
-  Real* h;           // (T, B, H)
+  const Real* Whh;  // (H, H)
+  const Real* bh;   // (H)
+  const Real* h0;   // (B, H)
+  Real* h;          // (T, B, H)
   int T, B, I, H;
   int activation;
 
@@ -86,9 +86,13 @@ struct Forward {
   };
   __device__ Column column(int j) const { return {(tokens ? Wxh : h) + j, h + j, bh[j]}; }
   template <class Line>
-  __device__ Line line(Line m, int b) const { return m + b; }
+  __device__ Line line(Line m, int b) const {
+    return m + b;
+  }
   template <class Line>
-  __device__ const int* token(Line line) const { return tokens ? tokens + line : tokens; }
+  __device__ const int* token(Line line) const {
+    return tokens ? tokens + line : tokens;
+  }
   struct Place {
     bool known;
     const Real* term;
@@ -119,12 +123,12 @@ struct Forward {
 // are read once; da, the gradient of f's argument, is written once.
 template <class Real>
 struct Backward {
-  const Real* Whh;    // (H, H)
-  const Real* h;      // (T, B, H)
-  const Real* dh;     // (T, B, H)
+  const Real* Whh;      // (H, H)
+  const Real* h;        // (T, B, H)
+  const Real* dh;       // (T, B, H)
   const Real* dh_last;  // (B, H)
-  Real* da;           // (T, B, H)
-  Real* dh0;          // (B, H)
+  Real* da;             // (T, B, H)
+  Real* dh0;            // (B, H)
   int T, B, H;
   int activation;
 
@@ -157,9 +161,13 @@ struct Backward {
   }
   // The line of da_{T-2-n}; below 0 for dh0.
   template <class Line>
-  __device__ Line line(Line m, int b) const { return static_cast<Line>(T - 2) * B - m + b; }
+  __device__ Line line(Line m, int b) const {
+    return static_cast<Line>(T - 2) * B - m + b;
+  }
   template <class Line>
-  __device__ const int* token(Line) const { return nullptr; }
+  __device__ const int* token(Line) const {
+    return nullptr;
+  }
   struct Place {
     bool inside, given;
     const Real *h, *dh;

@@ -29,11 +29,13 @@ __device__ inline void load_when(bool when, const Value* from, Value& value) {
 }
 __device__ inline void load_when(bool when, const float* from, float& value) {
   asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.f32 %0, [%1];\n\t}"
-               : "+f"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
+               : "+f"(value)
+               : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
 }
 __device__ inline void load_when(bool when, const int* from, int& value) {
   asm volatile("{\n\t.reg .pred when;\n\tsetp.ne.u32 when, %2, 0;\n\t@when ld.global.s32 %0, [%1];\n\t}"
-               : "+r"(value) : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
+               : "+r"(value)
+               : "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(when)));
 }
 
 // *to = value (in global memory) if `when`, without a branch.
@@ -59,26 +61,18 @@ __device__ inline long long wide_product(long long a, int b) { return a * b; }
 // ---- a warp
 
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes call it together.
-__device__ inline float exchange_lanes(float value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
-}
+__device__ inline float exchange_lanes(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // The value of lane `lane`. All 32 lanes call it together.
-__device__ inline float lane_value(float value, int lane) {
-  return __shfl_sync(0xffffffffu, value, lane);
-}
+__device__ inline float lane_value(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // One bit for each lane, set if the lane's `predicate` holds. All 32 lanes call it together.
-__device__ inline unsigned ballot(bool predicate) {
-  return __ballot_sync(0xffffffffu, predicate);
-}
+__device__ inline unsigned ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 // ---- a block
 
 // All threads of the block wait for one another. Everything written before it is visible to all of them after it.
-__device__ inline void block_barrier() {
-  __syncthreads();
-}
+__device__ inline void block_barrier() { __syncthreads(); }
 
 // Copies 16 bytes from global to shared memory in the background, past the L1 cache, which may be older than another block's
 // writes. Both addresses are multiples of 16. Before sm_80 the copy is immediate.
@@ -136,8 +130,9 @@ __device__ inline Remote remote(const void* local, int rank) {
 // Writes 16 bytes. Other threads see them after a cluster_barrier.
 __device__ inline void store_to_block(Remote to, float4 values) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to.address), "f"(values.x), "f"(values.y),
-               "f"(values.z), "f"(values.w) : "memory");
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to.address), "f"(values.x), "f"(values.y), "f"(values.z),
+               "f"(values.w)
+               : "memory");
 #endif
 }
 
@@ -171,8 +166,7 @@ __device__ inline void mbarrier_wait(Mbarrier* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n\t.reg .pred ended;\n\tagain:\n\t"
-      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n\t@!ended bra again;\n\t}" ::"r"(
-          shared_address(barrier)),
+      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n\t@!ended bra again;\n\t}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
 #endif

@@ -86,7 +86,8 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   };
   auto read = [&] {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) pass.read(read_term[i], place[i], term[i]), load_when(read_token[i], token_place[i], token[i]);
+    for (int i = 0; i < COUNT; i++)
+      pass.read(read_term[i], place[i], term[i]), load_when(read_token[i], token_place[i], token[i]);
   };
   auto make_addend = [&] {
 #pragma unroll
@@ -94,8 +95,7 @@ __device__ void recurrence(const Pass& pass, const Tile& tile, Exchange& exchang
   };
   auto store = [&](const Position& at, const float* values) {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      pass.store(at.r < below[i], column[i], line(at, i), values[i]);
+    for (int i = 0; i < COUNT; i++) pass.store(at.r < below[i], column[i], line(at, i), values[i]);
   };
   auto prepare = [&](const Position& done, const float* values) {
     store(done, values);

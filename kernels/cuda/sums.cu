@@ -9,8 +9,8 @@
 #include "primitives.cuh"
 
 // Macros: REAL.
-extern "C" __global__ void __launch_bounds__(128) rnn_sum_rows(const int* tokens, const REAL* da, REAL* partials, long long N, int H,
-                                                           int rows) {
+extern "C" __global__ void __launch_bounds__(128)
+    rnn_sum_rows(const int* tokens, const REAL* da, REAL* partials, long long N, int H, int rows) {
   const int token = blockIdx.x, lane = threadIdx.x % 32;
   const int j = blockIdx.z * 128 + threadIdx.x;
   const long long begin = static_cast<long long>(blockIdx.y) * rows, end = begin + rows < N ? begin + rows : N;

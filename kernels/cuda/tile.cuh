@@ -28,15 +28,15 @@ struct Tile {
   static constexpr int THREADS = 32 * COLUMN_WARPS * K_WARPS;
   static constexpr int CHUNKS = K / (4 * K_LANES * K_WARPS);
   static constexpr int IN_REGISTERS = CHUNKS - IN_SHARED;
-  static constexpr int SHARED_WEIGHTS = IN_SHARED * 16 * THREADS;                   // floats
+  static constexpr int SHARED_WEIGHTS = IN_SHARED * 16 * THREADS;               // floats
   static constexpr int PARTIALS = K_WARPS == 1 ? 0 : K_WARPS * ROWS * COLUMNS;  // floats
-  static constexpr int SUMS = 4 * ROWS;  // sums of a lane, before the tree
+  static constexpr int SUMS = 4 * ROWS;                                         // sums of a lane, before the tree
   static constexpr int REPLICAS = SUMS < K_LANES ? K_LANES / SUMS : 1;
   static constexpr int ABREAST = THREADS / COLUMNS;  // rows that the block's threads finish at a time
   // Elements that a thread finishes.
   static constexpr int COUNT = K_WARPS > 1 ? (ROWS + ABREAST - 1) / ABREAST : SUMS > K_LANES ? SUMS / K_LANES : 1;
-  static_assert(COLUMNS % (4 * COLUMN_LANES) == 0 && K % (4 * K_LANES * K_WARPS) == 0 &&
-                    IN_REGISTERS >= 1 && IN_SHARED >= 0, "no such tile");
+  static_assert(COLUMNS % (4 * COLUMN_LANES) == 0 && K % (4 * K_LANES * K_WARPS) == 0 && IN_REGISTERS >= 1 && IN_SHARED >= 0,
+                "no such tile");
   static_assert((ROWS & (ROWS - 1)) == 0, "lanes exchange halves of the rows and columns");
 
   float4 in_registers[IN_REGISTERS][4];  // [chunk][column], 4 k's each
@@ -63,15 +63,9 @@ struct Tile {
   }
 
   // Row and column in the tile of the thread's element i, and whether the thread owns it.
-  __device__ static int row(int i) {
-    return K_WARPS > 1 ? threadIdx.x / COLUMNS + i * ABREAST : (first_sum() + i) / 4;
-  }
-  __device__ static int column(int i) {
-    return K_WARPS > 1 ? threadIdx.x % COLUMNS : lane_column() + (first_sum() + i) % 4;
-  }
-  __device__ static bool owns(int i) {
-    return K_WARPS > 1 ? row(i) < ROWS : threadIdx.x % 32 / COLUMN_LANES % REPLICAS == 0;
-  }
+  __device__ static int row(int i) { return K_WARPS > 1 ? threadIdx.x / COLUMNS + i * ABREAST : (first_sum() + i) / 4; }
+  __device__ static int column(int i) { return K_WARPS > 1 ? threadIdx.x % COLUMNS : lane_column() + (first_sum() + i) % 4; }
+  __device__ static bool owns(int i) { return K_WARPS > 1 ? row(i) < ROWS : threadIdx.x % 32 / COLUMN_LANES % REPLICAS == 0; }
 
   // product: the thread's elements of (ROWS, K) · (K, COLUMNS). state: (ROWS, K) in shared memory. If K_WARPS > 1, all threads of
   // the block call it together, with a barrier between two calls.
@@ -87,8 +81,7 @@ struct Tile {
         for (int c = 0; c < 4; c++) weights[c] = in_shared[(g * 4 + c) * THREADS];
 #pragma unroll
       for (int i = 0; i < OF_GROUP; i++)
-        if (g * OF_GROUP + i < IN_REGISTERS)
-          multiply_chunk(state + k(g * OF_GROUP + i), in_registers[g * OF_GROUP + i], sums);
+        if (g * OF_GROUP + i < IN_REGISTERS) multiply_chunk(state + k(g * OF_GROUP + i), in_registers[g * OF_GROUP + i], sums);
       if (IN_SHARED > 0) multiply_chunk(state + k(IN_REGISTERS + g), weights, sums);
     }
     reduce<SUMS, 16>(sums);

@@ -108,8 +108,8 @@ struct Thread {
   uint32_t block_meetings = 0, wide_meetings = 0;
   View view;
   std::vector<uint32_t> met;  // its clock at each barrier
-  Clocks phases;  // how many phases of each mbarrier it may read the deliveries of
-  const char* waits = "";  // the thing that it waits for
+  Clocks phases;              // how many phases of each mbarrier it may read the deliveries of
+  const char* waits = "";     // the thing that it waits for
   Location place = {"", 0};
   float lane_value, lane_result;
   int lane_mask, lane_from;
@@ -128,8 +128,8 @@ struct Meeting {
 // and the tx-count is 0.
 struct Mbarrier {
   Block* block;
-  int64_t byte;      // in the block's shared memory
-  uint32_t number;   // in the domain
+  int64_t byte;     // in the block's shared memory
+  uint32_t number;  // in the domain
   Access init;
   bool fenced = false;  // mbarrier_init_fence() was called before the cluster met
   uint32_t phase = 0;
@@ -144,7 +144,7 @@ struct Mbarrier {
     uint32_t phases;
     std::shared_ptr<const Clocks> before, after;
   };
-  std::vector<Joined> joined;  // a cache for waiting threads, most of which know the same before and after
+  std::vector<Joined> joined;                // a cache for waiting threads, most of which know the same before and after
   uint32_t last_sender = 0, last_phase = 0;  // of the last delivery
   int32_t last_code = 0;
   std::vector<Thread*> waiting;
@@ -162,7 +162,7 @@ struct Delivery {
 struct Domain {
   std::vector<Block*> blocks;
   Meeting meeting;
-  unsigned* counter = nullptr;  // of a group barrier
+  unsigned* counter = nullptr;        // of a group barrier
   unsigned rounds = 0, arrivals = 0;  // arrivals: of blocks
   uint32_t threads = 0;
   std::vector<Mbarrier*> mbarriers;
@@ -285,8 +285,8 @@ struct NameOf {  // an mbarrier
   char text[96];
   explicit NameOf(const Mbarrier& mbarrier) {
     const Dim& block = mbarrier.block->index;
-    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte),
-             block.x, block.y, block.z);
+    snprintf(text, sizeof text, "the mbarrier at byte %lld of block (%u, %u, %u)", static_cast<long long>(mbarrier.byte), block.x,
+             block.y, block.z);
   }
 };
 
@@ -335,10 +335,8 @@ void remember_read(Word& word, int32_t code) {
     }
   }
   uint32_t number = run->free_reads;
-  if (number)
-    run->free_reads = run->reads[number].next;
-  else
-    number = static_cast<uint32_t>(run->reads.size());
+  if (number) run->free_reads = run->reads[number].next;
+  else number = static_cast<uint32_t>(run->reads.size());
   *link = number;
   if (number == run->reads.size()) run->reads.emplace_back();  // which may move `link`
   run->reads[number] = {warp, lane, view.own, code, 0};
@@ -430,8 +428,7 @@ Word* words_at(const char* address, size_t size, bool& is_global, int32_t code) 
   if (past >= -AROUND && past < run->launch->shared + AROUND)
     fail(code, 0, "%s uses byte %lld of the block's %lld bytes of shared memory", Name(current->number).text,
          static_cast<long long>(past), static_cast<long long>(run->launch->shared));
-  else
-    fail(code, 0, "%s uses %zu bytes outside the arrays of the launch", Name(current->number).text, size);
+  else fail(code, 0, "%s uses %zu bytes outside the arrays of the launch", Name(current->number).text, size);
   return nullptr;
 }
 
@@ -523,8 +520,7 @@ void wide_barrier(const char* what, Location place) {
     join_clocks(domain.blocks.data(), domain.blocks.size());
     for (Block* block : domain.blocks)
       for (Thread& thread : block->threads) {
-        if (thread.ended)
-          fail(0, 0, "%s has ended and is waited for at %s:%d", Name(thread.number).text, place.file, place.line);
+        if (thread.ended) fail(0, 0, "%s has ended and is waited for at %s:%d", Name(thread.number).text, place.file, place.line);
         thread.block_meetings++, thread.wide_meetings++;
         let_go(thread);
       }
@@ -688,11 +684,11 @@ std::unique_ptr<Block> make_block(int x, int y, int z, char* stacks) {
     thread.number = first + static_cast<uint32_t>(i);
     thread.block = block.get();
     thread.stack = stacks + STACK * i;
-    thread.indices = {{static_cast<unsigned>(i), 0, 0},
-                      block->index,
-                      {static_cast<unsigned>(launch.block), 1, 1},
-                      {static_cast<unsigned>(launch.grid[0]), static_cast<unsigned>(launch.grid[1]),
-                       static_cast<unsigned>(launch.grid[2])}};
+    thread.indices = {
+        {static_cast<unsigned>(i), 0, 0},
+        block->index,
+        {static_cast<unsigned>(launch.block), 1, 1},
+        {static_cast<unsigned>(launch.grid[0]), static_cast<unsigned>(launch.grid[1]), static_cast<unsigned>(launch.grid[2])}};
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack;
     thread.context.uc_stack.ss_size = STACK;
@@ -719,10 +715,8 @@ void report_stuck() {
       auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
         return strcmp(g.waits, waits) == 0 && (thread.ended || same(g.place, thread.place));
       });
-      if (group == groups.end())
-        groups.push_back({waits, thread.place, 1});
-      else
-        group->count++;
+      if (group == groups.end()) groups.push_back({waits, thread.place, 1});
+      else group->count++;
     }
   for (const Group& group : groups)
     if (used < sizeof text)
@@ -735,10 +729,8 @@ void report_stuck() {
       if (mbarrier->waiting.empty() || used >= sizeof text) continue;
       used += static_cast<size_t>(snprintf(
           text + used, sizeof text - used,
-          mbarrier->armed ? "; %s is in phase %u and lacks %lld bytes"
-                         : "; %s is in phase %u, is not armed and got %lld bytes",
-          NameOf(*mbarrier).text, mbarrier->phase,
-          static_cast<long long>(mbarrier->armed ? mbarrier->bytes : -mbarrier->bytes)));
+          mbarrier->armed ? "; %s is in phase %u and lacks %lld bytes" : "; %s is in phase %u, is not armed and got %lld bytes",
+          NameOf(*mbarrier).text, mbarrier->phase, static_cast<long long>(mbarrier->armed ? mbarrier->bytes : -mbarrier->bytes)));
     }
   fail(0, 0, "threads wait forever%s", text);
 }
@@ -811,9 +803,8 @@ void group_barrier(unsigned* counter, unsigned blocks, unsigned round, Location 
         fail(0, 0, "two groups with one counter, at %s:%d", place.file, place.line);
   }
   if (counter != domain.counter || blocks != domain.blocks.size() || round != domain.rounds + 1)
-    fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round,
-         place.file, place.line, domain.blocks.size(), domain.rounds + 1,
-         counter == domain.counter ? "" : " at another counter");
+    fail(0, 0, "group_barrier(counter, %u, %u) at %s:%d, where %zu blocks meet for the %u. time%s", blocks, round, place.file,
+         place.line, domain.blocks.size(), domain.rounds + 1, counter == domain.counter ? "" : " at another counter");
   if (current->indices.thread.x == 0) {
     if (*counter != domain.arrivals)
       fail(0, 0, "the counter of a group is %u after %u arrivals: it was not 0 at first", *counter, domain.arrivals);
@@ -903,8 +894,7 @@ static Block& target(Remote to, int32_t code) {
   if (to.byte < 0 || to.byte + 16 > run->launch->shared)
     fail(code, 0, "%s stores at byte %lld of a block's %lld bytes of shared memory", Name(current->number).text,
          static_cast<long long>(to.byte), static_cast<long long>(run->launch->shared));
-  if (to.byte % 16)
-    fail(code, 0, "%s stores 16 bytes at an address that is no multiple of it", Name(current->number).text);
+  if (to.byte % 16) fail(code, 0, "%s stores 16 bytes at an address that is no multiple of it", Name(current->number).text);
   Block& block = *domain.blocks[to.rank];
   if (&block != current->block && current->wide_meetings == 0)
     fail(code, 0, "%s stores into the shared memory of a block that may not have started", Name(current->number).text);
@@ -924,8 +914,7 @@ void store_to_block(Remote to, const void* values) {
 Remote remote(const void* local, int rank) {
   const int32_t code = code_of(__builtin_return_address(0));
   const int64_t byte = static_cast<const char*>(local) - current->block->shared;
-  if (run->launch->cluster == 1)
-    fail(code, 0, "%s asks for a block of its cluster and has none", Name(current->number).text);
+  if (run->launch->cluster == 1) fail(code, 0, "%s asks for a block of its cluster and has none", Name(current->number).text);
   if (byte < 0 || byte > run->launch->shared)
     fail(code, 0, "%s asks where another block has what is not in shared memory", Name(current->number).text);
   return {rank, byte};
@@ -1068,8 +1057,7 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
     const char *begin = reinterpret_cast<const char*>(array.first), *end = reinterpret_cast<const char*>(array.second);
     if (!state.regions.empty() && begin <= state.regions.back().end)
       state.regions.back().end = std::max(state.regions.back().end, end);
-    else
-      state.regions.push_back({begin, end, nullptr});
+    else state.regions.push_back({begin, end, nullptr});
   }
   for (Region& region : state.regions)
     region.words = static_cast<Word*>(calloc(static_cast<size_t>(region.end - region.begin + 3) / 4, sizeof(Word)));
@@ -1077,8 +1065,8 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
   const int x = launch->grid[0], y = launch->grid[1], z = launch->grid[2];
   const int together = launch->cooperative ? x * y * z : launch->cluster;
   state.stacks_size = STACK * static_cast<size_t>(launch->block) * together;
-  state.stacks = static_cast<char*>(mmap(nullptr, state.stacks_size, PROT_READ | PROT_WRITE,
-                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  state.stacks = static_cast<char*>(
+      mmap(nullptr, state.stacks_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (state.stacks == MAP_FAILED) {
     snprintf(error->message, sizeof error->message, "no memory for the stacks of %d blocks", together);
     state.failed = true;
@@ -1095,8 +1083,8 @@ int emulator_run(void (*kernel)(void**), void** arguments, const emulator_launch
     state.domains.resize(launch->cooperative ? static_cast<size_t>(y) * z : 1);
     for (int i = 0; i < together; i++) {
       const int number = set * together + i;
-      auto block = make_block(number % x, number / x % y, number / x / y,
-                              state.stacks + STACK * static_cast<size_t>(launch->block) * i);
+      auto block =
+          make_block(number % x, number / x % y, number / x / y, state.stacks + STACK * static_cast<size_t>(launch->block) * i);
       block->domain = &state.domains[launch->cooperative ? static_cast<size_t>(number / x) : 0];
       block->domain->blocks.push_back(block.get());
       for (Thread& thread : block->threads) thread.view.others = nothing, thread.view.thread = block->domain->threads++;
@@ -1124,8 +1112,10 @@ extern "C" {
   ACCESS(unaligned_read##size, size, false) ACCESS(unaligned_write##size, size, true)
 ACCESSES(1) ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16)
 UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
-// clang-format on
-void __tsan_read_range(void* address, size_t size) { emulator::access(address, size, false, __builtin_return_address(0)); }
+    // clang-format on
+    void __tsan_read_range(void* address, size_t size) {
+  emulator::access(address, size, false, __builtin_return_address(0));
+}
 void __tsan_write_range(void* address, size_t size) { emulator::access(address, size, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

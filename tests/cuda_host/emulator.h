@@ -82,7 +82,7 @@ struct emulator_launch {
   int32_t cooperative;  // all blocks run at once, and those of one blockIdx.y share a group barrier
   int64_t shared;       // bytes
   uint32_t seed;
-  int32_t regions;      // arrays that the kernel may use
+  int32_t regions;  // arrays that the kernel may use
   const uint64_t* begins;
   const uint64_t* sizes;  // bytes
 };

@@ -7,7 +7,9 @@
 #define PLACE emulator::Location place = {__builtin_FILE(), __builtin_LINE()}
 
 template <class Value>
-TWIN Value kept(Value value) { return value; }
+TWIN Value kept(Value value) {
+  return value;
+}
 template <class Value>
 TWIN void load_when(bool when, const Value* from, Value& value) {
   if (when) value = *from;
@@ -29,7 +31,9 @@ TWIN void group_barrier(unsigned* counter, unsigned blocks, unsigned round, PLAC
 TWIN void copy_start(float4* shared, const float4* global) { emulator::copy_start(shared, global, sizeof(float4)); }
 TWIN void copy_close_batch() { emulator::copy_close_batch(); }
 template <int OPEN>
-TWIN void copy_wait() { emulator::copy_wait(OPEN); }
+TWIN void copy_wait() {
+  emulator::copy_wait(OPEN);
+}
 
 struct Remote {
   emulator::Remote place;

@@ -121,7 +121,8 @@ void cpu_backward(const Call& call) {
   for (int i = 0; i < RNN_ARGUMENTS; ++i) {
     const Array& gradient = call.gradients[i];
     const rnn_fill fill = call.chosen.hidden[i] ? RNN_COMPUTE : fill_of_gradient(call.chosen, of, i);
-    if (fill != RNN_COMPUTE) memset(gradient.data, fill, gradient.size() * (i == RNN_INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
+    if (fill != RNN_COMPUTE)
+      memset(gradient.data, fill, gradient.size() * (i == RNN_INPUTS && of.tokens ? sizeof(int32_t) : of.item()));
     if (apart[i]) memcpy(gradient.data, apart[i].get(), gradient.size() * of.item());
   }
 }

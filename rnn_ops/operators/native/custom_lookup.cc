@@ -147,7 +147,9 @@ class Lent {
   Lent(const Lent&) = delete;
 
   template <class Item>
-  Item* as() const { return static_cast<Item*>(data); }
+  Item* as() const {
+    return static_cast<Item*>(data);
+  }
 
   void* data;
   int rank, dtype;
@@ -327,7 +329,11 @@ int list_arguments(const char*** names, void* state) {
   *names = choice(state).kind == Choice::CHECK ? tokens : all;
   const std::string& fault = static_cast<State*>(state)->fault;
   std::string sentence;
-  return guarded([&] { if (!fault.empty()) throw Error{fault}; }, &sentence);
+  return guarded(
+      [&] {
+        if (!fault.empty()) throw Error{fault};
+      },
+      &sentence);
 }
 
 int list_outputs(const char*** names, void* state) {
@@ -440,8 +446,8 @@ int create_operator(const char* context, int count, unsigned** shapes, const int
 
 // The operator's creator, for MXCustomOpRegister.
 RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, const char** values, Callbacks* created) {
-  static void* functions[] = {callback(delete_state), callback(list_arguments), callback(list_outputs),
-                              callback(list_auxiliary), callback(infer_shape), callback(backward_dependency),
+  static void* functions[] = {callback(delete_state),    callback(list_arguments), callback(list_outputs),
+                              callback(list_auxiliary),  callback(infer_shape),    callback(backward_dependency),
                               callback(create_operator), callback(infer_type)};
   State* state = new State(Choice());
   *created = {CALLBACKS, functions, state->states};

@@ -55,7 +55,7 @@ Handle operation;
 
 enum Answer { DONE, LOOK_CLOSER, MXNET_ERROR };
 enum { CPU = 1, CPU_PINNED = 3, CPU_SHARED = 5 };  // MXNet's kinds of context in the CPU's memory
-enum { DENSE = 0 };                            // MXNet's kind of storage
+enum { DENSE = 0 };                                // MXNet's kind of storage
 
 // An NDArray that is freed with this.
 struct Owned {
@@ -63,7 +63,9 @@ struct Owned {
   Owned() = default;
   Owned(const Owned&) = delete;
   void operator=(const Owned&) = delete;
-  ~Owned() { if (handle) mxnet.free(handle); }
+  ~Owned() {
+    if (handle) mxnet.free(handle);
+  }
   Handle release() {
     Handle released = handle;
     handle = nullptr;

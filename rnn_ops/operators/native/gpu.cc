@@ -22,16 +22,16 @@ namespace {
 struct Functions {
   int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                 unsigned block_z, unsigned shared, void* stream, void** arguments, void** extra);
-  int (*launch_cooperative)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                            unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** arguments);
+  int (*launch_cooperative)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                            unsigned block_z, unsigned shared, void* stream, void** arguments);
   int (*fill)(uint64_t to, unsigned char value, size_t bytes, void* stream);
   int (*copy)(uint64_t to, uint64_t from, size_t bytes, void* stream);
   int (*create_handle)(void** handle);
   int (*set_stream)(void* handle, void* stream);
   int (*multiply_float)(void* handle, int transpose_a, int transpose_b, int m, int n, int k, const float* alpha, const void* a,
                         int lda, const void* b, int ldb, const float* beta, void* c, int ldc);
-  int (*multiply_double)(void* handle, int transpose_a, int transpose_b, int m, int n, int k, const double* alpha,
-                         const void* a, int lda, const void* b, int ldb, const double* beta, void* c, int ldc);
+  int (*multiply_double)(void* handle, int transpose_a, int transpose_b, int m, int n, int k, const double* alpha, const void* a,
+                         int lda, const void* b, int ldb, const double* beta, void* c, int ldc);
 };
 
 void check(int status, const char* function) {
@@ -83,8 +83,9 @@ struct Launch : Item {
     std::vector<void*> arguments;
     for (uint32_t begin : begins) arguments.push_back(memory + begin);
     if (cooperative) {
-      check(on.functions.launch_cooperative(function, grid[0], grid[1], grid[2], block, 1, 1, shared, on.stream,
-                                            arguments.data()), "cuLaunchCooperativeKernel");
+      check(
+          on.functions.launch_cooperative(function, grid[0], grid[1], grid[2], block, 1, 1, shared, on.stream, arguments.data()),
+          "cuLaunchCooperativeKernel");
     } else {
       check(on.functions.launch(function, grid[0], grid[1], grid[2], block, 1, 1, shared, on.stream, arguments.data(), nullptr),
             "cuLaunchKernel");
@@ -110,7 +111,8 @@ struct Multiply : Item {
   void multiply(Gemm gemm, const Addresses& at, const Stream& on) const {
     const Real one = 1, beta = accumulate;
     check(gemm(on.handle, transpose_b, transpose_a, columns, rows, inner, &one, reinterpret_cast<void*>(at(b)), b_columns,
-               reinterpret_cast<void*>(at(a)), a_columns, &beta, reinterpret_cast<void*>(at(out)), columns), "cublas gemm");
+               reinterpret_cast<void*>(at(a)), a_columns, &beta, reinterpret_cast<void*>(at(out)), columns),
+          "cublas gemm");
   }
 };
 

@@ -99,8 +99,8 @@ void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector
   const int inputs = (*arguments)[0];
   const bool tokens = inputs == INT32;
   if (inputs != UNKNOWN && !tokens && !is_float(inputs)) {
-    fail("inputs", "dtype " + type_name(inputs), std::string("float32, float64 or int32 (tokens)") +
-         (inputs == FLOAT16 ? "" : "; cast tokens with astype('int32')"));
+    fail("inputs", "dtype " + type_name(inputs),
+         std::string("float32, float64 or int32 (tokens)") + (inputs == FLOAT16 ? "" : "; cast tokens with astype('int32')"));
   }
   int type = UNKNOWN, source = 0;
   for (int i = 1; i < RNN_ARGUMENTS; ++i) {
@@ -216,7 +216,8 @@ Shape sized(const std::string& pattern, const Sizes& sizes) {
 
 // The shapes of the results, if all shapes of the arguments are known and fit; else false. Every call comes here, so it is quick.
 bool infer_results(const Options& chosen, const std::vector<Shape>& arguments, std::vector<Shape>* results) {
-  const Shape &inputs = arguments[RNN_INPUTS], &state = arguments[RNN_STATE], &Wxh = arguments[RNN_WXH], &Whh = arguments[RNN_WHH];
+  const Shape &inputs = arguments[RNN_INPUTS], &state = arguments[RNN_STATE], &Wxh = arguments[RNN_WXH],
+              &Whh = arguments[RNN_WHH];
   const Shape& bh = arguments[RNN_BH];
   const size_t steps = chosen.step ? 0 : 1;
   if (state.size() != 2 || Wxh.size() != 2 || Whh.size() != 2 || bh.size() != 1) return false;
@@ -251,7 +252,7 @@ void infer_shapes(const Options& chosen, std::vector<Shape>* arguments, std::vec
     for (char letter : patterns[i]) known = known && sizes.count(letter);
     if (!known) {
       const std::string wanted = i == RNN_INPUTS ? needed_inputs(chosen.step)
-                                             : brackets(patterns[i], [](char letter) { return std::string(1, letter); });
+                                                 : brackets(patterns[i], [](char letter) { return std::string(1, letter); });
       fail_unknown(NAMES[i], wanted);
     }
   }
@@ -292,8 +293,8 @@ bool arguments_are(const Options& chosen, const Problem& of, const Array* arrays
   const Array& inputs = arrays[RNN_INPUTS];
   const bool of_step = of.tokens ? is(inputs, INT32, {B}) : is(inputs, type, {B, I});
   const bool of_sequence = of.tokens ? is(inputs, INT32, {T, B}) : is(inputs, type, {T, B, I});
-  return (chosen.step ? of_step : of_sequence) && is(arrays[RNN_STATE], type, {B, H}) && is(arrays[RNN_WXH], type, {I, H}) && is(arrays[RNN_WHH], type, {H, H}) &&
-         bh_is(chosen, arrays[RNN_BH], type, H);
+  return (chosen.step ? of_step : of_sequence) && is(arrays[RNN_STATE], type, {B, H}) && is(arrays[RNN_WXH], type, {I, H}) &&
+         is(arrays[RNN_WHH], type, {H, H}) && bh_is(chosen, arrays[RNN_BH], type, H);
 }
 
 bool results_are(const Options& chosen, const Problem& of, const Array* arrays) {

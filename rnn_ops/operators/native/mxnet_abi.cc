@@ -102,8 +102,8 @@ RNN_OPS_EXPORT int _opCallParseAttrs(void*, const char* const* names, const char
   });
 }
 
-RNN_OPS_EXPORT int _opCallInferType(void*, const char* const* names, const char* const* values, int count, int* types,
-                                    int inputs, int* result_types, int outputs) {
+RNN_OPS_EXPORT int _opCallInferType(void*, const char* const* names, const char* const* values, int count, int* types, int inputs,
+                                    int* result_types, int outputs) {
   return guarded([&] {
     std::vector<int> in(types, types + inputs), out(outputs);
     infer_types(options({names, values, count}), &in, &out);
@@ -112,9 +112,9 @@ RNN_OPS_EXPORT int _opCallInferType(void*, const char* const* names, const char*
   });
 }
 
-RNN_OPS_EXPORT int _opCallInferShape(void*, const char* const* names, const char* const* values, int count,
-                                     unsigned** dimensions, int* ranks, int inputs, unsigned*** new_dimensions,
-                                     int** new_ranks, unsigned*** result_dimensions, int** result_ranks, int outputs) {
+RNN_OPS_EXPORT int _opCallInferShape(void*, const char* const* names, const char* const* values, int count, unsigned** dimensions,
+                                     int* ranks, int inputs, unsigned*** new_dimensions, int** new_ranks,
+                                     unsigned*** result_dimensions, int** result_ranks, int outputs) {
   return guarded([&] {
     std::vector<Shape> in(inputs), out(outputs);
     for (int i = 0; i < inputs; ++i) {
@@ -130,12 +130,13 @@ RNN_OPS_EXPORT int _opCallInferShape(void*, const char* const* names, const char
 RNN_OPS_EXPORT void _opCallFree(void*) {}
 
 // in: forward the arguments; backward the cotangents, the arguments, the results. out: the results, the gradients.
-RNN_OPS_EXPORT int _opCallFCompute(
-    Pass pass, const char* const* names, const char* const* values, int count, const int64_t** in_shapes, int* in_ranks,
-    void** in_data, int* in_types, size_t*, const char**, int* in_devices, int inputs, const int64_t** out_shapes,
-    int* out_ranks, void** out_data, int* out_types, size_t*, const char**, int*, int outputs, void* (*cpu_allocate)(void*, int),
-    void* cpu_allocator, void* (*gpu_allocate)(void*, int), void* gpu_allocator, void* stream, void*, void*, int*, int*, void**,
-    void**, void**, void**, int64_t*, int64_t*, int64_t*, int64_t*, void*, void*) {
+RNN_OPS_EXPORT int _opCallFCompute(Pass pass, const char* const* names, const char* const* values, int count,
+                                   const int64_t** in_shapes, int* in_ranks, void** in_data, int* in_types, size_t*, const char**,
+                                   int* in_devices, int inputs, const int64_t** out_shapes, int* out_ranks, void** out_data,
+                                   int* out_types, size_t*, const char**, int*, int outputs, void* (*cpu_allocate)(void*, int),
+                                   void* cpu_allocator, void* (*gpu_allocate)(void*, int), void* gpu_allocator, void* stream,
+                                   void*, void*, int*, int*, void**, void**, void**, void**, int64_t*, int64_t*, int64_t*,
+                                   int64_t*, void*, void*) {
   return guarded([&] {
     const Options chosen = options({names, values, count});
     const auto in = arrays(inputs, in_data, in_shapes, in_ranks, in_types);
@@ -143,7 +144,8 @@ RNN_OPS_EXPORT int _opCallFCompute(
     const bool backward = pass == cpu_backward || pass == gpu_backward, on_gpu = pass == gpu_forward || pass == gpu_backward;
     // The zero of rank=1 and its gradient: no operator reads them, but a Monitor shows them.
     if (!on_gpu && chosen.rank) memset(out[0].data, 0, out[0].size() * (backward ? sizeof(int64_t) : sizeof(float)));
-    if (!on_gpu && backward && outputs > RNN_ARGUMENTS) memset(out[RNN_ARGUMENTS].data, 0, out[RNN_ARGUMENTS].size() * sizeof(float));
+    if (!on_gpu && backward && outputs > RNN_ARGUMENTS)
+      memset(out[RNN_ARGUMENTS].data, 0, out[RNN_ARGUMENTS].size() * sizeof(float));
     if (chosen.rank) return;
     const int results = chosen.results();
     const Array* arguments = in.data() + (backward ? results : 0);

@@ -53,7 +53,7 @@ struct Options {
   bool row = false;  // bh is (1, H), as in graphs that earlier versions saved
   int32_t activation = RNN_TANH;
   bool wanted[RNN_ARGUMENTS] = {true, true, true, true, true};  // gradients to compute
-  bool hidden[RNN_ARGUMENTS] = {};  // gradients that nobody can see: nothing is written there
+  bool hidden[RNN_ARGUMENTS] = {};                              // gradients that nobody can see: nothing is written there
   int arguments() const { return rank ? 1 : RNN_ARGUMENTS; }
   int results() const { return rank || step ? 1 : 2; }
 };
