@@ -1,4 +1,4 @@
-"""rnn_ops/backends/cuda/compiler.py: which NVRTC compiles, what it makes, and what is kept on disk."""
+"""rnn_ops/backends/cuda/compiler.py: the choice of an NVRTC, its machine code, and the files on disk."""
 import contextlib
 import glob
 import locale
@@ -33,7 +33,7 @@ class Version:
 
 @pytest.fixture
 def here(monkeypatch):
-    """A function that puts NVRTCs of these versions in the place of those that are here."""
+    """A function that replaces the NVRTCs of this machine by others."""
     def put(*versions):
         monkeypatch.setattr(compiler, "found", lambda: [v if isinstance(v, Version) else Version(*v) for v in versions])
         compiler.find.cache_clear()
@@ -232,7 +232,7 @@ def test_no_process_sees_an_unfinished_file(kept, monkeypatch):
     assert compiler._is_whole(compiler.cubin(SMALL, 80)) and os.listdir(kept) == []
 
 
-@pytest.mark.parametrize("how", ["a file is in the way", "nobody may write"])
+@pytest.mark.parametrize("how", ["a file is in the way", "nothing may be written"])
 @pytest.mark.slow
 def test_a_read_only_folder_is_no_error(kept, monkeypatch, how):
     if how == "a file is in the way":

@@ -1,4 +1,4 @@
-"""The loop that measures the processor's peak: it does what it counts, and nothing else."""
+"""The loop that measures the processor's peak: it does as many multiply-adds as it counts, and nothing else."""
 import shutil
 import subprocess
 

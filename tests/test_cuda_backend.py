@@ -1,4 +1,4 @@
-"""rnn_ops.backends.cuda, the door: it computes, and refuses what it cannot compute before anything is launched."""
+"""rnn_ops.backends.cuda: it computes, and raises errors before anything is launched."""
 import importlib.util
 import re
 import subprocess

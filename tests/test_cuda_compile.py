@@ -1,8 +1,8 @@
-"""Every CUDA kernel that can be chosen, compiled for every architecture: what the design promises of the machine code.
+"""Every CUDA kernel that can be chosen, compiled for every architecture: the machine code keeps the promises of the design.
 
 The promise of the resident, cluster and grid families is that a block's share of the matrix stays in registers and
-shared memory. The compiler breaks it silently: what does not fit into registers it moves ("spills") to local memory,
-which is slow. So each kernel's figures are read here.
+shared memory. The compiler breaks it silently: if values do not fit into registers, it moves ("spills") them to local
+memory, which is slow. So these tests read each kernel's figures.
 """
 import concurrent.futures
 import multiprocessing
@@ -35,7 +35,7 @@ def kernels(family, architecture):
 
 
 def out_of_bounds(figures, threads):
-    """What is wrong with one kernel's figures, as words; none if all is well."""
+    """The faults of one kernel's figures, as words; empty if all is well."""
     found = []
     if figures.spill_stores or figures.spill_loads:
         found.append("spills")
@@ -64,7 +64,7 @@ def test_kernels_stay_on_the_chip(workers, family, architecture):
     jobs = {kernel: workers.submit(compiler.compiled, kernel, architecture) for kernel in threads}
     codes = {kernel: job.result() for kernel, job in jobs.items()}
     figures = {kernel: compiler.resources(code.log, kernel.name) for kernel, code in codes.items()}
-    if architecture == 90:  # whose machine code other tests read: from the disk now
+    if architecture == 90:  # other tests read this machine code, now from the disk
         for kernel, code in codes.items():
             compiler._store(code.cubin, compiler._path(sources.text(family), compiler.options(kernel), 90, compiler.find(90)))
     assert len(figures) == len(threads) > 0 and max(threads.values()) <= 1024
@@ -97,7 +97,7 @@ def test_the_largest_variant_fits_shared_memory(family, architecture):
 
 
 def test_one_chunk_too_many_in_registers_is_noticed():
-    """The check itself: the largest resident tile with all of its weights in registers, which cannot be."""
+    """The check itself: the largest resident tile cannot have all of its weights in registers."""
     tile = variants.Tile(256, 256, 4, 1, 1, 0)
     kernel = variants.Variant("resident", tile).kernel("Forward")
     figures = compiler.resources(compiler.compiled(kernel, 80).log, kernel.name)

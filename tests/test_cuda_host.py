@@ -1,6 +1,6 @@
-"""The emulator of tests/cuda_host: it computes what a GPU would, and sees each rule that a kernel breaks.
+"""The emulator of tests/cuda_host: it computes as a GPU does, and notices each rule that a kernel breaks.
 
-The kernels here are a few lines each, put in the place of a real one's text.
+The kernels here have a few lines each, which replace the text of a real kernel.
 """
 import ctypes
 import re
@@ -47,7 +47,7 @@ REVERSE = """
   a[threadIdx.x] = s[blockDim.x - 1 - threadIdx.x];"""
 
 
-def test_threads_meet_and_see_what_others_wrote():
+def test_threads_meet_and_see_the_writes_of_others():
     a = np.arange(64, dtype="float32")
     launch(REVERSE.format("block_barrier();"), a, shared=256)
     assert a.tolist() == list(range(63, -1, -1))
@@ -75,7 +75,7 @@ def test_lanes_exchange_and_vote():
 
 def test_a_missing_barrier():
     # What was not written yet is found first in some orders, the race in others.
-    refused(r"nobody wrote|no barrier between(.|\n)*at .*:\d", REVERSE.format(""), np.zeros(64, "float32"), shared=256)
+    refused(r"never written|no barrier between(.|\n)*at .*:\d", REVERSE.format(""), np.zeros(64, "float32"), shared=256)
     # Written before the barrier and after it: a race in every order.
     refused("no barrier between", "float* s = shared_memory(); s[threadIdx.x] = 1; block_barrier();\n"
             "a[threadIdx.x] = s[63 - threadIdx.x];\ns[threadIdx.x] = 2;", np.zeros(64, "float32"), shared=256)
@@ -100,7 +100,7 @@ def test_threads_at_different_barriers():
 
 
 def test_shared_memory_that_was_not_written():
-    refused("nobody wrote", "a[threadIdx.x] = shared_memory()[threadIdx.x];", np.zeros(64, "float32"), shared=256)
+    refused("never written", "a[threadIdx.x] = shared_memory()[threadIdx.x];", np.zeros(64, "float32"), shared=256)
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_copies_not_waited_for():
     arrays = np.zeros(512, "float32"), np.zeros(256, "float32")
     refused("on its way", COPY.format("", "threadIdx.x"), *arrays, shared=2048)
     refused("on its way", COPY.format("copy_wait<1>();", "64 + threadIdx.x"), *arrays, shared=2048)
-    refused("no barrier between|on its way|nobody wrote", COPY.format("copy_wait<0>();", "127 - threadIdx.x"), *arrays,
+    refused("no barrier between|on its way|never written", COPY.format("copy_wait<0>();", "127 - threadIdx.x"), *arrays,
             shared=2048)
     refused("ended with copies on their way", "copy_start(reinterpret_cast<float4*>(shared_memory()) + threadIdx.x,\n"
             "reinterpret_cast<const float4*>(a) + threadIdx.x);", arrays[0], shared=2048)
@@ -166,13 +166,13 @@ def test_blocks_of_a_cluster():
 def test_blocks_that_may_not_have_started_or_may_have_ended():
     a = np.zeros((8, 64), "float32")
     refused("may not have started", CLUSTER.format("", "cluster_barrier();"), a, **OF_FOUR)
-    refused("no barrier between|nobody wrote", CLUSTER.format("cluster_barrier();", "block_barrier();"), a, **OF_FOUR)
+    refused("no barrier between|never written", CLUSTER.format("cluster_barrier();", "block_barrier();"), a, **OF_FOUR)
     refused("may have ended", "cluster_barrier();\n if (blockIdx.x == 0 && threadIdx.x == 0) "
             "store_to_block(remote(shared_memory(), 3), {1, 1, 1, 1});", **OF_FOUR)
 
 
 @pytest.mark.parametrize("message, old, new", [
-    ("16 bytes at an address that is no multiple", "remote(s,", "remote(s + 1,"),
+    ("16 bytes at an address that is not a multiple", "remote(s,", "remote(s + 1,"),
     ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
     (r"stores at byte \d+ of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 16)")])
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_other_blocks_are_those_of_the_cluster():
     refused("asks for a block of its cluster and has none", "remote(shared_memory(), 0);", shared=256)
 
 
-# ---- mbarriers and what they count
+# ---- mbarriers and their deliveries
 
 # Two blocks of two warps. A state is made of all of the state before it; every thread makes 4 values and sends them to both.
 SIZE, STEPS = 512, 5
@@ -249,8 +249,8 @@ LAST_WAIT = "mbarrier_wait(barriers + 1, 0);"
 ARM = "mbarrier_expect(barriers, 2048);"
 ARM_AGAIN = "if (t == 0 && n + 2 <= 5) mbarrier_expect(barriers + (n & 1), 2048);"
 INIT, FENCE, MEET = "mbarrier_init(barriers + 1);", "mbarrier_init_fence();", "cluster_barrier();"
-UNORDERED = "overwrites what thread .* reads, nothing orders them"
-TOO_EARLY = f"has brought, and has not waited for phase|has not yet brought|nobody wrote|{UNORDERED}"
+UNORDERED = "overwrites data that thread .* reads, nothing orders them"
+TOO_EARLY = f"has brought, and has not waited for phase|has not yet brought|never written|{UNORDERED}"
 ARMED_TWICE = "arms the mbarrier .* nothing orders that after the end of phase"
 OTHER_PHASE = "nothing orders its sending after the end of phase"
 
@@ -314,7 +314,7 @@ def test_one_delivery():
         assert a.tolist() == [5] * 32
 
 
-UNORDERED_WRITE = "overwrites what thread .* writes, nothing orders them|overwrites what a delivery from .* has brought"
+UNORDERED_WRITE = "overwrites data that thread .* writes, nothing orders them|overwrites data that a delivery from .* has brought"
 TO_ITSELF = """if (rank == 0 && t == 0) {
   mbarrier_expect(barrier, 16);
   store_async(true, remote(s, 0), remote(barrier, 0), {});
@@ -362,12 +362,12 @@ MISUSES = {
     "parity 2": ("parity 2, needs 0 or 1", "mbarrier_wait(barrier, 2);"),
     "negative bytes": ("expects -16 bytes", "mbarrier_expect(barrier, -16);"),
     "bytes beyond the count": ("counts 1048576 bytes, can count 1048575", "if (t == 0) mbarrier_expect(barrier, 1 << 20);"),
-    "sent to byte 4": ("no multiple of it", SEND.replace("s + 8", "floats + 1")),
+    "sent to byte 4": ("not a multiple of that", SEND.replace("s + 8", "floats + 1")),
     "sent outside": ("at byte 544 of a block's 544", SEND.replace("s + 8", "s + 34")),
     "sent to no block": ("into block 2 of a cluster of 2", SEND.replace(", 1)", ", 2)")),
     "sent to one, counted by another": ("to block 1 of the cluster with an mbarrier of block 0",
                                         SEND.replace("barrier, 1", "barrier, 0")),
-    "sent twice to one place": ("overwrites what thread .* has sent, nothing orders",
+    "sent twice to one place": ("overwrites data that thread .* has sent, nothing orders",
                                 EXPECT.replace("16", "32") + SEND + SEND + RECEIVE),
     "more bytes than expected": ("gets 16 bytes more than it expects in phase 0|comes in phase 1",
                                  EXPECT + SEND + SEND.replace("s + 8", "s + 9") + RECEIVE),
@@ -376,7 +376,7 @@ MISUSES = {
     "the sender writes": (UNORDERED_WRITE, TO_ITSELF),
     "the sender reads": (TOO_EARLY, TO_ITSELF.replace("floats[0] = 1", "a[0] = floats[0]")),
     "the receiver writes": (UNORDERED_WRITE, "if (rank == 1 && t == 0) floats[32] = 1;\n" + EXPECT + SEND + RECEIVE),
-    "the receiver copies": ("delivery .* overwrites what a copy of .* is on its way to",
+    "the receiver copies": ("delivery .* overwrites memory that a copy of .* is on its way to",
                             "if (rank == 1 && t == 0) copy_start(s + 8, reinterpret_cast<float4*>(a));\n"
                             "cluster_barrier();\n" + EXPECT + SEND + RECEIVE + "copy_wait<0>();"),
     "a phase left out": ("has brought, and has not waited for phase 1", LEFT_OUT),  # although it has ended, as it happens
@@ -404,7 +404,7 @@ def test_a_thread_that_has_waited_releases_its_block():
 
 
 def answered(use, meet=""):
-    """Block 1 answers lane 0 of block 0, into what all lanes of block 0 have used."""
+    """Block 1 answers lane 0 of block 0, into memory that all lanes of block 0 have used."""
     return PAIR + f"""
   float value = 1;
   if (rank == 0) {{ {use} }}
@@ -419,7 +419,7 @@ def answered(use, meet=""):
 @pytest.mark.parametrize("meet", ["value = lane_value(value, 3);", "value += exchange_lanes(1, 1);", "ballot(value > 0);",
                                   "block_barrier();", "cluster_barrier();", ""])
 @pytest.mark.slow
-def test_an_answer_overwrites_what_has_been_used(meet):
+def test_an_answer_overwrites_used_memory(meet):
     for use, ordered in ("value = s[t].w;", meet), ("s[t] = {9, 9, 9, 9};", "barrier" in meet):  # a shuffle orders no memory
         if ordered:
             for seed in range(5):
@@ -427,12 +427,12 @@ def test_an_answer_overwrites_what_has_been_used(meet):
                 launch(answered(use, meet), a, seed=seed, **OF_ONE_WARP)
                 assert a.tolist() == [5] * 32
         else:
-            refused("overwrites what thread .* (reads|writes), nothing orders them|has not waited for phase|"
-                    "overwrites what a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
+            refused("overwrites data that thread .* (reads|writes), nothing orders them|has not waited for phase|"
+                    "overwrites data that a delivery", answered(use, meet), np.zeros(32, "float32"), seeds=10, **OF_ONE_WARP)
 
 
 @pytest.mark.slow
-def test_a_lane_does_not_know_what_others_have_read():
+def test_a_lane_does_not_know_the_reads_of_others():
     """Lane 0 reads last, mostly: before, it sends something to itself and waits for it."""
     use = """
     if (t == 0) {

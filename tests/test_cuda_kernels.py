@@ -1,6 +1,7 @@
 """The CUDA kernels, executed on the emulator of tests/cuda_host through the launcher that launches them on a GPU.
 
-The emulator also checks what a result does not show: races, barriers, memory that nobody wrote, accesses outside of arrays.
+The emulator also finds errors that a result does not show: races, missing barriers, memory that was never written, accesses
+outside of arrays.
 """
 import os
 import re
@@ -236,7 +237,7 @@ print("all of them")
 def run_sanitized(*arguments):
     libraries = [subprocess.run(["g++", f"-print-file-name={name}"], stdout=subprocess.PIPE, text=True).stdout.strip()
                  for name in ("libasan.so", "libubsan.so")]
-    # Only the kernels' and the emulator's memory is of interest: not what Python leaves behind, and NumPy may ask for 0 bytes.
+    # Only the memory of the kernels and of the emulator counts. Python leaks at exit, and NumPy may allocate 0 bytes.
     environment = dict(os.environ, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0",
                        PYTHONPATH=os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])))
     return subprocess.run([sys.executable, "-c", SANITIZED, *arguments], env=environment, stdout=subprocess.PIPE,
@@ -257,7 +258,7 @@ def test_sanitizers_notice_a_stray_store():
 
 # ---- each barrier is needed, and the emulator sees when it is gone
 
-# In the kernels' own text, not in that of the twin, where PLACE or TWIN stands in their place.
+# In the kernels' own text. The twin's text has PLACE or TWIN there.
 BARRIER = re.compile(r"(?<![:\w] )(?<![:\w])(block_barrier\(\)|cluster_barrier\(\)|copy_wait<\d>\(\)"
                      r"|group_barrier\([^;{]*\)|mbarrier_wait\([^;{]*\)|mbarrier_expect\([^;{]*\)|mbarrier_init_fence\(\)"
                      r"|mbarrier_init\([^;{]*\));")
@@ -304,7 +305,7 @@ def test_with_all_barriers_the_kernels_pass(family, barriers):
     assert len(BARRIER.findall(text_of(family))) == barriers
 
 
-# In a header, and not in these families: only the grid's warps share the k's.
+# This barrier is in a header, and these families do not use it: only the grid's warps share the k's.
 NOT_THEIRS = {("resident", 0), ("cluster", 0)}
 
 
@@ -318,11 +319,11 @@ def test_with_a_barrier_deleted_the_kernels_fail(family, number):
 @pytest.mark.parametrize("family, number", list(places(BUFFERS)))
 @pytest.mark.slow
 def test_with_a_single_buffer_the_kernels_fail(family, number):
-    with pytest.raises((KernelError, AssertionError)):  # it is overwritten too early, or the wrong one is read
+    with pytest.raises((KernelError, AssertionError)):  # a state is overwritten too early, or the wrong one is read
         execute(family, changed(family, BUFFERS, number, "0"))
 
 
-# What else can go wrong between st.async and its mbarrier: a text of cluster.cu or recurrence.cuh, and what stands there instead.
+# Further faults of st.async and its mbarrier: a text in cluster.cu or recurrence.cuh, and its replacement.
 FAULTS = {
     "the other parity": ("n >> 1 & 1)", "~(n >> 1) & 1)"),
     "the same parity for ever": ("n >> 1 & 1)", "0)"),

@@ -1,4 +1,4 @@
-"""The choice of a CUDA kernel: always an answer, always the cheapest of those that can be launched."""
+"""The choice of a CUDA kernel: there always is one, and it is the cheapest that can be launched."""
 import numpy as np
 import pytest
 from hypothesis import assume, example, given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rnn_ops.backends.cuda import variants
 
 DEVICES = st.builds(variants.known_device, st.sampled_from(variants.ARCHITECTURES), st.integers(1, 200))
-# Mostly what is trained, sometimes so many rows that a launch runs out of blocks.
+# Mostly batches as in training, sometimes so many rows that a launch runs out of blocks.
 ROWS = st.integers(1, 4096) | st.integers(1, 1 << 26)
 HIDDEN = st.integers(1, 4096)
 COMPILED = {(family, architecture): set(variants.tiles(family, architecture))

@@ -1,8 +1,8 @@
-"""The native operator's GPU half, down to the launch: called as MXNet calls it, with the emulator of tests/cuda_host behind the
-driver's and cuBLAS's functions.
+"""The native operator's GPU half, down to the launch. It is called as MXNet calls it, and the emulator of tests/cuda_host stands
+behind the functions of the driver and of cuBLAS.
 
-MXNet's build for CPUs has no arrays on a GPU, so what MXNet would do, `Native` does: it calls the function that the library
-has registered for "gpu" with addresses, shapes and a stream.
+MXNet's build for CPUs has no arrays on a GPU, so `Native` does MXNet's part: it calls the function that the library has registered
+for "gpu" with addresses, shapes and a stream.
 """
 import ctypes
 
@@ -27,7 +27,7 @@ class NativeError(Exception):
 
 
 def _registered():
-    """The functions for ("forward" | "backward", "cpu" | "gpu") as MXNet is given them."""
+    """The functions for ("forward" | "backward", "cpu" | "gpu") that the library registers with MXNet."""
     strings, passes = ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_void_p)
     devices, found, count = [strings(), strings()], [passes(), passes()], [ctypes.c_int(), ctypes.c_int()]
     name, number, other = ctypes.c_char_p(), ctypes.c_int(), ctypes.c_void_p()
@@ -69,7 +69,7 @@ class Native:
             assert not dinputs.any()
 
     def call(self, direction, given, out, addresses=None, **attributes):
-        """What MXNet's dispatcher does. addresses: those of all arrays, where the arrays are none but shapes and dtypes."""
+        """Does the work of MXNet's dispatcher. addresses: the address of all arrays, for arrays without memory."""
         attributes = {"step": str(int(self._step)), **attributes}
         names, values = (_strings(words) for words in (attributes, attributes.values()))
         allocate = _Allocate(self._allocate)

@@ -1,4 +1,4 @@
-"""The CUDA kernels run on a CPU: `Emulator` stands where the GPU's `Runtime` stands under the launcher.
+"""Runs the CUDA kernels on a CPU: the launcher uses an `Emulator` instead of a GPU's `Runtime`.
 
 The unmodified sources are compiled by the C++ compiler and run by the emulator in emulator.h, with the grid, block and shared
 memory that the launcher asks for. Only primitives.cuh has a twin here.

@@ -1,6 +1,6 @@
 """The functions of the CUDA driver and of cuBLAS that the native operator calls, with `Emulator`s and NumPy behind them.
 
-They take what the real ones take: addresses as numbers, arguments of kernels as pointers, matrices column by column.
+Their arguments are those of the real ones: addresses as numbers, arguments of kernels as pointers, matrices column by column.
 """
 import ctypes
 
@@ -61,8 +61,8 @@ def _cublas_set_stream(handle, stream):
 
 
 def product(a, b):
-    """a·b from copies that have one layout: BLAS may sum in another order for another layout, and what is multiplied here
-    and by `Emulator.multiply` must have the same bits."""
+    """a·b from copies that have one layout. BLAS may sum in another order for another layout, and products here and in
+    `Emulator.multiply` must have the same bits."""
     return np.array(a, order="C") @ np.array(b, order="C")
 
 
@@ -87,7 +87,7 @@ def _gemm(name, real):
     return ctypes.CFUNCTYPE(_int, _pointer, *[_int] * 5, scalar, _pointer, _int, _pointer, _int, scalar, _pointer, _int)(gemm)
 
 
-errors = []  # what a call raised, which C cannot be told
+errors = []  # exceptions of calls, which cannot go through C
 
 
 def _status(name, call):

@@ -311,7 +311,7 @@ bool ordered(const Access& before, const Access& now, const Domain* domain) {
 
 void check_order(const Access& before, const char* did, const Access& now, const char* does) {
   if (!ordered(before, now, current->block->domain))
-    fail(now.code, before.code, "%s %s what %s %s, with no barrier between", Name(now.thread).text, does,
+    fail(now.code, before.code, "%s %s data that %s %s, with no barrier between", Name(now.thread).text, does,
          Name(before.thread).text, did);
 }
 
@@ -358,10 +358,10 @@ void fail_unwritten(const Word& word, int32_t code) {
   for (const Delivery& delivery : block.domain->deliveries) {
     const int64_t first = delivery.byte / 4, at = &word - block.words.data();
     if (delivery.mbarrier->block == &block && at >= first && at < first + 4)
-      fail(code, delivery.sender.code, "%s reads what a delivery from %s has not yet brought", Name(current->number).text,
+      fail(code, delivery.sender.code, "%s reads data that a delivery from %s has not yet brought", Name(current->number).text,
            Name(delivery.sender.thread).text);
   }
-  fail(code, 0, "%s reads shared memory that nobody wrote", Name(current->number).text);
+  fail(code, 0, "%s reads shared memory that was never written", Name(current->number).text);
 }
 
 void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) {
@@ -375,7 +375,7 @@ void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) 
     const Domain& domain = *current->block->domain;
     const uint32_t number = word.mbarrier - 1;
     if ((write ? current->view.knows(clock_of(domain, number)) : known(current->phases, number)) <= word.when)
-      fail(code, word.write.code, "%s %s what a delivery from %s has brought, and has not waited for phase %u of %s",
+      fail(code, word.write.code, "%s %s data that a delivery from %s has brought, and has not waited for phase %u of %s",
            Name(now.thread).text, write ? "overwrites" : "reads", Name(word.write.thread).text, word.when,
            NameOf(*domain.mbarriers[number]).text);
   } else {
@@ -394,7 +394,7 @@ void use(Word& word, bool write, bool is_global, bool through_l1, int32_t code) 
   }
   if (!is_global && word.write.thread == 0) fail_unwritten(word, code);
   if (is_global && through_l1 && word.write.thread && block_of(word.write.thread) != block_of(now.thread))
-    fail(code, word.write.code, "%s reads through L1 what %s wrote", Name(now.thread).text, Name(word.write.thread).text);
+    fail(code, word.write.code, "%s reads through L1 data that %s wrote", Name(now.thread).text, Name(word.write.thread).text);
   if (word.read.thread != now.thread) {
     word.other_thread = word.read;
     if (word.read.thread && block_of(word.read.thread) != block_of(now.thread)) word.other_block = word.read;
@@ -439,7 +439,7 @@ void access(const void* address, size_t size, bool write, void* code) {
   Word* words = words_at(static_cast<const char*>(address), size, is_global, place);
   if (!words) return;
   if (size <= 16 && (size & (size - 1)) == 0 && reinterpret_cast<uintptr_t>(address) % size)
-    fail(place, 0, "%s uses %zu bytes at an address that is no multiple of it", Name(current->number).text, size);
+    fail(place, 0, "%s uses %zu bytes at an address that is not a multiple of that", Name(current->number).text, size);
   for (size_t i = 0; i < (size + 3) / 4; i++) use(words[i], write, is_global, true, place);
 }
 
@@ -591,18 +591,18 @@ void land(Word& word, const Delivery& delivery) {
   const Name name(sender.thread);
   if (word.copying == MBARRIER) fail(sender.code, 0, "a delivery from %s overwrites an mbarrier", name.text);
   if (word.copying)
-    fail(sender.code, word.write.code, "a delivery from %s overwrites what a copy of %s is on its way to", name.text,
+    fail(sender.code, word.write.code, "a delivery from %s overwrites memory that a copy of %s is on its way to", name.text,
          Name(word.copying).text);
   if (word.mbarrier ? delivery.view.knows(clock_of(domain, word.mbarrier - 1)) <= word.when
                     : !knows_write(delivery.view, word, domain))
-    fail(sender.code, word.write.code, "a delivery from %s overwrites what %s %s, nothing orders them", name.text,
+    fail(sender.code, word.write.code, "a delivery from %s overwrites data that %s %s, nothing orders them", name.text,
          Name(word.write.thread).text, word.mbarrier ? "has sent" : "writes");
   for (uint32_t at = word.reads; at; at = run->reads[at].next) {
     const Read& read = run->reads[at];
     for (uint32_t lanes = read.lanes; lanes; lanes &= lanes - 1) {
       const uint32_t thread = read.warp * WARP + static_cast<uint32_t>(__builtin_ctz(lanes));
       if (delivery.view.knows(thread) < read.clock)
-        fail(sender.code, read.code, "a delivery from %s overwrites what %s reads, nothing orders them", name.text,
+        fail(sender.code, read.code, "a delivery from %s overwrites data that %s reads, nothing orders them", name.text,
              Name(domain.blocks[0]->threads[0].number + thread).text);
     }
   }
@@ -852,9 +852,9 @@ static void use_copy(const Copy& copy, int32_t code, bool lands) {
 #else
   bool is_global;
   Word* from = words_at(copy.global, static_cast<size_t>(copy.bytes), is_global, code);
-  if (!from || !is_global) fail(code, 0, "%s copies from what is not global memory", Name(current->number).text);
+  if (!from || !is_global) fail(code, 0, "%s copies from memory that is not global", Name(current->number).text);
   Word* to = words_at(copy.shared, static_cast<size_t>(copy.bytes), is_global, code);
-  if (!to || is_global) fail(code, 0, "%s copies to what is not shared memory", Name(current->number).text);
+  if (!to || is_global) fail(code, 0, "%s copies to memory that is not shared", Name(current->number).text);
   for (int i = 0; i < copy.bytes / 4; i++) {
     use(from[i], false, true, false, code);
     if (lands) to[i].copying = 0;
@@ -867,7 +867,7 @@ static void use_copy(const Copy& copy, int32_t code, bool lands) {
 void copy_start(void* shared, const void* global, int bytes) {
   const int32_t code = code_of(__builtin_return_address(0));
   if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(global) % bytes)
-    fail(code, 0, "%s copies %d bytes at an address that is no multiple of it", Name(current->number).text, bytes);
+    fail(code, 0, "%s copies %d bytes at an address that is not a multiple of that", Name(current->number).text, bytes);
   const Copy copy = {static_cast<char*>(shared), static_cast<const char*>(global), bytes, current->batch};
   use_copy(copy, code, false);
   current->copies.push_back(copy);
@@ -894,7 +894,7 @@ static Block& target(Remote to, int32_t code) {
   if (to.byte < 0 || to.byte + 16 > run->launch->shared)
     fail(code, 0, "%s stores at byte %lld of a block's %lld bytes of shared memory", Name(current->number).text,
          static_cast<long long>(to.byte), static_cast<long long>(run->launch->shared));
-  if (to.byte % 16) fail(code, 0, "%s stores 16 bytes at an address that is no multiple of it", Name(current->number).text);
+  if (to.byte % 16) fail(code, 0, "%s stores 16 bytes at an address that is not a multiple of that", Name(current->number).text);
   Block& block = *domain.blocks[to.rank];
   if (&block != current->block && current->wide_meetings == 0)
     fail(code, 0, "%s stores into the shared memory of a block that may not have started", Name(current->number).text);
@@ -916,7 +916,7 @@ Remote remote(const void* local, int rank) {
   const int64_t byte = static_cast<const char*>(local) - current->block->shared;
   if (run->launch->cluster == 1) fail(code, 0, "%s asks for a block of its cluster and has none", Name(current->number).text);
   if (byte < 0 || byte > run->launch->shared)
-    fail(code, 0, "%s asks where another block has what is not in shared memory", Name(current->number).text);
+    fail(code, 0, "%s asks for the address in another block of memory that is not shared", Name(current->number).text);
   return {rank, byte};
 }
 

@@ -50,7 +50,7 @@ class _Error(ctypes.Structure):  # emulator_error
 
 @functools.lru_cache(maxsize=None)
 def _folder():
-    """Of this process and of those that it starts, for what is compiled."""
+    """The folder of compiled files, for this process and the processes that it starts."""
     if _FOLDER not in os.environ:
         os.environ[_FOLDER] = tempfile.mkdtemp(prefix="rnn_ops_cuda_host_")
         atexit.register(shutil.rmtree, os.environ[_FOLDER], ignore_errors=True)
@@ -58,7 +58,7 @@ def _folder():
 
 
 def _compile(command, output):
-    """Run a compiler → the path of what it makes; under a name of its own until it is whole, since others may look for it."""
+    """Run a compiler → the path of its output, which has a temporary name until it is complete."""
     path = f"{output}.{os.getpid()}.{threading.get_ident()}"
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # no sanitizer for the compiler
     done = subprocess.run(command + ["-o", path], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -86,7 +86,7 @@ def _twin():
 
 @functools.lru_cache(maxsize=None)
 def _library(text, kernel, sanitize):
-    """The path of a kernel's library: its text, compiled, and a way in."""
+    """The path of a kernel's library: its compiled text and a function that calls it."""
     name = hashlib.sha256(f"{text}{kernel}{sanitize}".encode()).hexdigest()[:24]
     output = os.path.join(_folder(), name + ".so")
     if os.path.exists(output):
@@ -98,7 +98,7 @@ def _library(text, kernel, sanitize):
                    'extern "C" void run(void** arguments) { Kernel::run(arguments); }\n'
                    'extern "C" const int* sizes() { return Kernel::SIZES; }\n'
                    'extern "C" int count() { return Kernel::COUNT; }\n')
-    # -fsanitize=thread where the kernel is compiled and not where it is linked: its functions are the emulator's.
+    # -fsanitize=thread for compiling only and not for linking, since the emulator defines its functions.
     check = _SANITIZERS if sanitize else ["-fsanitize=thread"]
     compiled = _compile(_COMPILER + _FLAGS + check + ["-I", _HERE, "-c", source], source[:-3] + ".o")
     return _compile(_COMPILER + ["-shared"] + _SANITIZERS * sanitize + [compiled], output)
@@ -122,10 +122,10 @@ class Emulator:
     ----------
     device : variants.Device
     seed : int
-        Draws the order in which the first launch's threads run and deliveries come; each later launch has the next seed. One
-        that fails names its own: as the first launch of an Emulator with that seed it fails in the same way again.
+        Draws the order of the first launch's threads and deliveries. Each later launch has the next seed. An error names the
+        seed of its launch: the first launch of an Emulator with that seed fails in the same way.
     edit : callable
-        Family and text of its kernels → the text to compile instead.
+        A function: family and text of its kernels → the text to compile instead.
     sanitize : bool
         Compile with AddressSanitizer and UBSan instead of the emulator's own checks. Python must run with their library.
     """
@@ -136,7 +136,7 @@ class Emulator:
         self._seed = seed
         self._edit = edit
         self._sanitize = sanitize
-        self._arrays = {}  # (address, bytes) → all who own the memory: one thread's view may go while another's is in use
+        self._arrays = {}  # (address, bytes) → all owners of the memory: one thread's view may go while another one's is in use
         self._arrays_guard = threading.Lock()
 
     def current(self):
@@ -206,7 +206,7 @@ class Emulator:
         out[...] = out + product if accumulate else product
 
     def empty(self, shape, dtype):
-        return np.full(shape, np.nan, dtype)  # what is read before it is written shows
+        return np.full(shape, np.nan, dtype)  # NaN, so that reading before writing shows
 
     def zeros(self, shape, dtype):
         return np.zeros(shape, dtype)

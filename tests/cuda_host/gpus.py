@@ -1,4 +1,4 @@
-"""Emulators in the place of GPUs: what `rnn_ops.backends.cuda.platform` returns, with `Emulator` for `Runtime`."""
+"""Emulators instead of GPUs: a platform for `rnn_ops.backends.cuda.platform`, with `Emulator` for `Runtime`."""
 import contextlib
 
 import numpy as np
