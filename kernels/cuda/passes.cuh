@@ -12,7 +12,8 @@
 // All arrays are C-contiguous; T steps, B rows, I input width, H hidden units. Both directions take T steps, n = 0 ... T-1. A
 // step reads and writes row b in one row of a (T·B, H) array, its line. A pass has these members, in the order in which a step
 // uses them. Most are called long before the sum is known.
-//   weights(k, j, four)     four[c]: the matrix at (k ... k + 3, j + c), 0 beyond H; float32 only
+//   weight(k, j)            the address of the matrix's element
+//   weights(k, j, four)     four[c]: its elements (k ... k + 3, j + c), 0 beyond H; float32 only
 //   start(b, j)             s_0; STARTS_STORED: whether it is stored like the other states
 //   column(j)               the addresses where a column begins in each array, and its bias
 //   line(m, b)              the line of row b of step n, m = n·B; of step -1 for s_0
@@ -34,23 +35,26 @@ __device__ inline Real* element(Real* column, Line line, int H) {
   return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
 }
 
-// four[c] = W[k ... k + 3][j + c] of W (H, H), or TRANSPOSED W[j + c][k ... k + 3]; 0 beyond H. Reads 16 bytes at a time where
-// all rows of W begin at a multiple of 16.
-template <bool TRANSPOSED>
-__device__ inline void load_square(const float* W, int H, int k, int j, float4* four) {
-  const bool aligned = H % 4 == 0 && reinterpret_cast<unsigned long long>(W) % 16 == 0;
-  const auto at = [&](int row, int column) { return W + static_cast<long long>(row) * H + column; };
-  float square[4][4];  // rows of W
+// four[c]: weights (k ... k + 3, j + c) of a pass; 0 beyond H. TRANSPOSED: neighbours in memory differ in k, otherwise in j. Reads 16
+// bytes at a time if all rows of Whh begin at a multiple of 16.
+template <bool TRANSPOSED, class Pass>
+__device__ inline void load_square(const Pass& pass, int k, int j, float4* four) {
+  const int H = pass.H;
+  const bool aligned = H % 4 == 0 && reinterpret_cast<unsigned long long>(pass.Whh) % 16 == 0;
+  float square[4][4];  // neighbours in memory last
 #pragma unroll
   for (int a = 0; a < 4; a++) {
-    const int row = (TRANSPOSED ? j : k) + a, column = TRANSPOSED ? k : j;
+    const int ka = TRANSPOSED ? k : k + a, ja = TRANSPOSED ? j + a : j;
     if (aligned) {
       float4 values = {0, 0, 0, 0};
-      if (row < H && column < H) values = *reinterpret_cast<const float4*>(at(row, column));
+      if (ka < H && ja < H) values = *reinterpret_cast<const float4*>(pass.weight(ka, ja));
       square[a][0] = values.x, square[a][1] = values.y, square[a][2] = values.z, square[a][3] = values.w;
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; i++) square[a][i] = row < H && column + i < H ? *at(row, column + i) : 0;
+      for (int i = 0; i < 4; i++) {
+        const int ki = TRANSPOSED ? ka + i : ka, ji = TRANSPOSED ? ja : ja + i;
+        square[a][i] = ki < H && ji < H ? *pass.weight(ki, ji) : 0;
+      }
     }
   }
 #pragma unroll
@@ -76,7 +80,8 @@ struct Forward {
   using Addend = Real;
   static constexpr bool STARTS_STORED = false;
 
-  __device__ void weights(int k, int j, float4* four) const { load_square<false>(Whh, H, k, j, four); }
+  __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(k) * H + j; }
+  __device__ void weights(int k, int j, float4* four) const { load_square<false>(*this, k, j, four); }
   __device__ Real start(int b, int j) const { return h0[static_cast<long long>(b) * H + j]; }
   struct Column {
     const Real* table;
@@ -140,7 +145,8 @@ struct Backward {
   };
   static constexpr bool STARTS_STORED = true;
 
-  __device__ void weights(int k, int j, float4* four) const { load_square<true>(Whh, H, k, j, four); }
+  __device__ const Real* weight(int k, int j) const { return Whh + static_cast<long long>(j) * H + k; }
+  __device__ void weights(int k, int j, float4* four) const { load_square<true>(*this, k, j, four); }
   __device__ Real start(int b, int j) const {
     const Real sum = dh_last ? dh_last[static_cast<long long>(b) * H + j] : static_cast<Real>(0);
     const Column all = column(j);
