@@ -1,24 +1,31 @@
 """rnn_ops: the recurrent step h_t = tanh(x_t·Wxh + h_{t-1}·Whh + bh) as fused kernels and MXNet custom operators.
 
-``rnn_ops.rnn_step`` and ``rnn_ops.rnn_sequence`` are the operators, ``rnn_ops.use`` chooses what computes for arrays on
-the CPU; ``rnn_ops.gluon`` has them as Gluon layers; ``rnn_ops.reference`` is the same function in plain ndarray
-operations, with the same names and signatures; ``rnn_ops.gradcheck`` holds one against the other. ``rnn_ops.backends``
-is the layer below, ``cpu`` on NumPy arrays, ``cuda`` on CuPy arrays, and works where MXNet is not installed.
+- ``rnn_step`` and ``rnn_sequence`` are the operators; ``use`` chooses the device that computes for arrays on the CPU.
+- ``gluon`` has them as Gluon layers, ``reference`` is the same function in plain ndarray operations, with the same names and
+  signatures, and ``gradcheck`` compares the two. ``operators`` is the layer below.
+- ``backends`` needs no MXNet: ``backends.cpu`` computes on NumPy arrays, ``backends.cuda`` on CuPy arrays.
 """
 import importlib
 
 from rnn_ops import _mxnet_import
 
 __version__ = "0.1.0"
-__all__ = ["rnn_step", "rnn_sequence", "use", "gluon", "reference", "gradcheck", "backends"]
+
+_FUNCTIONS = ["rnn_step", "rnn_sequence", "use"]
+_MODULES = ["gluon", "reference", "gradcheck", "operators", "backends"]
+__all__ = _FUNCTIONS + _MODULES
 
 
 def __getattr__(name):
-    if name in ("rnn_step", "rnn_sequence", "use"):  # an ImportError says why the operators cannot be had here
+    if name in _FUNCTIONS:  # an ImportError says why there are no operators here
         return getattr(importlib.import_module("rnn_ops.operators"), name)
-    if name in ("gluon", "reference", "gradcheck", "backends"):
+    if name in _MODULES:
         return importlib.import_module(f"rnn_ops.{name}")
     raise AttributeError(f"module 'rnn_ops' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
 
 
 _mxnet_import.install()

@@ -1,6 +1,7 @@
-"""MXNet for the rest of this package: ``from rnn_ops._mxnet import mx``. Where it cannot be had, a sentence says why.
+"""MXNet for the rest of this package: ``from rnn_ops._mxnet import mx``. An ImportError says why there is none.
 
-What has to be done around its import is done in _mxnet_import.py. Importing this registers the operators too.
+_mxnet_import.py prepares its import. To import this module registers the operators too. _mxnet_bugs.py lists the bugs that we
+work around.
 """
 import contextlib
 import importlib
@@ -17,7 +18,7 @@ _INSTALL = (
 
 
 def installed_wheels():
-    """The names of the installed distributions that bring the module mxnet; more than one is a fault."""
+    """The names of the installed distributions that bring the module mxnet. Two are a fault (bug 3 in _mxnet_bugs.py)."""
     def installed(name):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.distribution(name)
@@ -44,7 +45,7 @@ def import_mxnet():
         raise ImportError(f"MXNet 1.9.1 cannot be imported with NumPy {numpy.__version__}: install 'numpy<2'.")
     try:
         import mxnet
-    except Exception as error:  # whatever it is: a library's, or PYTHONWARNINGS=error
+    except Exception as error:  # of any kind: from a library that is missing to a warning under PYTHONWARNINGS=error
         driver = (" That is the NVIDIA driver, which mxnet-cu112 needs: on a machine without one uninstall it and install "
                   "rnn_ops[cpu].") if "libcuda.so" in str(error) else ""
         raise ImportError(f"MXNet is installed but cannot be imported: {error}.{driver}") from error

@@ -1,10 +1,11 @@
-"""What is done around the import of MXNet, whoever imports it, once rnn_ops has been imported.
+"""Prepares the import of MXNet, whoever imports it, once rnn_ops has been imported.
 
-MXNet 1.9.1 looks for ``numpy.bool`` while it is imported. NumPy dropped that alias in 1.24, so it is lent for the
-import and taken away again: NumPy is left as it was found. The GPU wheel of MXNet needs CUDA libraries, which are loaded
-before it. After it _mxnet.py registers the operators, so that graphs which hold them can be read from files.
+- Before: settings that would end the process are an ImportError (bug 2 in _mxnet_bugs.py), the CUDA libraries that the GPU wheel
+  needs are loaded, and ``numpy.bool`` is lent (bug 1).
+- After: ``numpy.bool`` is taken away again, and _mxnet.py registers the operators, so that graphs which hold them can be read
+  from files.
 
-Importing rnn_ops imports neither MXNet nor NumPy: whoever takes the kernels alone does not wait for them.
+To import rnn_ops imports neither MXNet nor NumPy, so those who want the kernels alone do not wait for them.
 """
 import contextlib
 import importlib
@@ -15,7 +16,7 @@ import sys
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds MXNet where the others find it, with a `_Loader` before its own."""
+    """Finds MXNet where the other finders do, and puts a `_Loader` before its own loader."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "mxnet":
@@ -29,6 +30,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
+    """MXNet's own loader, with our preparations before and after it."""
+
     def __init__(self, loader):
         self._loader = loader
 
@@ -52,19 +55,19 @@ class _Loader(importlib.abc.Loader):
             if lend:
                 del numpy.bool
         sys.meta_path.remove(_FINDER)
-        with contextlib.suppress(Exception):  # it is MXNet that is wanted; who wants the operators is told
+        with contextlib.suppress(Exception):  # MXNet was asked for, and is there; to ask for the operators raises this again
             importlib.import_module("rnn_ops._mxnet")
 
 
 _FINDER = _Finder()
 
 
-_MOST_THREADS = 1024  # of MXNet's engine; it waits for ever with none, and aborts with 100,000
+_MOST_THREADS = 1024  # of MXNet's engine; with 0 threads it waits for ever, with 100,000 it aborts
 _ENGINES = "NaiveEngine", "ThreadedEngine", "ThreadedEnginePerDevice"
 
 
 def why_not():
-    """The setting that MXNet would end the process for, once it is imported, as a sentence, or None."""
+    """A sentence about the first setting that would make MXNet end the process (bug 2 in _mxnet_bugs.py), or None."""
     for name, fits, needs in [
             ("OMP_NUM_THREADS", lambda value: not value or _is_integer(value), "one whole number"),
             ("MXNET_CPU_WORKER_NTHREADS",
@@ -82,8 +85,8 @@ def _is_integer(value):
 
 
 def install():
-    """From now on; where MXNet has been imported already, the operators are registered at once."""
-    if sys.modules.get("mxnet"):  # None: whoever put it there wants no MXNet
+    """Prepare every import of MXNet from now on. If MXNet has been imported already, register the operators at once."""
+    if sys.modules.get("mxnet"):  # None there means that MXNet must not be imported
         importlib.import_module("rnn_ops._mxnet")
     elif _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)

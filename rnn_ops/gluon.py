@@ -1,12 +1,13 @@
 """Gluon blocks that stand in for MXNet's: ``RNN`` and ``RNNCell``, and ``TokenRNN``, which takes tokens.
 
-They are subclasses of ``mx.gluon.rnn.RNN`` and ``mx.gluon.rnn.RNNCell`` of MXNet 1.9.1 that replace what computes:
-parameters, states, saving, loading, hybridizing and exporting are MXNet's own. MXNet's bases are reached through names
-that it calls private; 1.9.1 is its last release.
+They are subclasses of ``mx.gluon.rnn.RNN`` and ``mx.gluon.rnn.RNNCell`` of MXNet 1.9.1 and replace the computation.
+Parameters, states, saving, loading, hybridizing and exporting are MXNet's own. We use some private names of MXNet's base classes;
+they cannot change, because 1.9.1 is its last release.
 """
 import contextlib
 import sys
 import types
+from typing import Any
 
 import numpy as np
 
@@ -26,32 +27,32 @@ _format_sequence = mx.gluon.rnn.rnn_cell._format_sequence
 class RNN(mx.gluon.rnn.RNN):
     """An Elman RNN of one or more layers, h_t = act(x_t·Wxhᵀ + b_xh + h_{t-1}·Whhᵀ + b_hh): `mx.gluon.rnn.RNN` on our kernels.
 
-    To change the import is all that a network needs. Parameters saved by one load into the other.
+    A network needs nothing but another import. Parameters saved by one layer load into the other.
 
     Parameters
     ----------
     hidden_size, num_layers, activation, layout, dropout, bidirectional, input_size, dtype, prefix, params, \
 i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_initializer, use_sequence_length
-        Those of `mx.gluon.rnn.RNN`, in its order and with its defaults: ``activation`` is "relu" unless it is "tanh".
-        ``dtype`` is "float32" or "float64".
+        As in `mx.gluon.rnn.RNN`, in its order and with its defaults. ``activation`` is "relu" or "tanh",
+        ``dtype`` "float32" or "float64".
 
     Inputs
     ------
     inputs : NDArray or Symbol (T, N, C), or (N, T, C) with layout "NTC"
     states : NDArray or Symbol (num_layers · directions, N, hidden_size), a list of one, or None for zeros
     sequence_length : NDArray or Symbol (N,), only with use_sequence_length
-        The number of steps of each row, integers from 0 to T. Outputs behind a row's end are 0, its last state is that at
+        The number of steps of each row, integers from 0 to T. Outputs behind a row's end are 0, its last state is the one at
         its own end, and the reversed direction starts there; inputs behind it do not matter. A row of length 0 keeps its
-        initial state. (MXNet has this on GPUs only.) Other lengths are a ValueError; in a graph, where nobody has seen them,
-        step t belongs to a row where t is less than its length: -1 and NaN are 0, 1.5 is 2, T + 1 is T.
+        initial state. (MXNet has this on GPUs only.) Other lengths are a ValueError. A graph cannot check them: there step t
+        belongs to a row if t is less than its length, so -1 and NaN count as 0, 1.5 as 2, and T + 1 as T.
 
     Outputs
     -------
     outputs : (T, N, hidden_size · directions), or (N, T, ...) with layout "NTC"
-    states : a list of one, shaped as the states that came in; left out where none came in
+    states : a list of one, shaped as the states that came in; left out if none came in
     """
 
-    def __init__(self, hidden_size, num_layers=1, activation="relu", *args, **kwargs):
+    def __init__(self, hidden_size: int, num_layers: int = 1, activation: str = "relu", *args: Any, **kwargs: Any) -> None:
         arguments.check_activation(activation)
         super().__init__(hidden_size, num_layers, activation, *args, **kwargs)
         self._one_node = OneNode()
@@ -99,7 +100,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
                                  f"{self._layout} of this layer")
 
     def _forward_kernel(self, F, inputs, states, sequence_length, **kwargs):
-        """What MXNet's own layer calls to compute: (outputs, [states])."""
+        """MXNet's own layer calls this to compute: (outputs, [states])."""
         values = inputs, states[0], sequence_length, kwargs
         compute = self._of_symbols if F is mx.sym else self._of_ndarrays
         if not mx.util.is_np_array():
@@ -161,31 +162,31 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
 
 
 class TokenRNN(RNN):
-    """`RNN` on tokens: each stands for its one-hot row, which is never made.
+    """`RNN` on tokens. A token stands for its one-hot row, and that row is never made.
 
-    The parameters are those of an `RNN` whose input is the one-hot rows, and load from and into one, unless ``sparse_grad``.
+    The parameters are those of an `RNN` whose input is the one-hot rows. Without ``sparse_grad`` they load from and into one.
 
     Parameters
     ----------
     input_size : int
-        The number of different tokens. It must be given, since tokens do not tell it.
+        The number of different tokens. It must be given, because it cannot be read off a batch.
     sparse_grad : bool
-        Whether the gradients for the tokens are row-sparse, as those of `mx.gluon.nn.Embedding`: a `mx.gluon.Trainer` then
-        updates the rows of a batch's tokens only. Rows are tokens in such a gradient, so the first layer has ``l0_i2h_table``, and
-        ``r0_i2h_table`` where it is bidirectional, of shape (input_size, hidden_size), in the place of ``l0_i2h_weight``, which
-        is its transpose. To load the one into the other is an error; ``l0_i2h_table.set_data(weight.T)`` does it.
+        Whether the gradients for the tokens are row-sparse, as those of `mx.gluon.nn.Embedding` can be: a `mx.gluon.Trainer`
+        then updates only the rows of a batch's tokens. Each row of such a gradient is a token. So the first layer has
+        ``l0_i2h_table`` (and ``r0_i2h_table`` if bidirectional) of shape (input_size, hidden_size) instead of its transpose,
+        ``l0_i2h_weight``. To load one into the other is an error; ``l0_i2h_table.set_data(weight.T)`` does it.
     Others
-        Those of `RNN`.
+        As in `RNN`.
 
     Inputs
     ------
     inputs : int32 NDArray or Symbol (T, N), or (N, T) with layout "NTC"
         Tokens, 0 <= token < input_size.
     states, sequence_length
-        As of `RNN`; outputs too.
+        As in `RNN`; outputs too.
     """
 
-    def __init__(self, *args, sparse_grad=False, **kwargs):
+    def __init__(self, *args: Any, sparse_grad: bool = False, **kwargs: Any) -> None:
         if sparse_grad not in (False, True):
             raise ValueError(f"sparse_grad: got {sparse_grad!r}, needs True or False")
         self._sparse_grad = bool(sparse_grad)
@@ -207,7 +208,7 @@ class TokenRNN(RNN):
         return (weights["l0_i2h_table"].shape, weights["l0_i2h_table"]) if self._sparse_grad else super()._first_weight(weights)
 
     def _collect_params_with_prefix(self, prefix=""):
-        """The parameters by their names in files. MXNet's layer knows none but its own."""
+        """The parameters by their names in files. MXNet's layer does not know i2h_table, so it is shown i2h_weight."""
         names = {_as_weight(name): name for name in self._reg_params}
         known = types.SimpleNamespace(_reg_params=names, _children=self._children)
         found = mx.gluon.rnn.RNN._collect_params_with_prefix(known, prefix)
@@ -227,7 +228,7 @@ class TokenRNN(RNN):
         return super()._unfuse()
 
     def begin_state(self, batch_size=0, func=mx.nd.zeros, **kwargs):
-        # MXNet's layer asks for states of the dtype of its inputs, and states are no tokens.
+        # Called with the dtype of the inputs (bug 19 in _mxnet_bugs.py).
         if "dtype" in kwargs and np.dtype(kwargs["dtype"]) == arguments.TOKENS:
             kwargs["dtype"] = self._dtype
         return super().begin_state(batch_size, func, **kwargs)
@@ -241,7 +242,7 @@ class TokenRNN(RNN):
         if not looks_at_tokens(inputs.context):
             return
         tokens = inputs.asnumpy()
-        if lengths is not None:  # what lies behind the end of a row does not matter
+        if lengths is not None:  # tokens behind the end of a row do not matter
             time = self._layout.find("T")
             steps = np.expand_dims(np.arange(tokens.shape[time]), 1 - time)
             tokens = np.where(steps < np.expand_dims(lengths.asnumpy(), time), tokens, 0)
@@ -263,10 +264,10 @@ class RNNCell(mx.gluon.rnn.RNNCell):
     ----------
     hidden_size, activation, input_size, prefix, params, i2h_weight_initializer, h2h_weight_initializer, \
 i2h_bias_initializer, h2h_bias_initializer
-        Those of `mx.gluon.rnn.RNNCell`, in its order and with its defaults; ``activation`` is "tanh" or "relu".
+        As in `mx.gluon.rnn.RNNCell`, in its order and with its defaults; ``activation`` is "tanh" or "relu".
     """
 
-    def __init__(self, hidden_size, activation="tanh", *args, **kwargs):
+    def __init__(self, hidden_size: int, activation: str = "tanh", *args: Any, **kwargs: Any) -> None:
         arguments.check_activation(activation)
         super().__init__(hidden_size, activation, *args, **kwargs)
         self._one_node = OneNode()
@@ -280,7 +281,7 @@ i2h_bias_initializer, h2h_bias_initializer
         return output, [output]
 
     def unroll(self, length, inputs, begin_state=None, layout="NTC", merge_outputs=None, valid_length=None):
-        """All steps of a sequence: `mx.gluon.rnn.RNNCell.unroll`, its arguments and its results."""
+        """All steps of a sequence, with the arguments and the results of `mx.gluon.rnn.RNNCell.unroll`."""
         self.reset()
         listed = isinstance(inputs, (list, tuple))
         for value in inputs if listed else [inputs]:
@@ -301,7 +302,8 @@ i2h_bias_initializer, h2h_bias_initializer
         if valid_length is not None and F is mx.nd:
             _check_lengths("valid_length", valid_length, length, batch_size)
         weights = self._weights(F, sequence, begin_state)
-        with self.name_scope() if F is mx.sym else contextlib.nullcontext():  # which threads cannot share; arrays have no names
+        # Arrays need no names, and threads cannot share a scope.
+        with self.name_scope() if F is mx.sym else contextlib.nullcontext():
             outputs, state = self._all_steps(F, sequence, begin_state[0], valid_length, weights)
             if merge_outputs is None:
                 merge_outputs = valid_length is not None
@@ -337,7 +339,7 @@ i2h_bias_initializer, h2h_bias_initializer
 
 
 def _named(F, value, name):
-    """The value under the name that MXNet's cell gives it in a graph; an array has no name."""
+    """The value under the name that MXNet's cell gives it in a graph. Arrays have no names."""
     return F.identity(value, name=name) if F is mx.sym else value
 
 
@@ -352,8 +354,8 @@ def _check_lengths(name, lengths, steps, rows):
 
 
 def _from_amp(value, dtype):
-    """A value in the layer's own dtype, where MXNet's mixed precision (AMP) is in use: the recurrence is one of the operators that
-    stay as they are, as with MXNet's layers."""
+    """A value in the layer's own dtype, if MXNet's mixed precision (AMP) is in use. AMP leaves the recurrence in its dtype, as it
+    does with MXNet's layers."""
     amp = sys.modules.get("mxnet.contrib.amp.amp")  # MXNet does not import it by itself
     if amp is None or not amp._amp_initialized or not isinstance(value, (mx.nd.NDArray, mx.sym.Symbol)):
         return value
@@ -366,14 +368,14 @@ def _check_not_empty(inputs):
 
 
 def _in_cpu(value):
-    """An array in memory that processes share, as those of a DataLoader's workers are, as one in mx.cpu(); others as they are.
-    To MXNet's CachedOp the two are different devices."""
+    """An array in memory that processes share, as from a DataLoader's workers, copied to mx.cpu() (bug 16 in _mxnet_bugs.py);
+    others as they are."""
     shared = isinstance(value, mx.nd.NDArray) and value.context.device_type in ("cpu_shared", "cpu_pinned")
     return value.as_in_context(mx.cpu(value.context.device_id)) if shared else value
 
 
 def _each(values, function):
-    """Values, those in dicts, tuples and lists too, each after the function; None stays None."""
+    """The function of each value, also of those in dicts, tuples and lists. None stays None."""
     if isinstance(values, dict):
         return {key: _each(value, function) for key, value in values.items()}
     if isinstance(values, (tuple, list)):

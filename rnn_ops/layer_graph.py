@@ -52,7 +52,7 @@ def layer_graph(inputs, state, weights, activation, hidden_size, lengths=None, r
 
 
 def _silenced(inputs, Wxh, lengths, i2h_weight, hidden_size):
-    """Inputs (T, N, C) and Wxh with one more input, which is 0 inside a row and 1 behind its end, and the weights of `_silence`."""
+    """Inputs (T, N, C) and Wxh with one input more: it is 0 inside a row and 1 behind its end, and its weights are `_silence`."""
     behind = F.SequenceMask(F.zeros_like(F.slice_axis(inputs, axis=2, begin=0, end=1)), lengths, use_sequence_length=True,
                             value=1)
     # A product of one input gives a row of the right length. From it MXNet infers the weight's width, which it cannot do

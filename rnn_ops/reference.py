@@ -1,24 +1,29 @@
-"""The truth: the tutorial's recurrent network in plain ``mx.nd`` operations, nothing clever.
+"""The reference: the tutorial's recurrent network in plain ``mx.nd`` operations, nothing clever.
 
-Everything else in this package is held against this file, so it stays as close to the equations as it can. It
+The operators are compared with this file, so it stays as close to the equations as it can. It
 follows "Recurrent Neural Networks for Language Modeling" of *Deep Learning - The Straight Dope* (Zachary Lipton et
 al., chapter 5): one step, the loop over time, the output layer, softmax with temperature, cross-entropy and plain
 stochastic gradient descent; gradients come from ``mx.autograd``. float32 and float64.
 
-The one difference: the tutorial subtracts the maximum of the whole matrix before ``exp``, so that a row far below it
-underflows to 0 and its logarithm to -inf. Here each row's own maximum is subtracted: the same function without the
-trap.
+There is one difference. The tutorial subtracts the maximum of the whole matrix before ``exp``, so a row far below it
+underflows to 0, and its logarithm is -inf. Here each row's own maximum is subtracted: the same function without the
+underflow.
 
 Shapes: T steps, B batch rows, I input width (V where the input is tokens), H hidden units, V vocabulary.
 """
+from typing import Iterable, Sequence, Tuple, Union
+
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 
+__all__ = ["rnn_step", "rnn_sequence", "output_layer", "softmax", "cross_entropy", "language_model_loss", "sgd"]
+
 nd = mx.nd
+NDArray = mx.nd.NDArray
 
 
-def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
-    """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), or with relu in the place of tanh.
+def rnn_step(inputs: NDArray, state: NDArray, Wxh: NDArray, Whh: NDArray, bh: NDArray, activation: str = "tanh") -> NDArray:
+    """One recurrent step, h = tanh(x·Wxh + h_prev·Whh + bh), or with relu instead of tanh.
 
     Parameters
     ----------
@@ -38,7 +43,8 @@ def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
     return getattr(nd, activation)(nd.dot(inputs, Wxh) + nd.dot(state, Whh) + bh)
 
 
-def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_sequence(inputs: Union[NDArray, Sequence[NDArray]], state: NDArray, Wxh: NDArray, Whh: NDArray, bh: NDArray,
+                 activation: str = "tanh") -> Tuple[NDArray, NDArray]:
     """The loop over T steps.
 
     Parameters
@@ -63,19 +69,19 @@ def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
     return nd.stack(*outputs, axis=0), state
 
 
-def output_layer(states, Why, by):
+def output_layer(states: NDArray, Why: NDArray, by: NDArray) -> NDArray:
     """Logits of the next token: states (..., H), Why (H, V), by (V,) → (..., V)."""
     return nd.dot(states, Why) + by
 
 
-def softmax(logits, temperature=1.0):
+def softmax(logits: NDArray, temperature: float = 1.0) -> NDArray:
     """Probabilities of each row (last axis) of logits (..., V), sharpened as ``temperature`` falls below 1."""
     scaled = (logits - nd.max(logits, axis=-1, keepdims=True)) / temperature
     exponentials = nd.exp(scaled)
     return exponentials / nd.sum(exponentials, axis=-1, keepdims=True)
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: NDArray, labels: NDArray) -> NDArray:
     """Mean over all rows of -log softmax(logits)[label], in nats.
 
     logits (..., V); labels are int32 (...) or, as in the tutorial, one-hot rows (..., V) → (1,). The logarithm of
@@ -88,7 +94,8 @@ def cross_entropy(logits, labels):
     return -nd.mean(nd.sum(labels * log_probabilities, axis=-1))
 
 
-def language_model_loss(tokens, labels, state, Wxh, Whh, bh, Why, by):
+def language_model_loss(tokens: NDArray, labels: NDArray, state: NDArray, Wxh: NDArray, Whh: NDArray, bh: NDArray,
+                        Why: NDArray, by: NDArray) -> Tuple[NDArray, NDArray]:
     """The tutorial's whole forward loop: every operation once a step, the loss averaged over batch and time.
 
     tokens and labels: int32 (T, B) or one-hot (T, B, V); state (B, H) → (loss (1,) in nats, state (B, H)).
@@ -100,7 +107,7 @@ def language_model_loss(tokens, labels, state, Wxh, Whh, bh, Why, by):
     return total / len(tokens), state
 
 
-def sgd(parameters, learning_rate):
-    """One step of plain stochastic gradient descent, in place: p ← p - learning_rate · p.grad."""
+def sgd(parameters: Iterable[NDArray], learning_rate: float) -> None:
+    """One training step of plain stochastic gradient descent, in place: p ← p - learning_rate · p.grad."""
     for parameter in parameters:
         parameter[:] = parameter - learning_rate * parameter.grad

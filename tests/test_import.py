@@ -1,8 +1,10 @@
 """What `import rnn_ops` does and does not: no MXNet until it is asked for, and then as it has to be."""
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+import typing
 
 import numpy
 import pytest
@@ -137,3 +139,21 @@ def test_a_source_folder_without_a_library_that_fits_says_what_to_run(source_fol
     why = f", and its code is not that of the rnn_ops installed in {os.path.dirname(rnn_ops.__file__)}" if installed else ""
     assert python(code, folder=source_folder, status=1).splitlines()[-1] == (
         f"ImportError: rnn_ops in {folder} has no compiled kernels{why}: run 'pip install -e .' in {source_folder}")
+
+
+def test_the_package_says_what_it_has():
+    assert set(rnn_ops.__all__) <= set(dir(rnn_ops)) and "__version__" in dir(rnn_ops)
+    assert os.path.exists(os.path.join(os.path.dirname(rnn_ops.__file__), "py.typed"))
+
+
+def test_public_functions_have_type_hints():
+    pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError)
+    from rnn_ops import gluon, operators, reference
+    from rnn_ops.backends import cpu, cuda
+    functions = [getattr(module, name) for module in (operators, reference) for name in module.__all__]
+    functions += [getattr(gluon, name).__init__ for name in gluon.__all__]
+    functions += [cpu.forward, cpu.backward, cuda.forward, cuda.backward]
+    for function in filter(callable, functions):
+        hints = typing.get_type_hints(function)
+        missing = set(inspect.signature(function).parameters) - {"self"} - set(hints)
+        assert not missing and "return" in hints, function

@@ -8,6 +8,7 @@ Shapes are written in letters: T steps, B batch rows, I input width (with tokens
 import ctypes
 import numbers
 import os
+from typing import Optional, Tuple
 
 import numpy as np
 
@@ -47,7 +48,8 @@ def _load():
 _library = _load()
 
 
-def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
+def forward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.ndarray, bh: np.ndarray, outputs: np.ndarray,
+            activation: str = "tanh") -> None:
     """h_t = f(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps, f(a) = tanh(a) or relu(a) = max(a, 0); f(NaN) is NaN.
 
     Parameters
@@ -81,8 +83,10 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh"):
     _raise_for(_library.rnn_cpu_forward(args), args, inputs)
 
 
-def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, activation="tanh"):
+def backward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.ndarray, outputs: np.ndarray,
+             doutputs: Optional[np.ndarray], dlast_state: Optional[np.ndarray],
+             dinputs: Optional[np.ndarray] = None, dstate: Optional[np.ndarray] = None, dWxh: Optional[np.ndarray] = None,
+             dWhh: Optional[np.ndarray] = None, dbh: Optional[np.ndarray] = None, activation: str = "tanh") -> None:
     """Backward through time: from the gradients of the results to those of the arguments of `forward`.
 
     With h_t = f(a_t), da_t = (dh_t + da_{t+1}·Whhᵀ)·f'(a_t), where f' = 1 - h_t² for tanh, and for relu 1 where
@@ -128,7 +132,7 @@ def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
     _raise_for(_library.rnn_cpu_backward(args), args, inputs)
 
 
-def tanh(x):
+def tanh(x: np.ndarray) -> np.ndarray:
     """tanh as the kernels compute it, for measuring its error: float32 or float64 array → a new array."""
     if not isinstance(x, np.ndarray) or x.dtype not in codes.DTYPES:
         raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, needs an array of float32 or float64")
@@ -138,7 +142,7 @@ def tanh(x):
     return y
 
 
-def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
+def multiply_adds(rounds: int, threads: int = 1, level: Optional[str] = None, dtype: str = "float32") -> int:
     """Do nothing but multiply-adds in registers and return their number, for measuring the processor's peak.
 
     Parameters
@@ -164,13 +168,13 @@ def multiply_adds(rounds, threads=1, level=None, dtype="float32"):
     return int(count.value)
 
 
-def library_path():
+def library_path() -> str:
     """The file with the kernels and the native MXNet operator. ``mx.library.load`` takes it in programs that do not import
     rnn_ops. It needs no other file of the package and no Python."""
     return _LIBRARY
 
 
-def threads():
+def threads() -> int:
     """How many threads a call may use: RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors allowed."""
     count = _library.rnn_cpu_threads()
     if count == 0:
@@ -178,7 +182,8 @@ def threads():
     return count
 
 
-def split(B, H, dtype="float32", thread_count=None, l1=0, l2=0):
+def split(B: int, H: int, dtype: str = "float32", thread_count: Optional[int] = None, l1: int = 0,
+          l2: int = 0) -> Tuple[int, int]:
     """How the threads of a call share each step of B rows and H hidden units: (groups of rows, groups of columns).
 
     Threads that own columns of the same rows meet at every step. The split (kernels/cpu/split.cc) does not change results.
@@ -200,12 +205,12 @@ def split(B, H, dtype="float32", thread_count=None, l1=0, l2=0):
     return rows.value, columns.value
 
 
-def simd_levels():
+def simd_levels() -> Tuple[str, ...]:
     """The SIMD levels that this build and this processor have, the best first, e.g. ('avx2', 'baseline')."""
     return tuple(_library.rnn_cpu_simd_levels().decode().split())
 
 
-def simd():
+def simd() -> str:
     """The SIMD level in use: RNN_OPS_SIMD, else the best of `simd_levels`."""
     name = _library.rnn_cpu_simd()
     if name is None:

@@ -144,7 +144,7 @@ def sums_by_token(tokens, rows):
 
 
 def sums_by_product(xp, tokens, rows):
-    """The same as a product, which CuPy computes in one order: where it adds to one row several times, it does so by atomics, in any order."""
+    """The same as a product, which CuPy computes in one order. Its sums by index use atomics, which add in any order."""
     distinct = xp.unique(tokens)
     return distinct, (distinct[:, None] == tokens[None, :]).astype(rows.dtype) @ rows
 

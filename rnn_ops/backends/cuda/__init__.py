@@ -10,6 +10,7 @@ The modules: `launcher` makes the launches in their order, `variants` chooses th
 import functools
 import importlib
 import importlib.util
+from typing import Any, Optional
 
 from rnn_ops.backends import arguments
 from rnn_ops.backends.cuda import libraries
@@ -18,7 +19,7 @@ from rnn_ops.backends.cuda.launcher import Launcher
 _OPTIONAL = ("doutputs", "dlast_state", "dinputs", "dstate", "dWxh", "dWhh", "dbh")
 
 
-def why_not():
+def why_not() -> Optional[str]:
     """A sentence that says why GPUs cannot be used here and what to do; None if they can."""
     try:
         platform()
@@ -27,14 +28,15 @@ def why_not():
     return None
 
 
-def devices():
+def devices() -> list:
     """The GPUs of this process as a list of `variants.Device`. If it is empty, `why_not` says why."""
     if why_not():
         return []
     return [platform().device(index) for index in range(platform().count())]
 
 
-def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=None):
+def forward(inputs: Any, state: Any, Wxh: Any, Whh: Any, bh: Any, outputs: Any, activation: str = "tanh",
+            variant: Any = None) -> None:
     """h_t = f(x_t·Wxh + h_{t-1}·Whh + bh) for all T steps, f tanh or relu.
 
     Parameters
@@ -72,8 +74,9 @@ def forward(inputs, state, Wxh, Whh, bh, outputs, activation="tanh", variant=Non
         Launcher(gpu).forward(inputs, state, Wxh, Whh, bh, outputs, activation, variant)
 
 
-def backward(inputs, state, Wxh, Whh, outputs, doutputs, dlast_state,
-             dinputs=None, dstate=None, dWxh=None, dWhh=None, dbh=None, activation="tanh", variant=None):
+def backward(inputs: Any, state: Any, Wxh: Any, Whh: Any, outputs: Any, doutputs: Any, dlast_state: Any,
+             dinputs: Any = None, dstate: Any = None, dWxh: Any = None, dWhh: Any = None, dbh: Any = None,
+             activation: str = "tanh", variant: Any = None) -> None:
     """Backward through time: from the gradients of the results to those of the arguments of `forward`.
 
     Parameters
