@@ -1,7 +1,6 @@
 """The library given to MXNet alone, in processes that know nothing of rnn_ops: exported networks run, in Python and by the C
 predict API; however often it is loaded; what it says of arrays on a GPU.
 """
-import ctypes
 import json
 import os
 import shutil

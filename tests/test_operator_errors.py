@@ -1,59 +1,17 @@
-"""What the operators refuse, and with which words: at once for NDArrays, in MXNet's way for Symbols."""
+"""What the operators refuse, and with which words: at once for NDArrays, in MXNet's way for Symbols and at the operators' own
+functions."""
 import contextlib
 
 import numpy as np
 import pytest
 
 import rnn_ops
+from operator_cases import B, H, I, MISFITS, T, as_list, good, zeros
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
+from rnn_ops.operators import custom, native
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-T, B, I, H = 4, 3, 5, 7
-
-
-def zeros(*shape, dtype="float32"):
-    return mx.nd.zeros(shape, dtype=dtype)
-
-
-def good(**changed):
-    return {**dict(inputs=zeros(T, B, I), state=zeros(B, H), Wxh=zeros(I, H), Whh=zeros(H, H), bh=zeros(H)), **changed}
-
-
-def tokens(*values, dtype="int32"):
-    return mx.nd.array(np.resize(values, (T, B)), dtype=dtype)
-
-
-# From NDArrays alone, and true of Symbols bound to the same arrays too.
-MISFITS = {
-    "rank": (dict(inputs=zeros(3)), ValueError,
-             "inputs: got shape (3,), needs (T, B, I) of floats or (T, B) of int32 tokens"),
-    "batch": (dict(state=zeros(2, H)), ValueError,
-              "state: got shape (2, 7), needs (3, H), (B, H) with B = 3 from inputs"),
-    "width": (dict(Wxh=zeros(4, H)), ValueError,
-              "Wxh: got shape (4, 7), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state"),
-    "transposed": (dict(Wxh=zeros(H, I)), ValueError,
-                   "Wxh: got shape (7, 5), needs (5, 7), (I, H) with I = 5 from inputs and H = 7 from state: Wxh.T"),
-    "square": (dict(Whh=zeros(6, H)), ValueError, "Whh: got shape (6, 7), needs (7, 7), (H, H) with H = 7 from state"),
-    "bias": (dict(bh=zeros(1, H)), ValueError, "bh: got shape (1, 7), needs (7,), (H,) with H = 7 from state"),
-    "float tokens": (dict(inputs=tokens(0, 1, dtype="float32")), ValueError,
-                     "inputs: got float32 of shape (4, 3), needs (T, B, I) of floats or (T, B) of int32 tokens; cast "
-                     "tokens with astype('int32')"),
-    "int64 tokens": (dict(inputs=tokens(0, 1, dtype="int64")), TypeError,
-                     "inputs: got dtype int64, needs float32, float64 or int32 (tokens); cast tokens with "
-                     "astype('int32')"),
-    "half": (dict(zip(NAMES, (array.astype("float16") for array in good().values()))), TypeError,
-             "inputs: got dtype float16, needs float32, float64 or int32 (tokens)"),
-    "mixed dtypes": (dict(Whh=zeros(H, H, dtype="float64")), TypeError,
-                     "Whh: got dtype float64, needs float32, the dtype of state"),
-    "integer state": (dict(state=zeros(B, H, dtype="int32")), TypeError,
-                      "state: got dtype int32, needs float32 or float64"),
-    "token too large": (dict(inputs=tokens(0, 1, 4, 2, 5)), ValueError,
-                        "inputs: got token 5 at [1, 1], needs 0 <= token < 5, I = 5 from Wxh"),
-    "negative token": (dict(inputs=tokens(0, 1, -1)), ValueError,
-                       "inputs: got token -1 at [0, 2], needs 0 <= token < 5, I = 5 from Wxh"),
-}
 
 
 @pytest.mark.parametrize("changed, error, sentence", list(MISFITS.values()), ids=list(MISFITS))
@@ -64,29 +22,37 @@ def test_misfits_of_ndarrays(changed, error, sentence):
 
 
 @contextlib.contextmanager
-def sentence_of_symbols(operator, error, sentence, capfd):
-    """Inside, MXNet raises an error of its own. It has the native operator's sentence; of a CustomOp, MXNet prints what was
-    raised."""
+def sentence_of_mxnet(operator, error, sentence, capfd):
+    """Inside, MXNet raises an error of its own. It has the native operator's sentence; a CustomOp's exception is printed."""
     with pytest.raises((mx.MXNetError, RuntimeError)) as raised:
         yield
     if operator == "native":
-        assert f"[0] {sentence}" in str(raised.value)
+        assert f"[0] {sentence}\n" in str(raised.value)
         assert "[1]" not in str(raised.value)  # no message of an earlier error
     else:
-        assert f"{error}: {sentence}" in capfd.readouterr().out
+        assert f"{error}: {sentence}\n" in capfd.readouterr().out
 
 
+def own_function(operator, values):
+    """Of the operator itself, which leaves all checks to it."""
+    return {"native": native, "custom": custom}[operator].rnn_sequence(**values)[0]
+
+
+def bound_symbol(operator, values):
+    return mx.sym.Group(as_list(rnn_ops.rnn_sequence(*map(mx.sym.var, NAMES)))).bind(mx.cpu(), values).forward()[0]
+
+
+@pytest.mark.parametrize("run", [own_function, bound_symbol])
 @pytest.mark.parametrize("changed, error, sentence", list(MISFITS.values()), ids=list(MISFITS))
-def test_misfits_of_symbols(changed, error, sentence, operator, capfd):
+def test_misfits_that_the_operator_finds(changed, error, sentence, run, operator, capfd):
     """Afterwards all is well again."""
-    symbol = mx.sym.Group(list(rnn_ops.rnn_sequence(*map(mx.sym.var, NAMES))))
-    if operator == "native" and sentence.startswith("bh: got shape (1, 7)"):  # MXNet's own words for a number of dimensions
+    if operator == "native" and run is bound_symbol and changed.keys() == {"bh"}:  # MXNet's own words for its dimensions
         sentences = pytest.raises(mx.MXNetError, match=r"Error in operator rnn_ops_bh_\d+: .* \[1,7\]")
     else:
-        sentences = sentence_of_symbols(operator, error.__name__, sentence + "\n", capfd)
+        sentences = sentence_of_mxnet(operator, error.__name__, sentence, capfd)
     with sentences:
-        symbol.bind(mx.cpu(), good(**changed)).forward()[0].wait_to_read()
-    assert (symbol.bind(mx.cpu(), good()).forward()[0].asnumpy() == 0).all()
+        run(operator, good(**changed)).wait_to_read()
+    assert (run(operator, good()).asnumpy() == 0).all()
 
 
 OTHERS = {
@@ -149,20 +115,16 @@ def test_misfits_of_a_step(changed, sentence):
     assert str(raised.value) == sentence
 
 
-def test_empty_arrays_of_ndarrays():
+def test_empty_arrays(operator, capfd):
+    sentence = "inputs: got shape (0, 3, 5), needs every dimension to be at least 1"
     with mx.util.np_shape(True):  # else MXNet has no empty arrays
         with pytest.raises(ValueError) as raised:
             rnn_ops.rnn_sequence(**good(inputs=zeros(0, B, I)))
-        assert rnn_ops.rnn_sequence(**good())[0].shape == (T, B, H)
-    assert str(raised.value) == "inputs: got shape (0, 3, 5), needs every dimension to be at least 1"
-
-
-def test_empty_arrays_of_symbols(operator, capfd):
-    symbol = rnn_ops.rnn_sequence(*map(mx.sym.var, NAMES))[0]
-    with mx.util.np_shape(True):
-        with sentence_of_symbols(operator, "ValueError",
-                                 "inputs: got shape (0, 3, 5), needs every dimension to be at least 1\n", capfd):
-            symbol.bind(mx.cpu(), good(inputs=zeros(0, B, I))).forward()[0].wait_to_read()
+        assert str(raised.value) == sentence
+        for run in own_function, bound_symbol:
+            with sentence_of_mxnet(operator, "ValueError", sentence, capfd):
+                run(operator, good(inputs=zeros(0, B, I))).wait_to_read()
+            assert run(operator, good()).shape == (T, B, H)
 
 
 def test_sparse_arrays_of_symbols(operator, capfd):
@@ -171,7 +133,7 @@ def test_sparse_arrays_of_symbols(operator, capfd):
     if operator == "native":  # MXNet makes a dense array of it
         assert np.allclose(symbol.bind(mx.cpu(), values).forward()[0].asnumpy(), np.tanh(I))
     else:
-        with sentence_of_symbols(operator, "TypeError", "Wxh: got an array of storage row_sparse, needs a dense one\n", capfd):
+        with sentence_of_mxnet(operator, "TypeError", "Wxh: got an array of storage row_sparse, needs a dense one", capfd):
             symbol.bind(mx.cpu(), values).forward()[0].wait_to_read()
 
 
@@ -179,6 +141,30 @@ def test_simple_bind_that_takes_tokens_for_floats(operator, capfd):
     """MXNet gives float32 to every argument whose dtype it is not told."""
     symbol = rnn_ops.rnn_sequence(*map(mx.sym.var, NAMES))[0]
     sentence = ("inputs: got float32 of shape (4, 3), needs (T, B, I) of floats or (T, B) of int32 tokens; cast tokens with "
-                "astype('int32')\n")
-    with sentence_of_symbols(operator, "ValueError", sentence, capfd):
+                "astype('int32')")
+    with sentence_of_mxnet(operator, "ValueError", sentence, capfd):
         symbol.simple_bind(mx.cpu(), inputs=(T, B), Wxh=(I, H)).forward()[0].wait_to_read()
+
+
+@pytest.mark.parametrize("name, wrong, error, sentence", [
+    ("Whh", zeros(2, 2), "ValueError", "dWhh: got shape (2, 2), needs (7, 7)"),
+    ("state", zeros(B, H, dtype="float64"), "TypeError", "dstate: got dtype float64, needs float32"),
+])
+def test_gradients_that_do_not_fit_a_custom_operator(name, wrong, error, sentence, capfd):
+    """MXNet hands over any array that it is given, and the kernels trust its size. test_native_memory.py has the native one."""
+    symbol = mx.sym.Group(list(custom.rnn_sequence(*map(mx.sym.var, NAMES))))
+    executor = symbol.bind(mx.cpu(), good(), {**good(), name: wrong})
+    executor.forward(is_train=True)
+    with sentence_of_mxnet("custom", error, sentence, capfd):
+        executor.backward([zeros(T, B, H), zeros(B, H)])
+        mx.nd.waitall()
+
+
+def test_cotangents_that_do_not_fit_a_custom_operator(capfd):
+    values = good()
+    values["bh"].attach_grad()
+    with mx.autograd.record():
+        results = custom.rnn_sequence(**values)
+    with sentence_of_mxnet("custom", "ValueError", "doutputs: got shape (2, 2), needs (4, 3, 7)", capfd):
+        mx.autograd.backward(list(results), [zeros(2, 2), zeros(B, H)])
+        mx.nd.waitall()

@@ -1,6 +1,6 @@
 """The operators give the reference's values and gradients, however MXNet calls them: autograd, bind, blocks, every req.
 
-float64 throughout, where a wrong term cannot hide behind rounding; `test_gradcheck.py` sees to float32.
+test_native.py has what is the native operator's alone.
 """
 import doctest
 import itertools
@@ -11,65 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnn_ops
+from operator_cases import (
+    ACTIVATIONS, BOUND, GRADIENTS, KINDS, as_list, assert_gradients, assert_same, check_add_in_autograd, check_bind, expected,
+    function_of, gradients_of, ndarrays, recorded)
 from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
-from rnn_ops.gradcheck import Case, draw, relative_error, values_and_gradients
+from rnn_ops.exactness import relative_error
+from rnn_ops.gradcheck import Case, draw, values_and_gradients
 from rnn_ops.operators import api as public, custom, devices
 from rnn_ops.operators.ndarray import view
 
 pytestmark = pytest.mark.usefixtures("operator")
 
-GRADIENTS = ["d" + name for name in NAMES]
-KINDS = ["dense", "tokens"]
-BOUND = 1e-12
 REQS = ["null", "write", "add"]
 PAIRS_OF_REQS = list(itertools.product(["null", "write", "inplace", "add"], repeat=2))
 
 
-def functions(case):
-    """The operator and the reference of a case."""
-    return getattr(rnn_ops, "rnn_" + case.operator), getattr(reference, "rnn_" + case.operator)
-
-
-def ndarrays(arrays, context=None):
-    return [mx.nd.array(array, dtype=array.dtype, ctx=context) for array in arrays]
-
-
-def expected(case):
-    """A case's arguments and cotangents, and the reference's results and gradients for them."""
-    arguments, cotangents = draw(case)
-    return arguments, cotangents, values_and_gradients(functions(case)[1], arguments, cotangents)
-
-
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    errors = {name: relative_error(found[name], wanted[name]) for name in wanted}
-    assert max(errors.values()) <= BOUND, errors
-
-
 def symbol(case):
-    return mx.sym.Group(list(_as_list(functions(case)[0](*map(mx.sym.var, NAMES)))))
-
-
-def _as_list(results):
-    return results if isinstance(results, tuple) else (results,)
-
-
-def assert_gradients(buffers, noise, req, wanted):
-    """Each gradient buffer, full of noise before, holds what its req asks for."""
-    for name in NAMES:
-        gradient = wanted.get("d" + name, np.zeros_like(noise[name]))
-        if req[name] == "null":
-            assert np.array_equal(buffers[name].asnumpy(), noise[name]), name
-        elif req[name] == "add":
-            assert relative_error(buffers[name].asnumpy() - noise[name], gradient) <= 1e-10, name
-        else:
-            assert relative_error(buffers[name].asnumpy(), gradient) <= BOUND, name
+    return mx.sym.Group(as_list(function_of(case)(*map(mx.sym.var, NAMES))))
 
 
 # Values and gradients -------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [
     ("sequence", 1, 1, 1, 1), ("sequence", 2, 1, 1, 1), ("sequence", 1, 33, 3, 7), ("sequence", 63, 3, 1, 5),
@@ -77,37 +42,33 @@ def assert_gradients(buffers, noise, req, wanted):
     ("sequence", 64, 32, 77, 256),
     ("step", 1, 1, 1, 1), ("step", 1, 33, 3, 7), ("step", 1, 1, 77, 257), ("step", 1, 32, 77, 256),
 ], ids=lambda shape: "-".join(map(str, shape)))
-def test_equals_the_reference(shape, kind):
-    case = Case(*shape, input=kind)
+def test_equals_the_reference(shape, kind, activation):
+    case = Case(*shape, input=kind, activation=activation)
     arguments, cotangents, wanted = expected(case)
-    assert_same(values_and_gradients(functions(case)[0], arguments, cotangents), wanted)
+    assert_same(values_and_gradients(function_of(case), arguments, cotangents), wanted)
 
 
 @settings(max_examples=60)
 @given(st.sampled_from(["sequence", "step"]), st.integers(1, 9), st.integers(1, 19), st.integers(1, 40),
-       st.integers(1, 70), st.sampled_from(KINDS), st.sampled_from(["random", "flat"]))
-def test_equals_the_reference_at_any_shape(operator, T, B, I, H, kind, values):
-    case = Case(operator, 1 if operator == "step" else T, B, I, H, kind, values)
+       st.integers(1, 70), st.sampled_from(KINDS), st.sampled_from(["random", "flat"]), st.sampled_from(ACTIVATIONS))
+def test_equals_the_reference_at_any_shape(operator, T, B, I, H, kind, values, activation):
+    case = Case(operator, 1 if operator == "step" else T, B, I, H, kind, values, activation)
     arguments, cotangents, wanted = expected(case)
-    assert_same(values_and_gradients(functions(case)[0], arguments, cotangents), wanted)
+    assert_same(values_and_gradients(function_of(case), arguments, cotangents), wanted)
 
 
 @pytest.mark.parametrize("used", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_of_the_results_is_enough(kind, used):
-    case = Case("sequence", 4, 3, 5, 7, kind)
-    arguments, cotangents = draw(case)
-    found, wanted = ({}, {})
-    for function, gradients in zip(functions(case), (found, wanted)):
+    arguments, cotangents = draw(Case("sequence", 4, 3, 5, 7, kind))
+    gradients = []
+    for module in (rnn_ops, reference):
         arrays = ndarrays(arguments)
-        floats = [array for array in arrays if array.dtype != np.int32]
-        for array in floats:
+        for array in arrays[1 if kind == "tokens" else 0:]:
             array.attach_grad()
-        with mx.autograd.record():
-            result = function(*arrays)[used]
-        result.backward(mx.nd.array(cotangents[used], dtype="float64"))
-        gradients.update((index, array.grad.asnumpy()) for index, array in enumerate(floats))
-    assert_same(found, wanted)
+        recorded(lambda *values: module.rnn_sequence(*values)[used], arrays, [cotangents[used]])
+        gradients.append(gradients_of(arrays))
+    assert_same(*gradients)
 
 
 def test_nothing_else_is_written():
@@ -146,9 +107,12 @@ def test_slices_of_larger_arrays(kind):
 
 def test_another_cpu_context():
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
-    outputs, state = rnn_ops.rnn_sequence(*ndarrays(arguments, mx.cpu(1)))
+    arrays = ndarrays(arguments, mx.cpu(1))
+    for array in arrays:
+        array.attach_grad()
+    outputs, state = recorded(rnn_ops.rnn_sequence, arrays, cotangents)
     assert outputs.context == state.context == mx.cpu(1)
-    assert relative_error(outputs.asnumpy(), wanted["outputs"]) <= BOUND
+    assert_same({"outputs": outputs.asnumpy(), "state": state.asnumpy(), **gradients_of(arrays)}, wanted)
 
 
 def test_nan_stays_nan():
@@ -170,16 +134,35 @@ def test_the_examples_of_the_docstrings(module):
 # Autograd -------------------------------------------------------------------------------------------------------------
 
 def test_grad_req_add_in_autograd():
-    arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
+    check_add_in_autograd(rnn_ops.rnn_sequence)
+
+
+def test_grad_req_add_of_tokens():
+    """The gradient of tokens is zero: nothing is added."""
+    tokens, *floats = ndarrays(draw(Case("sequence", 4, 3, 5, 7, "tokens"))[0])
+    tokens.attach_grad(grad_req="add")
+    floats[1].attach_grad()
+    tokens.grad[:] = 3
+    with mx.autograd.record():
+        outputs, _ = rnn_ops.rnn_sequence(tokens, *floats)
+    outputs.backward()
+    assert (tokens.grad.asnumpy() == 3).all() and (floats[1].grad.asnumpy() != 0).any()
+
+
+@pytest.mark.parametrize("grad_req", ["write", "add"])
+@pytest.mark.parametrize("with_gradient", [[1], [0, 2], [2, 3, 4], [3], [4]], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_some_arrays_have_a_gradient(kind, with_gradient, grad_req):
+    arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
     arrays = ndarrays(arguments)
-    for array in arrays:
-        array.attach_grad(grad_req="add")
-    for _ in range(3):
-        with mx.autograd.record():
-            results = rnn_ops.rnn_sequence(*arrays)
-        mx.autograd.backward(list(results), ndarrays(cotangents))
-    assert_same({name: array.grad.asnumpy() for name, array in zip(GRADIENTS, arrays)},
-                {name: 3 * wanted[name] for name in GRADIENTS})
+    for index in with_gradient:
+        arrays[index].attach_grad(grad_req=grad_req)
+    for _ in range(2):
+        recorded(rnn_ops.rnn_sequence, arrays, cotangents)
+    factor = 2 if grad_req == "add" else 1
+    found = {name: gradient for name, gradient in gradients_of(arrays).items() if name in wanted}
+    assert_same(found, {name: factor * wanted[name] for name in found})
+    assert len(found) == len(with_gradient) - (kind == "tokens" and 0 in with_gradient)
 
 
 @pytest.mark.parametrize("grad_req", ["write", "add"])
@@ -346,26 +329,15 @@ def test_a_state_carried_on_without_detach(module, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("req", REQS)
 def test_bind_with_one_grad_req(req, kind, operator, is_train):
-    check_bind(Case(operator, 1 if operator == "step" else 4, 3, 5, 7, kind), dict.fromkeys(NAMES, req), is_train)
+    case = Case(operator, 1 if operator == "step" else 4, 3, 5, 7, kind)
+    check_bind(symbol(case), case, dict.fromkeys(NAMES, req), is_train=is_train)
 
 
-@settings(max_examples=40)
-@given(st.lists(st.sampled_from(REQS), min_size=5, max_size=5), st.sampled_from(KINDS))
-def test_bind_with_a_grad_req_for_each(reqs, kind):
-    check_bind(Case("sequence", 4, 3, 5, 7, kind), dict(zip(NAMES, reqs)))
-
-
-def check_bind(case, req, is_train=True):
-    arguments, cotangents, wanted = expected(case)
-    random = np.random.RandomState(2)
-    noise = {name: random.randint(1, 9, size=array.shape).astype(array.dtype) for name, array in zip(NAMES, arguments)}
-    buffers = dict(zip(NAMES, ndarrays(noise.values())))
-    executor = symbol(case).bind(mx.cpu(), dict(zip(NAMES, ndarrays(arguments))), buffers, req)
-    results = executor.forward(is_train=is_train)
-    found = dict(zip(["outputs", "state"][-len(results):], [result.asnumpy() for result in results]))
-    executor.backward(ndarrays(cotangents), is_train=is_train)
-    assert_same(found, {name: wanted[name] for name in found})
-    assert_gradients(buffers, noise, req, wanted)
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(REQS), min_size=5, max_size=5), st.sampled_from(KINDS), st.sampled_from(["sequence", "step"]))
+def test_bind_with_a_grad_req_for_each(reqs, kind, operator):
+    case = Case(operator, 1 if operator == "step" else 4, 3, 5, 7, kind)
+    check_bind(symbol(case), case, dict(zip(NAMES, reqs)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -454,8 +426,8 @@ def test_forward_honours_req(kind, reqs):
 @pytest.mark.parametrize("reqs", PAIRS_OF_REQS, ids="-".join)
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_asks_for_what_req_wants(kind, reqs):
-    """Where it may, the place computes into MXNet's memory itself; what nobody wants it is not asked for."""
-    class Place(devices.Cpu):
+    """Where it may, the device computes into MXNet's memory itself. It is asked only for gradients that somebody wants."""
+    class Device(devices.Cpu):
         def backward(self, *arguments, activation, **gradients):
             self.gradients = gradients
             for gradient in gradients.values():
@@ -463,14 +435,14 @@ def test_backward_asks_for_what_req_wants(kind, reqs):
                     gradient[:] = 2
 
     arguments, _, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
-    place = Place()
+    device = Device()
     results = ndarrays([wanted["outputs"], wanted["state"]])
     buffers = [mx.nd.full(array.shape, 5, dtype=array.dtype) for array in arguments]
     req = [reqs[0], reqs[1], reqs[0], "null", "write"]
     mx.nd.waitall()
-    custom.Recurrence(place, step=False).backward(req, results, ndarrays(arguments), results, buffers, [])
+    custom.Recurrence(device, step=False).backward(req, results, ndarrays(arguments), results, buffers, [])
     for name, buffer, r in zip(GRADIENTS, buffers, req):
-        found = place.gradients[name]
+        found = device.gradients[name]
         if r == "null" or (name == "dinputs" and kind == "tokens"):
             assert found is None, name
         else:

@@ -8,7 +8,6 @@ import venv
 import numpy
 import pytest
 
-import rnn_ops
 from rnn_ops._mxnet import mx
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
