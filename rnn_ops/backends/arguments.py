@@ -1,7 +1,7 @@
-"""What the recurrence takes: the shapes, dtypes and token values of its arguments, and the errors for everything else.
+"""The arguments of the recurrence: their shapes, dtypes and token values, and the errors for everything else.
 
-Nothing here computes or imports MXNet: arrays are looked at through ``shape`` and ``dtype`` only, so that NumPy arrays
-at the door of the kernels and NDArrays at the door of the operators get the same checks and the same sentences.
+Nothing here computes or imports MXNet. Only ``shape`` and ``dtype`` of arrays are read, so NumPy arrays at the door of the
+kernels and NDArrays at the door of the operators get the same checks and the same sentences.
 
 Shapes are written in letters, one for each dimension: T steps, B batch rows, I input width, H hidden units. A letter
 stands for one size wherever it appears, whichever argument it was first read from.
@@ -33,7 +33,7 @@ class Signature(NamedTuple):
 
 
 class Described(NamedTuple):
-    """What `check` has to know of an array."""
+    """An array as `check` sees it."""
     shape: tuple
     dtype: np.dtype
 
@@ -45,7 +45,7 @@ def check(inputs, state, Wxh, Whh, bh=None, step=False):
     ----------
     inputs : float (T, B, I) or int32 tokens (T, B); with ``step`` float (B, I) or int32 tokens (B,)
     state, Wxh, Whh : float (B, H), (I, H), (H, H)
-    bh : float (H,), or None where there is none (the backward pass)
+    bh : float (H,), or None (in the backward pass)
     step : bool
         One step instead of a sequence; T is then 1.
 
@@ -56,7 +56,7 @@ def check(inputs, state, Wxh, Whh, bh=None, step=False):
     Raises
     ------
     TypeError
-        Not an array, or of a dtype that does not belong there: floats are all float32 or all float64, tokens int32.
+        Not an array, or a dtype that is not allowed there: floats are all float32 or all float64, tokens int32.
     ValueError
         A wrong number of dimensions, shapes that do not fit one another, or an empty dimension.
     """
@@ -70,7 +70,7 @@ def check(inputs, state, Wxh, Whh, bh=None, step=False):
     return _signature(tuple(shapes), tuple(dtypes), step)
 
 
-@functools.lru_cache(maxsize=1024)  # a loop asks the same again and again, and would wait longer for this than for a step
+@functools.lru_cache(maxsize=1024)  # a loop asks the same each time, and a step may take less time than this
 def _signature(shapes, dtypes, step):
     dtype, tokens = check_dtypes(dtypes)
     if tokens == ("I" in letters(shapes[0], step)[0]):
@@ -100,9 +100,8 @@ def check_dtypes(dtypes):
 
 
 def letters(inputs_shape, step=False):
-    """The letters of each argument's shape; those of the inputs, dense or tokens, by their number of dimensions.
-
-    None, where the shape of the inputs is not known, has no letters.
+    """The letters of each argument's shape. The number of dimensions of the inputs says whether they are dense or tokens; if
+    their shape is not known (None), they have no letters.
     """
     if inputs_shape is None:
         return ("",) + _STATE_AND_WEIGHTS
@@ -118,12 +117,12 @@ def sizes(shapes, step=False):
     Parameters
     ----------
     shapes : sequence of shapes of (inputs, state, Wxh, Whh[, bh])
-        A shape not known is None, a dimension not known is negative.
+        An unknown shape is None, an unknown dimension is negative.
 
     Returns
     -------
     dict
-        Size by letter; those that no shape tells are left out.
+        Size by letter, without the letters that no known shape has.
 
     Raises
     ------
@@ -146,13 +145,13 @@ def sizes(shapes, step=False):
 
 
 def check_activation(activation):
-    """Raise a ValueError where the name of the function between two steps is not one of `ACTIVATIONS`."""
+    """Raise a ValueError if the activation is not one of `ACTIVATIONS`."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: got {activation!r}, needs {' or '.join(map(repr, ACTIVATIONS))}")
 
 
 def check_tokens(tokens, I):
-    """Raise a ValueError that names the first token outside [0, I), if there is one. tokens: NumPy int32 array."""
+    """Raise a ValueError that names the first token outside [0, I), if any. tokens: NumPy int32 array."""
     if tokens.view(np.uint32).max() < I:  # as unsigned numbers, negative ones lie above every I
         return
     position = np.unravel_index(np.argmax(tokens.view(np.uint32) >= I), tokens.shape)
@@ -161,15 +160,15 @@ def check_tokens(tokens, I):
 
 
 def dtype_name(dtype):
-    """A dtype's name; MXNet's bfloat16 is a record of one field, which has it."""
+    """A dtype's name. MXNet's bfloat16 is a record of one field, and the field has the name."""
     dtype = np.dtype(dtype)
     return dtype.names[0] if dtype.names else dtype
 
 
 def check_apart(written, read):
-    """Raise a ValueError that names both where an array that is written shares memory with another one.
+    """Raise a ValueError if an array to be written shares memory with another one; it names both.
 
-    written, read: of each array its name, the address where it begins, and itself, C-contiguous or None where there is none.
+    written, read: for each array its name, the address where it begins, and the array, which is C-contiguous or None.
     """
     blocks = [(name, begin, begin + array.nbytes) for name, begin, array in written + read if array is not None]
     for index in range(sum(array is not None for _, _, array in written)):
@@ -180,7 +179,7 @@ def check_apart(written, read):
 
 
 def _misfit(index, patterns, shapes):
-    """The error for the argument at ``index``, held against those before it, which fit one another."""
+    """The error for the argument at ``index``, which does not fit those before it; they fit one another."""
     sizes, sources = {}, {}
     for name, pattern, shape in zip(NAMES, patterns[:index], shapes):
         for letter, size in zip(pattern, shape or ()):

@@ -43,21 +43,21 @@ def rnn_step(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array, act
     Raises
     ------
     TypeError
-        An argument that is not a dense NDArray (or not a Symbol, where others are), or of another dtype: all floats
-        must be float32 or all float64, and tokens int32.
+        An argument that is not a dense NDArray (or not a Symbol, if others are), or has another dtype: floats must
+        be all float32 or all float64, and tokens int32.
     ValueError
         Shapes that do not fit one another, an empty array, a token outside [0, I), arrays on several contexts or on
-        one that has no kernels, another activation.
+        one that has no kernels, an unknown activation.
     MXNetError
         The same faults in a graph of Symbols, when it is bound or at the first wait for a result.
 
     Notes
     -----
-    Differentiable once in every float argument: to differentiate a gradient once more raises an MXNetError. It names
+    Differentiable once in every float argument. To differentiate a gradient again raises an MXNetError that names
     ``_backward_rnn_ops_native``, ``_backward_reshape`` or ``_backward_Custom``, the first operator on the way back.
 
-    On a GPU the native operator waits for nothing, not even to look at tokens: one outside [0, I) makes the states of its row
-    NaN and is no error.
+    On a GPU the native operator does not wait to look at tokens. A token outside [0, I) is no error there: it makes the states of
+    its row NaN.
 
     Examples
     --------

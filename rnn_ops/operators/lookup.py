@@ -1,8 +1,8 @@
-"""Of a table, what a batch needs of it: the operator ``rnn_ops_lookup``, which goes before a recurrence.
+"""Takes the rows that a batch needs from a large table: the operator ``rnn_ops_lookup``, which goes before a recurrence.
 
-With a word-sized vocabulary whatever touches the whole table costs more than the recurrence: its transpose, a copy of it, its
-gradient's way through other operators. This operator hands over the rows of the batch's tokens and writes the gradient of the
-table where it is wanted, once. It is in C++ (native/custom_lookup.cc says what it does), and here for arrays on a GPU.
+With a word-sized vocabulary, everything that touches the whole table costs more than the recurrence: a transpose, a copy, a
+gradient that passes through other operators. This operator hands over the rows of the batch's tokens, and writes the gradient of
+the table once, into its own memory. It is in C++ (native/custom_lookup.cc describes it); arrays on a GPU are served here.
 """
 import ast
 import ctypes
@@ -14,20 +14,20 @@ from rnn_ops.backends import arguments, cpu
 from rnn_ops.operators.devices import device_for
 from rnn_ops.operators.native import guard
 
-# With so many symbols tokens are looked up. T×B×H = 35×20×200 and 64×32×256, forward and backward, on two cores: with 1,000
-# symbols that costs as much as a transpose or the guard's copy of the whole table (0.2 ms), with 2,000 it saves 0.3 ms, with
-# 4,000 1.5 ms.
+# From so many symbols on, a graph looks tokens up. T×B×H = 35×20×200 and 64×32×256, forward and backward, on two cores: with
+# 1,000 symbols that costs as much as a transpose or the guard's copy of the whole table (0.2 ms), with 2,000 it saves 0.3 ms, and
+# with 4,000 it saves 1.5 ms.
 MANY = 2048
-# Where arrays are called with, nobody transposes or copies the table but for its gradient: with 8,000 symbols a call of the
-# operator, 0.4 ms, costs as much, with 20,000 it saves 8 ms.
+# From so many symbols on, a call on NDArrays does. Such a call copies the table for its gradient only: with 8,000 symbols this
+# costs as much as a call of the operator (0.4 ms), with 20,000 the operator saves 8 ms.
 MANY_IN_ARRAYS = 10_000
 
 _NAME = "rnn_ops_lookup"
 
 
 def of_batch(tokens, table, layout, step=False):
-    """tokens (T, B), with ``step`` (B,), and a table, "VH": (V, H) or "HV": (H, V) → inputs and Wxh for the recurrence. All of
-    them Symbols or all NDArrays."""
+    """tokens (T, B), with ``step`` (B,), and a table, (V, H) if ``layout`` is "VH" or (H, V) if "HV" → inputs and Wxh for the
+    recurrence. All of them Symbols or all NDArrays."""
     options = dict(op_type=_NAME, layout=layout, step="01"[step])
     if isinstance(table, mx.nd.NDArray):
         inputs, Wxh, _ = mx.nd.Custom(tokens, table, **options)
@@ -37,16 +37,16 @@ def of_batch(tokens, table, layout, step=False):
 
 
 def sparse_of_batch(tokens, table, V, H):
-    """The same of Symbols, the table (V, H) with a row-sparse gradient, which MXNet's own look-up makes."""
+    """The same for Symbols and a table (V, H) with a row-sparse gradient. MXNet's own look-up makes such gradients."""
     tokens = mx.sym.Custom(tokens, op_type=_NAME, symbols=V)
     return _own_symbols(mx.sym, tokens), _embedded(mx.sym, tokens, table, V, H)
 
 
 def small(step, inputs, state, Wxh, Whh, bh):
-    """The five arguments of the native operator, Symbols or checked NDArrays, as five that mean the same: where the table is
-    large, with the rows of it that the batch needs. MXNet copies what that operator takes in a graph, and its gradients."""
+    """Five arguments for the native operator, Symbols or checked NDArrays → five that give the same results: if the table is
+    large, with the rows that the batch needs. In a graph MXNet copies the operator's arguments and their gradients (guard.py)."""
     if isinstance(Wxh, mx.sym.Symbol):
-        # In a Gluon block all that it takes has its type and shape. On a GPU a copy costs less than Python.
+        # In a Gluon block all arguments have types and shapes. On a GPU a copy costs less than a call of Python.
         if guard.in_block() and _symbols_of(Wxh) >= MANY and not mx.context.num_gpus():
             inputs, Wxh = of_batch(inputs, Wxh, "VH", step)
     elif (inputs.dtype == arguments.TOKENS and max(MANY_IN_ARRAYS, inputs.size + 1) <= Wxh.shape[0]
@@ -60,19 +60,19 @@ def small(step, inputs, state, Wxh, Whh, bh):
 
 
 def _symbols_of(table):
-    """V of a variable (V, H) that was made with its shape, as those of Gluon's parameters are; 0 of others."""
+    """V of a variable (V, H) that was made with its shape, as Gluon makes those of parameters; 0 for others."""
     known = table.attr("__shape__") if table.get_children() is None else None
     shape = ast.literal_eval(known) if known else ()
     return shape[0] if isinstance(shape, (tuple, list)) and len(shape) == 2 else 0
 
 
 def _own_symbols(F, tokens):
-    """To each place of a batch a symbol of its own, 0 to T·B - 1."""
+    """A symbol of its own for each token of a batch, 0 to T·B - 1."""
     return F.cast(F.contrib.arange_like(tokens), "int32")
 
 
 def _embedded(F, tokens, table, V, H):
-    # MXNet's look-up fails where anybody asks for a gradient of tokens.
+    # MXNet's look-up fails if somebody asks for the gradient of tokens (bug 14 in _mxnet_bugs.py).
     return F.reshape(F.Embedding(F.BlockGrad(tokens), table, input_dim=V, output_dim=H, sparse_grad=True), shape=(-1, H))
 
 
@@ -129,7 +129,7 @@ class Lookup(mx.operator.CustomOp):
         return table if self._layout == "VH" else table.T
 
     def _by_row(self, inputs, Wxh):
-        """Whether each token gets a row of its own; graphs that earlier versions have saved know nothing else."""
+        """Whether each token gets a row of its own. Graphs that earlier versions have saved always do that."""
         return not self._layout or (inputs.ndim == self._tokens_rank and inputs.size < len(Wxh))
 
     def _deliver(self, array, req, result):
@@ -150,7 +150,7 @@ def sums_by_product(xp, tokens, rows):
 
 
 def _library(array):
-    """NumPy or CuPy, whose array it is."""
+    """The library of an array, NumPy or CuPy."""
     if isinstance(array, np.ndarray):
         return np
     import cupy
@@ -159,7 +159,7 @@ def _library(array):
 
 @mx.operator.register(_NAME + "_gpu")
 class _OnGpu(mx.operator.CustomOpProp):
-    """What MXNet asks of the operator it asks the one in C++, which asks this one for what computes on a GPU."""
+    """Makes the operator for GPUs. MXNet asks the operator in C++, and for arrays on a GPU that asks this one."""
 
     def __init__(self, symbols, tokens_rank, layout=None):
         super().__init__()
@@ -179,10 +179,11 @@ def _register():
     library = ctypes.CDLL(cpu.library_path())
     if not library.rnn_ops_register_lookup():
         raise RuntimeError(f"MXNet {mx.__version__} does not take the operator {_NAME}, which is made for 1.9.1")
-    # What mx.operator.register has just given to MXNet: the way to make the operator of Python.
+    # The last thing that mx.operator.register has given to MXNet: the function that makes the operator in Python.
     creator = mx.operator._registry.ref_holder[max(mx.operator._registry.ref_holder)]
-    return library, ctypes.cast(creator, ctypes.c_void_p)
+    creator = ctypes.cast(creator, ctypes.c_void_p)
+    library.rnn_ops_lookup_use_gpu(creator)
+    return creator  # which has to stay
 
 
-_library_of_operator, _gpu_creator = _register()
-_library_of_operator.rnn_ops_lookup_use_gpu(_gpu_creator)
+_gpu_creator = _register()

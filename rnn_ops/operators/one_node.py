@@ -1,9 +1,9 @@
 """A function of NDArrays that autograd takes for one operator.
 
-What is computed around a recurrence (masks, transposes, stacks) is several operators to autograd, and backward frees only
-those that lead to the loss. A state that is carried on to the next batch and not detached would then hang on nodes of
-which some are freed and some are not, which is an MXNetError at the next backward. With MXNet's own layers it is no error:
-outputs and states come from one node, which is freed as a whole, and the state is a constant from then on. So it is here.
+A layer is a recurrence with masks, transposes and stacks around it: several operators to autograd. backward frees only those
+that lead to the loss (bug 18 in _mxnet_bugs.py). If the state is then carried on to the next batch and not detached, the next
+backward comes to freed nodes, which is an MXNetError. With MXNet's own layers it is no error: outputs and states come from one
+node, which is freed as a whole, and from then on the state is a constant. OneNode makes our layers do the same.
 """
 import contextlib
 
@@ -11,14 +11,14 @@ from rnn_ops._mxnet import mx
 
 
 class OneNode:
-    """Calls a function of Symbols on NDArrays, as MXNet's CachedOp. Keeps a graph for each ``key``."""
+    """Calls a function of Symbols on NDArrays, as an MXNet CachedOp. Keeps a graph for each ``key``."""
 
     def __init__(self):
         self._graphs = {}
 
     def __call__(self, key, compute, arrays):
-        """compute(*symbols) → list of Symbols, here of NDArrays. None among the arrays goes to ``compute`` as it is. Calls
-        with one ``key`` must be of the same function, and of arrays that are None in the same places."""
+        """compute(*symbols) gives a list of Symbols; this gives the same of NDArrays. None among the arrays goes to ``compute``
+        as it is. Calls with one ``key`` must have the same function, and None in the same positions."""
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = _graph(compute, arrays)
@@ -27,7 +27,7 @@ class OneNode:
         return [results] if isinstance(results, mx.nd.NDArray) else results
 
     def __deepcopy__(self, memo):
-        return OneNode()  # graphs are made again where they are missed
+        return OneNode()  # the copy makes its own graphs
 
     def __reduce__(self):
         return OneNode, ()
@@ -35,7 +35,7 @@ class OneNode:
 
 def _graph(compute, arrays):
     """The operator, and the indices of the arrays that it takes, in its order."""
-    with mx.name.NameManager(), _no_attributes():  # names do not count among the user's, nor are the user's attributes theirs
+    with mx.name.NameManager(), _no_attributes():  # do not use up the user's names, do not take the user's attributes
         symbols = [None if array is None else mx.sym.var(f"data{i}") for i, array in enumerate(arrays)]
         results = mx.sym.Group(compute(*symbols))
     used = [int(name[len("data"):]) for name in results.list_inputs()]

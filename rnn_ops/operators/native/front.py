@@ -1,4 +1,4 @@
-"""A call of the native operator on NDArrays, in one call of the library (front.cc), where all is as it should be."""
+"""Calls the native operator on NDArrays of the CPU with one call of the library (front.cc), if the arguments are right."""
 import ctypes
 
 from rnn_ops._mxnet import mx
@@ -16,22 +16,22 @@ _DONE, _LOOK_CLOSER, _MXNET_ERROR = range(3)  # Answer in front.cc
 
 
 class Front:
-    """What calls a native operator's library (ctypes), by MXNet's handle of the operator."""
+    """Calls a native operator's library (ctypes). ``operation`` is MXNet's handle of the operator."""
 
     def __init__(self, library, operation):
         lib = mx.base._LIB
         addresses = [ctypes.cast(getattr(lib, name), _pointer) for name in _FUNCTIONS]
         try:
             addresses.append(ctypes.addressof(ctypes.c_char.in_dll(lib, _INFO_TYPE)))
-        except ValueError:  # there is none, and front.cc does without
+        except ValueError:  # not in this MXNet; front.cc works without it
             addresses.append(None)
         library.rnn_ops_native_use_mxnet((_pointer * len(addresses))(*addresses), operation)
         self._call = library.rnn_ops_native_call
         self._call.argtypes = [_pointer] * 5 + [_flag] * 3 + [_pointer]
 
     def call(self, step, values, activation, check_tokens):
-        """`rnn_step` or `rnn_sequence` of five values, one or two NDArrays; None where something has to be looked at closer. With
-        check_tokens, a token that is none is such a thing. A failure of MXNet itself is its MXNetError."""
+        """`rnn_step` or `rnn_sequence` of five values: one or two NDArrays. None if the arguments need a closer look, with
+        check_tokens also for a token outside [0, I). A failure of MXNet itself is its MXNetError."""
         NDArray, Handle = mx.nd.NDArray, mx.base.NDArrayHandle
         for value in values:
             if type(value) is not NDArray:
