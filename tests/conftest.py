@@ -1,4 +1,4 @@
-"""What all tests start from, whoever starts them, and fixtures for several test files.
+"""The same start for all tests, and fixtures for several test files.
 
 RNN_OPS_NUM_THREADS, OMP_NUM_THREADS, RNN_OPS_SIMD and OPENBLAS_CORETYPE are left as they are: the tests pass under each.
 """
@@ -10,16 +10,16 @@ import subprocess
 
 import pytest
 
-# Which operator is the default is tested, and the tests of the other one ask for it; when an error comes is tested with MXNet's
-# own engine. Options for pytest and for warnings are for this process, not for those that the tests start.
+# Tests check which operator is the default, and set the other one themselves; they check with MXNet's own engine when an error
+# comes. Options for pytest and for warnings are for this process, not for the processes that tests start.
 for name in ("RNN_OPS_OPERATOR", "MXNET_ENGINE_TYPE", "PYTEST_ADDOPTS", "PYTHONWARNINGS"):
     os.environ.pop(name, None)
 for name in ("RNN_OPS_DATA", "RNN_OPS_CACHE"):  # some tests go to other folders
     if os.environ.get(name):
         os.environ[name] = os.path.abspath(os.environ[name])
-# A server that is not there is one of this machine, and no proxy may answer for it.
+# Some tests ask a server on this machine that does not exist. No proxy may answer for it.
 os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
-# It warns where it makes a folder or a list of fonts for the first time, on the stderr that tests read.
+# Matplotlib warns on stderr, which tests read, when it makes a folder or a list of fonts for the first time.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 with contextlib.suppress(ImportError):  # where the CUDA half alone is tested
@@ -48,8 +48,8 @@ def book():
 
 @pytest.fixture
 def start():
-    """`subprocess.Popen`. SIGINT, SIGTERM and SIGHUP do to its processes what they do in a terminal: `nohup` and a script's
-    background jobs ignore some, and a process inherits that. What still runs at the end of the test is killed."""
+    """`subprocess.Popen`. SIGINT, SIGTERM and SIGHUP do the same as in a terminal. (`nohup` and a script's background jobs ignore
+    some of them, and processes inherit that.) Processes that still run at the end of the test are killed."""
     started = []
 
     def popen(*arguments, **keywords):

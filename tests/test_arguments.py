@@ -24,7 +24,7 @@ def good(**changed):
 
 @given(st.tuples(*[st.integers(1, 300)] * 4), st.booleans(), st.booleans(), st.sampled_from(["float32", "float64"]),
        st.booleans())
-def test_what_fits_is_described(sizes, as_tokens, step, dtype, with_bias):
+def test_good_arguments_are_described(sizes, as_tokens, step, dtype, with_bias):
     T, B, I, H = sizes
     lead = () if step else (T,)
     inputs = tokens(*lead, B) if as_tokens else np.broadcast_to(floats(dtype=dtype), lead + (B, I))
@@ -74,7 +74,7 @@ STEP_NEEDS = "needs (B, I) of floats or (B,) of int32 tokens"
     (dict(Wxh=floats(I, H, dtype="float64")), TypeError, "Wxh: got dtype float64, needs float32, the dtype of state"),
     (dict(bh=floats(H, dtype=">f4")), TypeError, "bh: got dtype >f4, needs float32 or float64"),
 ])
-def test_what_does_not_fit_is_named(changed, error, sentence):
+def test_misfits_are_named(changed, error, sentence):
     with pytest.raises(error) as raised:
         arguments.check(**good(**changed))
     assert str(raised.value) == sentence
@@ -109,7 +109,7 @@ def test_a_token_outside_is_named(token, position):
         f"inputs: got token {token} at [{position[0]}, {position[1]}], needs 0 <= token < 5, I = 5 from Wxh")
 
 
-def test_sizes_come_from_what_is_known():
+def test_sizes_come_from_known_shapes():
     unknown = None
     assert arguments.sizes([(4, 3), unknown, (5, 7), unknown, unknown]) == dict(T=4, B=3, I=5, H=7)
     assert arguments.sizes([unknown, (3, -1), unknown, (-1, 7), unknown]) == dict(B=3, H=7)

@@ -124,7 +124,7 @@ def test_attributes_of_nodes(function, attributes):
         assert all(map(np.array_equal, results, wanted))
 
 
-def test_what_a_monitor_sees_is_finite():
+def test_a_monitor_sees_finite_values():
     values = dict(zip(NAMES, arrays()))
     executor = mx.sym.Group(list(rnn_ops.rnn_sequence(*map(mx.sym.var, NAMES)))).bind(
         mx.cpu(), values, {name: mx.nd.zeros_like(array) for name, array in values.items()})

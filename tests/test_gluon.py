@@ -170,7 +170,7 @@ def rows_alone(layer, inputs, states):
 @each_way
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "two"])
 @pytest.mark.parametrize("layout", ["TNC", "NTC"])
-def test_rows_end_where_they_are_said_to(layout, bidirectional, how):
+def test_rows_end_at_their_lengths(layout, bidirectional, how):
     options = dict(num_layers=2, bidirectional=bidirectional, layout=layout, activation="tanh")
     own, theirs = fill(of(gluon.RNN, use_sequence_length=True, **options)), fill(of(stock.RNN, **options))
     arrays = inputs_of(own)
@@ -183,7 +183,7 @@ def test_rows_end_where_they_are_said_to(layout, bidirectional, how):
 
 @each_way
 @pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
-def test_rows_end_where_they_are_said_to_with_relu_too(kind, how):
+def test_rows_end_at_their_lengths_with_relu(kind, how):
     """Against our own layer: MXNet's has float32's precision there. One array of states serves all rows."""
     options = dict(num_layers=2, bidirectional=True, activation="relu")
     own, alone = fill(of(kind, use_sequence_length=True, **options)), fill(of(kind, **options))
@@ -215,7 +215,7 @@ def test_states_behind_the_end_of_a_row_cannot_grow(kind, how):
 
 
 @each_way
-def test_what_lies_behind_the_end_of_a_row_does_not_matter(how):
+def test_inputs_behind_the_end_of_a_row_do_not_matter(how):
     options = dict(num_layers=2, bidirectional=True, use_sequence_length=True, activation="tanh")
     lengths = mx.nd.array(LENGTHS)
     behind = np.arange(T)[:, None] >= np.array(LENGTHS)
@@ -472,7 +472,7 @@ def test_a_network_is_exported_and_imported(tmp_path, kind, begins):
     assert (ran.returncode, ran.stdout) == (0, "True\n")
 
 
-def test_a_layer_that_is_told_lengths_is_exported_and_imported(tmp_path):
+def test_a_layer_with_lengths_is_exported_and_imported(tmp_path):
     layer = fill(of(gluon.RNN, use_sequence_length=True, bidirectional=True), "float32")
     layer.hybridize()
     inputs, states = inputs_of(layer, "float32")
@@ -546,7 +546,7 @@ def test_mx_np_arrays_too(kind, how):
 
 @each_way
 @pytest.mark.parametrize("kind", [gluon.RNN, gluon.TokenRNN])
-def test_gradients_are_row_sparse_where_they_are_asked_for(kind, how, operator):
+def test_gradients_are_row_sparse_with_sparse_grad(kind, how, operator):
     dense, sparse = (hybridized(fill(of(kind, num_layers=2), "float32"), how) for _ in range(2))
     inputs = drawn_tokens((T, N), C) if kind is gluon.TokenRNN else inputs_of(dense, "float32")[0]
     wanted = evaluate(dense, (inputs,), dense.collect_params())

@@ -57,7 +57,7 @@ def test_unroll(activation, layout, listed, merge_outputs, lengths, how):
     assert_same(*evaluated)
 
 
-def test_what_lies_behind_the_end_of_a_row_does_not_matter():
+def test_inputs_behind_the_end_of_a_row_do_not_matter():
     cell = both()[0]
     spoilt = sequence().asnumpy()
     spoilt[np.arange(T) >= np.array(LENGTHS)[:, None]] = np.nan
@@ -220,7 +220,7 @@ def test_a_step_of_symbols_too():
      "valid_length: got shape (2,), needs (3,)"),
     (lambda cell: cell(drawn((N, C + 1), 1), [drawn((N, H), 2)]), "Wxh: got shape (4, 6), needs (5, 6)"),
 ])
-def test_what_is_refused(call, sentence):
+def test_refusals(call, sentence):
     with pytest.raises(ValueError) as raised:
         call(both()[0])
     assert sentence in str(raised.value)

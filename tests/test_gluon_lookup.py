@@ -97,7 +97,7 @@ def test_a_frozen_weight_gets_no_gradient():
 
 
 @pytest.mark.parametrize("token", [-1, V, 2 ** 31 - 1])
-def test_a_token_that_is_none_is_an_error_where_nobody_has_seen_it_too(token, capfd):
+def test_a_token_outside_is_an_error_in_a_graph_too(token, capfd):
     class Parent(mx.gluon.HybridBlock):
         def __init__(self):
             super().__init__()
@@ -145,7 +145,7 @@ def with_table(**options):
 @pytest.mark.parametrize("how", HYBRID)
 @pytest.mark.parametrize("symbols", [9, V])
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_a_table_gives_what_a_weight_gives(lengths, symbols, how):
+def test_a_table_gives_the_same_as_a_weight(lengths, symbols, how):
     sparse, dense = with_table(input_size=symbols, num_layers=2, bidirectional=True, use_sequence_length=lengths is not None)
     rest = [] if lengths is None else [mx.nd.array(lengths)]
     tokens = drawn_tokens((T, N), symbols)

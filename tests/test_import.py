@@ -1,4 +1,4 @@
-"""What `import rnn_ops` does and does not: no MXNet until it is asked for, and then as it has to be."""
+"""`import rnn_ops`: without MXNet until somebody imports it, and then with all preparations."""
 import inspect
 import os
 import shutil
@@ -62,7 +62,7 @@ def test_looking_for_a_gpu_imports_no_mxnet():
                                  "import rnn_ops, mxnet", "import rnn_ops; import mxnet.gluon", "import rnn_ops.operators",
                                  "import rnn_ops\nimport mxnet as mx\nfrom rnn_ops import rnn_sequence"])
 @pytest.mark.slow
-def test_whoever_asks_gets_it_with_the_operators(graph, ask):
+def test_each_way_to_ask_for_mxnet_registers_the_operators(graph, ask):
     """NumPy and the import system are then as they were found."""
     code = (f"import sys\nbefore = list(sys.meta_path)\n{ask}\nimport mxnet, numpy\n"
             "print(mxnet.sym.load(sys.argv[1]).list_arguments())\n"
@@ -72,7 +72,7 @@ def test_whoever_asks_gets_it_with_the_operators(graph, ask):
 
 
 @pytest.mark.slow
-def test_where_mxnet_is_there_first_the_operators_come_at_once(graph):
+def test_with_mxnet_imported_first_the_operators_come_at_once(graph):
     lend = "numpy.bool = numpy.bool_; " if LENDS else ""
     code = (f"import sys, numpy; {lend}import mxnet\nimport rnn_ops\n"
             "print(mxnet.sym.load(sys.argv[1]).list_arguments())")
@@ -91,7 +91,7 @@ def test_an_import_that_fails_leaves_numpy_alone_and_can_be_tried_again(tmp_path
     assert python(code, tmp_path, folder=tmp_path).startswith(f"not yet {lent}\nnot yet {lent}\nof this test {lent}\n")
 
 
-def test_without_mxnet_its_absence_is_told_as_always(tmp_path):
+def test_without_mxnet_pythons_own_error_comes(tmp_path):
     """A Python that finds everything but MXNet."""
     code = ("import sys\nclass Without:\n    def find_spec(self, name, path=None, target=None):\n"
             "        if name.split('.')[0] == 'mxnet':\n            raise ModuleNotFoundError(name)\n"

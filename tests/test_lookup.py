@@ -214,7 +214,7 @@ def found(function, inputs, how="eager", req="write", size=V, times=1):
 @pytest.mark.parametrize("how", HYBRID)
 @pytest.mark.parametrize("req", ["write", "add", "null"])
 @pytest.mark.parametrize("function", [rnn_ops.rnn_sequence, rnn_ops.rnn_step], ids=["sequence", "step"])
-def test_the_functions_give_what_one_hot_rows_give(function, req, how, operator):
+def test_the_functions_give_the_same_as_one_hot_rows(function, req, how, operator):
     tokens = TOKENS if function is rnn_ops.rnn_sequence else TOKENS[0]
     times = 3 if req == "add" else 1
     got = found(function, tokens, how, req, times=times)
@@ -375,7 +375,7 @@ def test_the_operator_in_cplusplus_asks_python_for_it(capfd):
 
 
 @pytest.mark.parametrize("V", [2047, 2048])
-def test_a_symbol_finds_out_as_much_whatever_the_size_of_the_table(V, monkeypatch):
+def test_inference_is_the_same_for_any_size_of_the_table(V, monkeypatch):
     """The dtype from the state, the batch from the state, a row-sparse gradient: where no block says what a variable is."""
     monkeypatch.setenv("RNN_OPS_OPERATOR", "native")
     names = ("inputs", "state", "Wxh", "Whh", "bh")

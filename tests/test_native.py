@@ -1,4 +1,4 @@
-"""What is the native operator's alone: its guards, its attributes, its own errors, which operator is taken, where there is none.
+"""The native operator alone: its guards, its attributes, its own errors, and which operator is taken, with one and without.
 
 test_operators.py has its values and gradients, test_operator_errors.py the errors for arguments that do not fit.
 """
@@ -45,7 +45,7 @@ def test_unguarded_the_operator_overwrites_in_autograd_too():
         check_add_in_autograd(unguarded)
 
 
-def test_what_nobody_can_ask_for_is_not_computed():
+def test_unwanted_gradients_are_not_computed():
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
     arrays = ndarrays(arguments)
     for array in arrays:
@@ -219,7 +219,7 @@ def test_a_bad_token_of_a_step():
         native.rnn_step(**values).wait_to_read()
 
 
-def test_a_bad_token_is_told_of_where_the_gradient_is_waited_for():
+def test_a_bad_token_is_an_error_at_a_wait_for_the_gradient():
     values = good(inputs=tokens(9))
     values["Wxh"].attach_grad()
     with mx.autograd.record():
@@ -243,7 +243,7 @@ def test_shapes_that_do_not_follow():
      "Wxh: got an NDArray of storage row_sparse, needs a dense one: tostype('default')"),
     (dict(activation="sigmoid"), ValueError, "activation: got 'sigmoid', needs 'tanh' or 'relu'"),
 ])
-def test_what_is_no_argument(changed, error, sentence):
+def test_values_that_are_no_arguments(changed, error, sentence):
     with pytest.raises(error) as raised:
         native.rnn_sequence(**good(**changed))
     assert str(raised.value) == sentence
@@ -290,7 +290,7 @@ def test_which_operator_is_taken(monkeypatch, setting, op):
     assert {"native": "rnn_ops_native", "custom": "Custom"}[operators.in_use()] == op
 
 
-def test_where_there_is_none_the_custom_operator_is_taken_unless_the_native_one_is_asked_for(monkeypatch):
+def test_without_a_native_operator_the_custom_one_is_taken_unless_the_setting_says_native(monkeypatch):
     monkeypatch.delenv("RNN_OPS_OPERATOR", raising=False)
     monkeypatch.setattr(load, "failure", "the reason")
     assert op_of(rnn_ops.rnn_sequence) == "Custom"
@@ -304,7 +304,7 @@ def test_where_there_is_none_the_custom_operator_is_taken_unless_the_native_one_
         native.rnn_sequence(**good())
 
 
-def test_an_operator_there_is_not(monkeypatch):
+def test_an_unknown_operator_is_an_error(monkeypatch):
     monkeypatch.setenv("RNN_OPS_OPERATOR", "fast")
     with pytest.raises(ValueError, match="RNN_OPS_OPERATOR: got 'fast', needs 'custom' or 'native'"):
         rnn_ops.rnn_sequence(**good())
@@ -317,7 +317,7 @@ def test_info_names_the_operator(monkeypatch):
 
 
 @pytest.mark.slow
-def test_where_mxnet_does_not_take_the_library_the_custom_operator_is_taken_and_why_is_said(tmp_path):
+def test_a_library_that_mxnet_refuses_leaves_the_custom_operator_and_a_reason(tmp_path):
     shutil.copytree(os.path.dirname(rnn_ops.__file__), str(tmp_path / "rnn_ops"), ignore=shutil.ignore_patterns("__pycache__"))
     library = tmp_path / "rnn_ops" / os.path.basename(native.library_path())
     library.write_bytes(library.read_bytes().replace(b"_opRegSize", b"_opRegSiez"))  # a name that MXNet looks for

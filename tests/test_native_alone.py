@@ -183,7 +183,7 @@ for _ in range(20):
     assert "Error" not in run(code, network, network / "library.so")
 
 
-def test_where_it_was_not_loaded_mxnet_says_so(network):
+def test_mxnet_says_that_it_was_not_loaded(network):
     code = ALONE.replace("mx.library.load(library, verbose=False)", "") + 'mx.sym.load(folder + "/sequence.json")\n'
     assert "Operator rnn_ops_native is not registered" in run(code, network, network / "library.so", status=1)
 

@@ -50,7 +50,7 @@ def notes(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_else():
-    """All calls of this file are the front's, but those that say otherwise."""
+    """Calls in this file go through the front, unless they say otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "call", None)
         patch.setattr(calls, "call", None)
@@ -161,7 +161,7 @@ def test_two_losses_that_share_arrays_and_are_freed_one_by_one(notes):
         assert all(np.array_equal(array.grad.asnumpy(), gradient) for array, gradient in zip(others, gradients))
 
 
-def test_a_gradient_asked_for_by_autograd_grad(notes):
+def test_a_gradient_by_autograd_grad(notes):
     """It is written, whatever was said of the array's own."""
     arguments, cotangents = draw(Case("sequence", T, B, I, H))
     wanted = values_and_gradients(reference.rnn_sequence, arguments, cotangents)
@@ -308,7 +308,7 @@ def test_arrays_that_are_still_to_be_written(kind, index):
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_what_is_written_later_is_not_seen(busy):
+def test_a_later_write_is_not_seen(busy):
     arrays = arrays_of()
     wanted = rnn_ops.rnn_sequence(*arrays)[0].asnumpy()
     given = [array.copy() for array in arrays]
@@ -320,7 +320,7 @@ def test_what_is_written_later_is_not_seen(busy):
     assert np.array_equal(outputs.asnumpy(), wanted)
 
 
-def test_backward_reads_what_was_there_when_it_was_called(notes):
+def test_backward_reads_the_values_at_its_call(notes):
     inputs, state, *weights = arrays_of()
     for weight in weights:
         weight.attach_grad()
@@ -451,7 +451,7 @@ def test_a_short_call_needs_no_other_thread():
     assert waited == [True]
 
 
-def test_what_nobody_can_see_is_not_written():
+def test_invisible_gradients_are_not_written():
     """Of a large table that is not trained, to fill its gradient would take longer than all the rest."""
     arrays = arrays_of()
     for array in arrays:
@@ -484,7 +484,7 @@ VALUES = st.sampled_from([0, 1, 4, 4, 5, -1, 2 ** 31 - 1])
 @pytest.mark.parametrize("operator", ["sequence", "step"])
 @settings(max_examples=150)
 @given(data=st.data())
-def test_what_is_refused_is_refused_in_the_same_words(operator, data):
+def test_errors_have_the_same_words(operator, data):
     """Without the front, which leaves that to others, and with it."""
     sizes = dict(T=4, B=3, I=5, H=6)
     tokens = data.draw(st.booleans())
@@ -565,7 +565,7 @@ assert train() == before
 # Nothing is kept ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-def test_no_growth_whatever_becomes_of_a_call(notes, monkeypatch):
+def test_no_growth_for_any_outcome_of_a_call(notes, monkeypatch):
     monkeypatch.setattr(native, "call", CALL)  # those that fail are looked at there
     inputs, state, *weights = arrays_of("tokens", "float32")
     images, kernel = mx.nd.ones((T, B, 24)), mx.nd.ones((16, B, 3))

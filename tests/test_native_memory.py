@@ -41,7 +41,7 @@ def run(code, *arguments):
 
 
 @pytest.mark.skipif(not HAS_DEBUG, reason=f"there is no {DEBUG}")
-def test_the_allocator_sees_what_mxnet_does_with_an_unknown_shape():
+def test_the_allocator_sees_mxnets_overrun_for_an_unknown_shape():
     """The operator as it is, without the nodes that guard.py puts before it."""
     status, printed = run("operator = native.unguarded(*variables, step='0')\n"
                           "operator.infer_shape(state=(3, 7), Wxh=(5, 7), Whh=(7, 7), bh=(7,))\n")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from operator_cases import B, H, I, MISFITS, T, as_list, good, zeros
+from operator_cases import B, H, I, MISFITS, T, as_list, good, tokens, zeros
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
-from rnn_ops.operators import custom, native
+from rnn_ops.operators import custom, devices, native
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -88,7 +88,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("changed, error, sentence", list(OTHERS.values()), ids=list(OTHERS))
-def test_what_is_no_argument(changed, error, sentence):
+def test_values_that_are_no_arguments(changed, error, sentence):
     with pytest.raises(error) as raised:
         rnn_ops.rnn_sequence(**good(**changed))
     assert str(raised.value) == sentence
@@ -144,6 +144,28 @@ def test_simple_bind_that_takes_tokens_for_floats(operator, capfd):
                 "astype('int32')")
     with sentence_of_mxnet(operator, "ValueError", sentence, capfd):
         symbol.simple_bind(mx.cpu(), inputs=(T, B), Wxh=(I, H)).forward()[0].wait_to_read()
+
+
+def test_a_custom_operator_looks_at_tokens_once(monkeypatch, capfd):
+    """Of NDArrays before the call, of Symbols in it. On a GPU each look copies the tokens and waits for them."""
+    class Device(devices.Cpu):
+        looks_at_tokens = False  # as on a GPU
+
+        @staticmethod
+        def check_tokens(tokens, symbols):
+            looks.append(tokens.shape)
+            devices.Cpu.check_tokens(tokens, symbols)
+
+    looks = []
+    monkeypatch.setenv("RNN_OPS_OPERATOR", "custom")
+    monkeypatch.setattr(custom, "device_for", lambda context: Device())
+    rnn_ops.rnn_sequence(**good(inputs=tokens(0, 4)))[0].wait_to_read()
+    assert looks == []
+    bound_symbol("custom", good(inputs=tokens(0, 4))).wait_to_read()
+    assert looks == [(T, B)]
+    for function in own_function, bound_symbol:
+        with sentence_of_mxnet("custom", "ValueError", MISFITS["token too large"][2], capfd):
+            function("custom", good(inputs=tokens(0, 1, 4, 2, 5))).wait_to_read()
 
 
 @pytest.mark.parametrize("name, wrong, error, sentence", [

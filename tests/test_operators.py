@@ -1,6 +1,6 @@
 """The operators give the reference's values and gradients, however MXNet calls them: autograd, bind, blocks, every req.
 
-test_native.py has what is the native operator's alone.
+test_native.py has more on the native operator.
 """
 import doctest
 import itertools
@@ -343,7 +343,7 @@ def test_bind_with_a_grad_req_for_each(reqs, kind, operator):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("req", REQS)
 def test_simple_bind(req, kind):
-    """Shapes and dtypes that are not given follow from those that are."""
+    """Shapes and dtypes that are not given follow from the given ones."""
     case = Case("sequence", 4, 3, 5, 7, kind)
     arguments, cotangents, wanted = expected(case)
     executor = symbol(case).simple_bind(
@@ -391,7 +391,7 @@ def test_shapes_are_inferred(operator):
     if operator == "custom":
         assert everything.infer_shape_partial(state=(3, 7)) == (
             [(), (3, 7), (0, 7), (7, 7), (7,)], [(0, 3, 7), (3, 7)], [])
-    else:  # which MXNet gives no way to say "not known yet"
+    else:  # a native operator has no way to say "not known yet"
         with pytest.raises(mx.MXNetError, match="inputs: got a shape that is not known and does not follow from the other"):
             everything.infer_shape_partial(state=(3, 7))
     step = rnn_ops.rnn_step(*map(mx.sym.var, NAMES))
@@ -425,7 +425,7 @@ def test_forward_honours_req(kind, reqs):
 
 @pytest.mark.parametrize("reqs", PAIRS_OF_REQS, ids="-".join)
 @pytest.mark.parametrize("kind", KINDS)
-def test_backward_asks_for_what_req_wants(kind, reqs):
+def test_backward_asks_for_the_gradients_of_req(kind, reqs):
     """Where it may, the device computes into MXNet's memory itself. It is asked only for gradients that somebody wants."""
     class Device(devices.Cpu):
         def backward(self, *arguments, activation, **gradients):

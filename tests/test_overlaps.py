@@ -79,7 +79,7 @@ def test_gradients(backend):
                 backend.backward(**side_by_side(case, overlap))
 
 
-def test_a_gradient_in_the_place_of_its_argument(backend):
+def test_a_gradient_in_the_memory_of_its_argument(backend):
     arrays = backward_case()
     square = side_by_side(dict(dWhh=arrays["dWhh"]))["dWhh"]
     arrays.update(dWhh=square, Whh=square)
@@ -87,7 +87,7 @@ def test_a_gradient_in_the_place_of_its_argument(backend):
         backend.backward(**arrays)
 
 
-def test_what_is_only_read_may_be_one_array(backend):
+def test_arrays_that_are_only_read_may_be_one_array(backend):
     arrays = backward_case()
     arrays["doutputs"] = arrays["outputs"]
     backend.backward(**arrays)

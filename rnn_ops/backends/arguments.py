@@ -39,7 +39,7 @@ class Described(NamedTuple):
 
 
 def check(inputs, state, Wxh, Whh, bh=None, step=False):
-    """Check the arguments of a recurrence against one another and say what they are.
+    """Check the arguments of a recurrence against one another → their sizes and kinds.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The functions that users call, in front of the operators: the native one, and the CustomOp where there is none.
+"""The functions that users call, in front of the two operators: the native one, and the CustomOp if there is no native one.
 
 NDArrays are checked before MXNet sees them, because an exception in the caller's thread says more than an MXNetError at some
 later wait. Arguments that the native operator's quick way has found to be right are not checked again here. There is nothing
@@ -132,7 +132,7 @@ def in_use() -> str:
     ValueError
         RNN_OPS_OPERATOR names neither.
     RuntimeError
-        It names the native operator, and there is none: why.
+        It names the native operator, and there is no native operator: why.
     """
     name = os.environ.get("RNN_OPS_OPERATOR", "")
     if name not in ("", *_OPERATORS):

@@ -186,7 +186,7 @@ def call(step, values, activation):
 
 
 def looks_at_tokens(context):
-    """Whether a call sees to it that tokens are in [0, I): wherever they are, if need be by a copy that it waits for."""
+    """Whether a call checks that tokens are in [0, I). This operator always does, if need be with a copy that it waits for."""
     return True
 
 

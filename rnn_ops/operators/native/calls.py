@@ -39,7 +39,7 @@ def call(step, values, activation):
 
 
 def looks_at_tokens(context):
-    """Whether a call sees to it that tokens are in [0, I). On a GPU it does not wait for them: a wrong one makes NaN."""
+    """Whether a call checks that tokens are in [0, I). On a GPU it does not wait for them, and a wrong one makes NaN."""
     return context.device_type != "gpu"
 
 

@@ -14,7 +14,7 @@ from rnn_ops.operators.native import load
 UNSHARED = "__rnn_ops_unshared__"  # attribute of a Symbol that comes from a node of MXNet's own which no other call shares
 CONSTANT = "__rnn_ops_constant__"  # attribute of a Symbol whose gradient nobody wants, such as a BlockGrad: it is not computed
 
-_RANKS = (None, 2, 2, 2, 1)  # of the arguments; that of the inputs depends on what they are
+_RANKS = (None, 2, 2, 2, 1)  # of the arguments; inputs can have either of two
 _COPY_ALL_DIMENSIONS = (ctypes.c_int64 * 1)(-2)  # as a new shape
 
 
@@ -39,7 +39,7 @@ def _guarded_symbol(name, rank, symbol):
 
     1. The node must not be shared. MXNet merges nodes that have the same operator, inputs and attributes, so a plain
        identity would be merged with that of another call, and the gradients of both calls would be summed before it (bug 4).
-       MXNet does not merge nodes without inputs, nor what they lead to. The zeros are such a node.
+       MXNet does not merge nodes without inputs, nor the nodes that they lead to. The zeros are a node without inputs.
     2. The zeros also fix the number of dimensions, which has to be known (bug 5).
     3. Inside a control-flow operator, MXNet cannot run a node without inputs (bug 6). There SwapAxis does the same: MXNet
        does not merge it either, because it has a state, and with both axes equal it copies.
