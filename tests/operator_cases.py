@@ -23,6 +23,15 @@ def ndarrays(arrays, context=None):
     return [mx.nd.array(array, dtype=array.dtype, ctx=context) for array in arrays]
 
 
+def variables(arguments, grad_req="write", context=None):
+    """NDArrays, of which the floats have gradients."""
+    arrays = ndarrays(arguments, context)
+    for array in arrays:
+        if array.dtype != np.int32:
+            array.attach_grad(grad_req=grad_req)
+    return arrays
+
+
 def function_of(case, module=rnn_ops):
     """A module's function as one of the case's arguments alone."""
     return functools.partial(getattr(module, "rnn_" + case.operator), activation=case.activation)
@@ -62,6 +71,11 @@ def gradients_of(arrays):
     return {name: array.grad.asnumpy() for name, array in zip(GRADIENTS[-len(arrays):], arrays) if array.grad is not None}
 
 
+def named(results, arrays):
+    """The results of a sequence and the gradients of arrays by name."""
+    return dict(zip(["outputs", "state"], [result.asnumpy() for result in results]), **gradients_of(arrays))
+
+
 def assert_gradients(buffers, noise, req, wanted, calls=1):
     """Each gradient buffer, full of noise before, holds what its req asks for."""
     for name in NAMES:
@@ -91,9 +105,7 @@ def check_bind(results, case, req, calls=1, is_train=True):
 def check_add_in_autograd(function):
     """grad_req="add" over three backward passes, the second of a graph that uses the arrays twice."""
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
-    arrays = ndarrays(arguments)
-    for array in arrays:
-        array.attach_grad(grad_req="add")
+    arrays = variables(arguments, "add")
     for uses in (1, 2, 1):
         recorded(lambda *values: sums([function(*values) for _ in range(uses)]), arrays, cotangents)
     assert_same(gradients_of(arrays), {name: 4 * wanted[name] for name in GRADIENTS})

@@ -14,7 +14,7 @@ import pytest
 import rnn_ops
 from operator_cases import (
     BOUND, GRADIENTS, KINDS, B, H, I, T, as_list, assert_same, check_add_in_autograd, check_bind, expected, good,
-    ndarrays, recorded, sums, tokens, zeros)
+    gradients_of, ndarrays, recorded, sums, tokens, variables, zeros)
 from rnn_ops import info, operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
@@ -47,9 +47,7 @@ def test_unguarded_the_operator_overwrites_in_autograd_too():
 
 def test_unwanted_gradients_are_not_computed():
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
-    arrays = ndarrays(arguments)
-    for array in arrays:
-        array.attach_grad()
+    arrays = variables(arguments)
     recorded(lambda *a: tuple(native.unguarded(*a, step="0", wanted="01010")), arrays, cotangents)
     assert_same({name: arrays[index].grad.asnumpy() for index, name in enumerate(GRADIENTS) if index in (1, 3)},
                 {name: wanted[name] for name in ("dstate", "dWhh")})
@@ -68,10 +66,9 @@ def test_which_arrays_autograd_knows():
 
 def test_to_ask_autograd_changes_nothing():
     """MXNet marks gradients that a backward pass has written, for Gluon's Trainer to see."""
-    arrays = ndarrays(draw(Case("sequence", 4, 3, 5, 7))[0])
-    for array in arrays:
-        array.attach_grad()
-    outputs, _ = recorded(native.rnn_sequence, arrays, draw(Case("sequence", 4, 3, 5, 7))[1])
+    arguments, cotangents = draw(Case("sequence", 4, 3, 5, 7))
+    arrays = variables(arguments)
+    recorded(native.rnn_sequence, arrays, cotangents)
     assert [array._fresh_grad for array in arrays] == [True] * 5
     arrays[2]._fresh_grad = False
     with mx.autograd.record():
@@ -85,9 +82,7 @@ def test_gradients_that_flow_on(recompute):
     arguments, cotangents = draw(Case("sequence", 4, 3, 5, 7))
     gradients = []
     for module in (native, reference):
-        leaves = ndarrays(arguments)
-        for array in leaves:
-            array.attach_grad()
+        leaves = variables(arguments)
 
         def graph(*leaves):
             arrays = [array * 2 - 0.5 for array in leaves]
@@ -95,7 +90,7 @@ def test_gradients_that_flow_on(recompute):
             return (outputs, state + arrays[0].sum() * arrays[1]) if recompute else (outputs, state)
 
         recorded(graph, leaves, cotangents)
-        gradients.append({name: array.grad.asnumpy() for name, array in zip(NAMES, leaves)})
+        gradients.append(gradients_of(leaves))
     assert_same(*gradients)
 
 

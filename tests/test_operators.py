@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import rnn_ops
 from operator_cases import (
     ACTIVATIONS, BOUND, GRADIENTS, KINDS, as_list, assert_gradients, assert_same, check_add_in_autograd, check_bind, expected,
-    function_of, gradients_of, ndarrays, recorded)
+    function_of, gradients_of, named, ndarrays, recorded, variables)
 from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
@@ -63,9 +63,7 @@ def test_one_of_the_results_is_enough(kind, used):
     arguments, cotangents = draw(Case("sequence", 4, 3, 5, 7, kind))
     gradients = []
     for module in (rnn_ops, reference):
-        arrays = ndarrays(arguments)
-        for array in arrays[1 if kind == "tokens" else 0:]:
-            array.attach_grad()
+        arrays = variables(arguments)
         recorded(lambda *values: module.rnn_sequence(*values)[used], arrays, [cotangents[used]])
         gradients.append(gradients_of(arrays))
     assert_same(*gradients)
@@ -73,17 +71,14 @@ def test_one_of_the_results_is_enough(kind, used):
 
 def test_nothing_else_is_written():
     arguments, cotangents = draw(Case("sequence", 4, 3, 5, 7))
-    arrays = ndarrays(arguments)
-    for array in arrays:
-        array.attach_grad()
+    arrays = variables(arguments)
     with mx.autograd.record():
-        outputs, state = rnn_ops.rnn_sequence(*arrays)
-    before = outputs.asnumpy(), state.asnumpy()
-    mx.autograd.backward([outputs, state], ndarrays(cotangents))
+        results = rnn_ops.rnn_sequence(*arrays)
+    before = [result.asnumpy() for result in results]
+    mx.autograd.backward(list(results), ndarrays(cotangents))
     mx.nd.waitall()
-    for array, argument in zip(arrays, arguments):
+    for array, argument in zip([*arrays, *results], [*arguments, *before]):
         assert np.array_equal(array.asnumpy(), argument)
-    assert np.array_equal(outputs.asnumpy(), before[0]) and np.array_equal(state.asnumpy(), before[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,23 +91,18 @@ def test_slices_of_larger_arrays(kind):
     floats = [(name, part) for name, part in zip(GRADIENTS, parts) if part.dtype != np.int32]
     spare = {name: mx.nd.full((part.shape[0] + 2,) + part.shape[1:], 9, dtype="float64") for name, part in floats}
     mx.autograd.mark_variables([part for _, part in floats], [spare[name][1:-1] for name, _ in floats])
-    with mx.autograd.record():
-        outputs, state = rnn_ops.rnn_sequence(*parts)
-    mx.autograd.backward([outputs, state], ndarrays(cotangents))
-    found = {name: array[1:-1].asnumpy() for name, array in spare.items()}
-    assert_same({"outputs": outputs.asnumpy(), "state": state.asnumpy(), **found}, wanted)
+    results = recorded(rnn_ops.rnn_sequence, parts, cotangents)
+    assert_same({**named(results, []), **{name: array[1:-1].asnumpy() for name, array in spare.items()}}, wanted)
     for array in spare.values():
         assert (array[0].asnumpy() == 9).all() and (array[-1].asnumpy() == 9).all()
 
 
 def test_another_cpu_context():
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
-    arrays = ndarrays(arguments, mx.cpu(1))
-    for array in arrays:
-        array.attach_grad()
-    outputs, state = recorded(rnn_ops.rnn_sequence, arrays, cotangents)
-    assert outputs.context == state.context == mx.cpu(1)
-    assert_same({"outputs": outputs.asnumpy(), "state": state.asnumpy(), **gradients_of(arrays)}, wanted)
+    arrays = variables(arguments, context=mx.cpu(1))
+    results = recorded(rnn_ops.rnn_sequence, arrays, cotangents)
+    assert {result.context for result in results} == {mx.cpu(1)}
+    assert_same(named(results, arrays), wanted)
 
 
 def test_nan_stays_nan():
@@ -173,9 +163,7 @@ def test_weights_shared_by_several_calls(grad_req):
     cotangent = random.normal(size=(8, 3, 7))
     gradients = []
     for module in (rnn_ops, reference):
-        tokens, *floats = ndarrays(arguments)
-        for array in floats:
-            array.attach_grad(grad_req=grad_req)
+        tokens, *floats = variables(arguments, grad_req)
         with mx.autograd.record():
             state, *weights = floats
             first, state = module.rnn_sequence(tokens[:3], state, *weights)
@@ -186,7 +174,7 @@ def test_weights_shared_by_several_calls(grad_req):
                 steps.append(state)
             everything = mx.nd.concat(first, second, mx.nd.stack(*steps), dim=0)
         everything.backward(mx.nd.array(cotangent, dtype="float64"))
-        gradients.append({index: array.grad.asnumpy() for index, array in enumerate(floats)})
+        gradients.append(gradients_of(floats))
     assert_same(*gradients)
 
 
@@ -197,24 +185,18 @@ def test_one_array_for_two_arguments():
     for module in (rnn_ops, reference):
         inputs, state, weight, _, bh = ndarrays(arguments)
         weight.attach_grad()
-        with mx.autograd.record():
-            results = module.rnn_sequence(inputs, state, weight, weight, bh)
-        mx.autograd.backward(list(results), ndarrays(cotangents))
+        recorded(module.rnn_sequence, [inputs, state, weight, weight, bh], cotangents)
         gradients.append({"dW": weight.grad.asnumpy()})
     assert_same(*gradients)
 
 
 def test_gradient_after_a_forward_in_predict_mode():
-    case = Case("sequence", 4, 3, 5, 7)
-    arguments, cotangents, wanted = expected(case)
-    arrays = ndarrays(arguments)
-    for array in arrays:
-        array.attach_grad()
+    arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7))
+    arrays = variables(arguments)
     with mx.autograd.record(train_mode=False):
         results = rnn_ops.rnn_sequence(*arrays)
     mx.autograd.backward(list(results), ndarrays(cotangents), train_mode=False)
-    assert_same({name: array.grad.asnumpy() for name, array in zip(GRADIENTS, arrays)},
-                {name: wanted[name] for name in GRADIENTS})
+    assert_same(named(results, arrays), wanted)
 
 
 def test_second_derivatives_are_refused(operator):
@@ -248,14 +230,12 @@ def test_beside_another_custom_operator():
 
     arguments, cotangents, wanted = expected(Case("step", 1, 3, 5, 7))
     arguments, cotangents = ([array.astype("float32") for array in arrays] for arrays in (arguments, cotangents))
-    arrays = ndarrays(arguments)
-    for array in arrays:
-        array.attach_grad()
+    arrays = variables(arguments)
     with mx.autograd.record():
         state = mx.nd.Custom(*[rnn_ops.rnn_step(*arrays)] * 9, op_type="rnn_ops_test_first_of_nine")
     state.backward(mx.nd.array(cotangents[0]))
-    for name, array in zip(GRADIENTS, arrays):
-        assert relative_error(array.grad.asnumpy(), wanted[name]) <= 1e-5
+    for name, gradient in gradients_of(arrays).items():
+        assert relative_error(gradient, wanted[name]) <= 1e-5
 
 
 # A list of one array a step ---------------------------------------------------------------------------------------------
@@ -265,15 +245,9 @@ def test_beside_another_custom_operator():
 @pytest.mark.parametrize("together", [list, tuple])
 def test_a_list_of_ndarrays(module, kind, together):
     arguments, cotangents, wanted = expected(Case("sequence", 4, 3, 5, 7, kind))
-    inputs, others = together(ndarrays(arguments[0])), ndarrays(arguments[1:])
-    variables = others if kind == "tokens" else [*inputs, *others]
-    for array in variables:
-        array.attach_grad()
-    with mx.autograd.record():
-        outputs, state = module.rnn_sequence(inputs, *others)
-    mx.autograd.backward([outputs, state], ndarrays(cotangents))
-    found = {"outputs": outputs.asnumpy(), "state": state.asnumpy()}
-    found.update((name, array.grad.asnumpy()) for name, array in zip(GRADIENTS[1:], others))
+    inputs, others = together(variables(arguments[0])), variables(arguments[1:])
+    results = recorded(lambda *others: module.rnn_sequence(inputs, *others), others, cotangents)
+    found = named(results, others)
     if kind == "dense":
         found["dinputs"] = np.stack([array.grad.asnumpy() for array in inputs])
     assert_same(found, wanted)
@@ -513,15 +487,11 @@ def test_memory_that_processes_share_is_the_cpus(kind, shared):
     arrays = ndarrays(arguments)
     for index in shared:
         arrays[index] = arrays[index].as_in_context(mx.Context("cpu_shared", 0))
-    floats = [array for array in arrays if array.dtype != np.int32]
-    for array in floats:
-        array.attach_grad()
-    with mx.autograd.record():
-        results = rnn_ops.rnn_sequence(*arrays)
-    mx.autograd.backward(list(results), ndarrays(cotangents))
-    found = {"outputs": results[0].asnumpy(), "state": results[1].asnumpy()}
-    found.update((name, array.grad.asnumpy()) for name, array in zip(GRADIENTS[len(arrays) - len(floats):], floats))
-    assert_same(found, wanted)
+    for array in arrays:
+        if array.dtype != np.int32:
+            array.attach_grad()
+    results = recorded(rnn_ops.rnn_sequence, arrays, cotangents)
+    assert_same(named(results, arrays), wanted)
     assert {result.context.device_type for result in results} == {"cpu"}
 
 
