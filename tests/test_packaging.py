@@ -1,8 +1,11 @@
-"""What pip makes of the project: a base without MXNet, the sentences for what is missing, NumPy left as it was."""
+"""The project as pip sees it: files of wheel and sdist, a base without MXNet, errors for missing software, NumPy left as it was."""
+import glob
+import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import venv
 
 import numpy
@@ -10,7 +13,7 @@ import pytest
 
 from rnn_ops._mxnet import mx
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def run(*command, **kwargs):
@@ -29,6 +32,73 @@ def base(tmp_path_factory):
     status, printed = run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", ROOT)
     assert status == 0, printed
     return folder / "bin"
+
+
+@pytest.mark.slow
+def test_the_packages_and_nothing_else_are_installed(base, tmp_path):
+    packages = {"rnn_ops": "rnn_ops", "benchmarks": "rnn_ops_benchmarks", "kernels": "rnn_ops/backends/cuda/kernels",
+                **{f"python/{name}": name for name in os.listdir(os.path.join(ROOT, "python"))}}
+    expected = {"rnn_ops/librnn_ops.so"}
+    for folder, package in packages.items():
+        for path in glob.glob(os.path.join(ROOT, folder, "**"), recursive=True):
+            name = os.path.relpath(path, os.path.join(ROOT, folder))
+            if name.endswith((".py", ".cu", ".cuh", ".json", "py.typed")) or name == "codes.h":
+                expected.add(f"{package}/{name}")
+    expected = {name for name in expected if not name.startswith("rnn_ops_benchmarks/results/")}
+
+    status, printed = run(base / "python", "-c", "import importlib.metadata as m, json\n"
+                          "print(json.dumps([str(path) for path in m.files('rnn_ops')]))", cwd=tmp_path)
+    installed = {name for name in json.loads(printed)
+                 if not (name.endswith(".pyc") or ".dist-info/" in name or name.startswith("../"))}
+    assert installed == expected and status == 0
+
+
+@pytest.mark.slow
+def test_the_licence_is_named(base, tmp_path):
+    code = "import importlib.metadata as m; print(m.metadata('rnn_ops')); print(*m.files('rnn_ops'), sep='\\n')"
+    status, printed = run(base / "python", "-c", code, cwd=tmp_path)
+    assert re.search("^License(-Expression)?: Apache-2.0$", printed, re.MULTILINE)  # Python 3.8: without -Expression
+    assert re.search(r"^rnn_ops-.*\.dist-info/.*LICENSE$", printed, re.MULTILINE) and status == 0
+
+
+def test_the_sdist_is_the_whole_project(tmp_path):
+    if not os.path.exists(os.path.join(ROOT, ".git")):
+        pytest.skip("this is no clone")
+    tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, universal_newlines=True).split("\0")[:-1]
+    tracked = {name for name in tracked if os.path.exists(os.path.join(ROOT, name))}
+    for name in tracked:
+        os.makedirs(tmp_path / "clone" / os.path.dirname(name), exist_ok=True)
+        shutil.copy(os.path.join(ROOT, name), tmp_path / "clone" / name)
+    status, printed = run(sys.executable, "-c", "from setuptools import build_meta; print(build_meta.build_sdist('..'))",
+                          cwd=tmp_path / "clone")
+    assert status == 0, printed
+    assert not re.search("deprecat.*licen|licen.*deprecat", printed, re.IGNORECASE)
+    with tarfile.open(str(tmp_path / printed.split()[-1])) as archive:
+        packed = {member.name.split("/", 1)[1] for member in archive if member.isfile()}
+    for_a_clone = {name for name in tracked
+                   if name.startswith(".github/") or name in (".gitignore", ".clang-format", ".pre-commit-config.yaml")}
+    made = {"PKG-INFO", "setup.cfg"} | {name for name in packed if name.startswith("rnn_ops.egg-info/")}
+    assert packed - made == tracked - for_a_clone
+
+
+def test_versions_that_are_written_twice_are_the_same():
+    def versions(pattern, name):
+        with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+            return sorted(re.findall(pattern, file.read()))
+
+    assert versions(r"(?m)^version: (.*)$", "CITATION.cff") == [rnn_ops.__version__]
+    tools = r"(?:ruff|clang-format)==[\d.]+"
+    if os.path.exists(os.path.join(ROOT, ".pre-commit-config.yaml")):
+        assert versions(tools, ".pre-commit-config.yaml") == versions(tools, "pyproject.toml") and versions(tools, "pyproject.toml")
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.7"])
+def test_a_python_that_is_too_old(version):
+    names = [f"python{version}", *glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python"))]
+    pythons = [name for name in names if shutil.which(name) and run(name, "--version")[0] == 0]
+    if not pythons:
+        pytest.skip(f"no Python {version} is here")
+    assert run(pythons[0], "setup.py", "--version", cwd=ROOT) == (1, f"rnn_ops: got Python {version}, needs 3.8 to 3.12\n")
 
 
 @pytest.mark.slow
