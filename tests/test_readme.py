@@ -204,6 +204,8 @@ def test_files_and_names_of_ours_exist(page):
                 assert found(one, os.path.dirname(page)), code
         elif re.fullmatch(r"rnn_ops\w*(\.\w+)+(\(.*\))?", code):
             assert resolves(code.split("(")[0]), code
+    for test in re.findall(r"\btests/\w+\.py", read(page)):
+        assert found(test, ""), test
     for name in re.findall(r"\bRNN_OPS_\w+", read(page)):
         assert name in settings_in_the_code(), name
 
