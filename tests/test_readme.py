@@ -34,7 +34,8 @@ def read(page):
 
 def blocks(language, *pages):
     """The code blocks of a language, each without its fences."""
-    return [block for page in pages for block in re.findall(rf"^```{language}\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL)]
+    return [block for page in pages for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL)
+            if kind == language]
 
 
 README = read("README.md")
@@ -231,8 +232,8 @@ def resolves(name):
 
 
 def settings_in_the_code():
-    texts = [inspect.getsource(importlib.import_module(name)) for name in (
-        "rnn_ops.info", "rnn_ops.backends.cuda.compiler", "rnn_ops_timemachine.text", "rnn_ops.operators")]
+    texts = [open(path, encoding="utf-8").read() for folder in ("rnn_ops", "python") for path in glob.glob(
+        os.path.join(ROOT, folder, "**", "*.py"), recursive=True)]
     return set(re.findall(r"RNN_OPS_\w+", " ".join(texts)))
 
 
