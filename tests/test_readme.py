@@ -41,7 +41,8 @@ def blocks(language, *pages):
 README = read("README.md")
 TEXT = {page: re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL) for page in PAGES}
 EXAMPLES = blocks("python", *PAGES)
-COMMANDS = [command.strip() for block in blocks("bash", "README.md") for line in block.splitlines() for command in line.split("&&")]
+COMMANDS = [command.strip() for block in blocks("bash", "README.md")
+            for line in block.splitlines() for command in line.split("&&")]
 OURS = ("rnn_ops", "__editable__")  # what begins so is in site-packages by our installation
 
 # A compiler that takes no time: its libraries are those of the installed package. That they can be built is tested elsewhere.
@@ -62,7 +63,8 @@ def clone(tmp_path_factory):
     compiler.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     # Nothing is fetched: the environment has what the extra brings.
-    environment.update(PYTHONUTF8="1", CXX=str(compiler), PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    environment.update(PYTHONUTF8="1", CXX=str(compiler), PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0",
+                       PIP_DISABLE_PIP_VERSION_CHECK="1")
 
     def run(command):
         ran = subprocess.run(command.encode(), shell=True, cwd=str(folder),
@@ -271,7 +273,8 @@ def test_what_to_expect_is_what_the_grid_measured():
     assert len(table) == 5
     for H, by_rows in table.items():
         line = next(line for line in README.splitlines() if line.startswith(f"| {H} |")).replace("**", "")
-        assert line == f"| {H} | " + " | ".join(f"{by_rows[B]['dense']:.2f} / {by_rows[B]['tokens']:.2f}" for B in sorted(by_rows)) + " |"
+        cells = [f"{by_rows[B]['dense']:.2f} / {by_rows[B]['tokens']:.2f}" for B in sorted(by_rows)]
+        assert line == f"| {H} | {' | '.join(cells)} |"
     slower = [ratio for by_rows in table.values() for inputs in by_rows.values() for ratio in inputs.values() if ratio < 1]
     assert len(slower) == 3 and "We are slower at three" in README
 
@@ -291,7 +294,8 @@ def test_the_means_are_those_of_the_grid():
         for kind in "dense", "tokens":
             cells = []
             for direction in "forward", "forward+backward":
-                ahead = [row["ahead"] for row in rows_of("grid", direction) if (row["provider"], row["input"]) == (provider, kind)]
+                ahead = [row["ahead"] for row in rows_of("grid", direction)
+                         if (row["provider"], row["input"]) == (provider, kind)]
                 mean = math.exp(np.log(ahead).mean())
                 cells.append(f"{mean:.2f} ({sum(ratio >= 1 for ratio in ahead)} of {len(ahead)})")
             assert f"| {name}, {kind} | {' | '.join(cells)} |" in shown
