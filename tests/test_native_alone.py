@@ -219,6 +219,6 @@ def test_arrays_on_a_gpu_need_python():
     try:
         with pytest.raises(NativeError, match=r"inputs: got an array on gpu\(1\), needs one on cpu\(\), or a process in which "
                                               "Python has imported rnn_ops"):
-            Native(types.SimpleNamespace(hosts={}), device=1).forward(*arrays, np.empty((T, B, H), "float32"))
+            Native(types.SimpleNamespace(emulators={}), device=1).forward(*arrays, np.empty((T, B, H), "float32"))
     finally:
         library.rnn_ops_native_use_recorder(load.operator.programs._record)
