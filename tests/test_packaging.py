@@ -3,6 +3,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ import venv
 import numpy
 import pytest
 
+import rnn_ops
 from rnn_ops._mxnet import mx
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
