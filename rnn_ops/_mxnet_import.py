@@ -43,6 +43,7 @@ class _Loader(importlib.abc.Loader):
         if reason:
             raise ImportError(reason)
         import numpy
+
         from rnn_ops.backends.cuda import libraries
         module.__spec__.loader = module.__loader__ = self._loader
         libraries.load_for("mxnet-cu112")

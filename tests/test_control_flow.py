@@ -1,9 +1,9 @@
 """The operators inside MXNet's control flow and under attributes of nodes: same values and gradients as in a plain loop."""
 import numpy as np
 import pytest
-from gluon_cases import HYBRID, assert_same, drawn, evaluate, fill, hybridized
 
 import rnn_ops
+from gluon_cases import HYBRID, assert_same, drawn, evaluate, fill, hybridized
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 
@@ -108,7 +108,8 @@ def test_dynamic_unroll_of_a_cell(lengths, how):
 
 
 @pytest.mark.parametrize("attributes", [
-    dict(ctx_group="dev1"), dict(lr_mult="2"), dict(force_mirroring="True"), dict(__mine__="x"), dict(__a__="1", __b__="")], ids=str)
+    dict(ctx_group="dev1"), dict(lr_mult="2"), dict(force_mirroring="True"), dict(__mine__="x"), dict(__a__="1", __b__="")],
+    ids=str)
 @pytest.mark.parametrize("function", [rnn_ops.rnn_step, rnn_ops.rnn_sequence])
 def test_attributes_of_nodes(function, attributes):
     values = arrays()

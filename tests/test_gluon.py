@@ -12,8 +12,8 @@ import threading
 
 import numpy as np
 import pytest
-from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, flat, hybridized
 
+from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, flat, hybridized
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 
@@ -467,7 +467,7 @@ def test_a_network_is_exported_and_imported(tmp_path, kind, begins):
             "inputs = np.load(folder + '/inputs.npy'); outputs = net(mx.nd.array(inputs, dtype=inputs.dtype))\n"
             "outputs = outputs[0] if isinstance(outputs, list) else outputs\n"
             "print(np.abs(outputs.asnumpy() - np.load(folder + '/wanted.npy')).max() < 1e-6)")
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, universal_newlines=True,
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
                          cwd=str(tmp_path))
     assert (ran.returncode, ran.stdout) == (0, "True\n")
 

@@ -1,8 +1,8 @@
 """rnn_ops.gluon.RNNCell is MXNet's cell: one step, unroll in all its forms, inside MXNet's other cells, in graphs."""
 import numpy as np
 import pytest
-from gluon_cases import HYBRID, assert_same, drawn, evaluate, fill, hybridized
 
+from gluon_cases import HYBRID, assert_same, drawn, evaluate, fill, hybridized
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 

@@ -1,8 +1,8 @@
 """TokenRNN with a word-sized vocabulary looks its tokens up: same values and gradients, nothing in proportion to V but zeros."""
 import numpy as np
 import pytest
-from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, hybridized
 
+from gluon_cases import HYBRID, assert_same, drawn, drawn_tokens, evaluate, fill, hybridized
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 from rnn_ops.operators import lookup, native

@@ -22,7 +22,7 @@ LENDS = "bool" not in vars(numpy)  # NumPy has to be changed for the import of M
 def python(code, *arguments, folder=None, status=0):
     """What a fresh Python prints."""
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True,
+                          stderr=subprocess.STDOUT, text=True,
                           cwd=str(folder or os.path.dirname(os.path.abspath(__file__))))
     assert done.returncode == status, done.stdout
     return done.stdout
@@ -58,7 +58,8 @@ def test_looking_for_a_gpu_imports_no_mxnet():
 
 
 @pytest.mark.parametrize("ask", ["from rnn_ops import rnn_sequence", "import rnn_ops; rnn_ops.rnn_step",
-                                 "import rnn_ops; rnn_ops.use", "from rnn_ops import gluon", "import rnn_ops.reference", "from rnn_ops._mxnet import mx",
+                                 "import rnn_ops; rnn_ops.use", "from rnn_ops import gluon", "import rnn_ops.reference",
+                                 "from rnn_ops._mxnet import mx",
                                  "import rnn_ops, mxnet", "import rnn_ops; import mxnet.gluon", "import rnn_ops.operators",
                                  "import rnn_ops\nimport mxnet as mx\nfrom rnn_ops import rnn_sequence"])
 @pytest.mark.slow
@@ -106,7 +107,8 @@ def test_two_wheels_of_mxnet_at_once_are_named(tmp_path):
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mxnet-cu112\nVersion: 1.9.1\n")
     code = ("import sys, warnings\nsys.path.append(sys.argv[1])\n"
-            "with warnings.catch_warnings(record=True) as caught:\n    warnings.simplefilter('always')\n    import rnn_ops._mxnet\n"
+            "with warnings.catch_warnings(record=True) as caught:\n    warnings.simplefilter('always')\n"
+            "    import rnn_ops._mxnet\n"
             "print([str(w.message) for w in caught if 'mxnet-cu112' in str(w.message)])")
     assert "mxnet and mxnet-cu112 are both installed and have written the same module 'mxnet' over each other" in python(
         code, tmp_path)
@@ -152,6 +154,8 @@ def test_public_functions_have_type_hints():
     from rnn_ops.backends import cpu, cuda
     functions = [getattr(module, name) for module in (operators, reference) for name in module.__all__]
     functions += [getattr(gluon, name).__init__ for name in gluon.__all__]
+    for module in operators.native, operators.custom:
+        functions += [module.rnn_step, module.rnn_sequence]
     functions += [cpu.forward, cpu.backward, cuda.forward, cuda.backward]
     for function in filter(callable, functions):
         hints = typing.get_type_hints(function)

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from gluon_cases import HYBRID, assert_same, drawn, evaluate, hybridized
 
 import rnn_ops
+from gluon_cases import HYBRID, assert_same, drawn, evaluate, hybridized
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
 from rnn_ops.operators import devices, lookup
@@ -138,7 +138,7 @@ for token in -1, 4000, -2 ** 31:
             print(error)
 print(lookup.of_batch(mx.nd.array([[1, 2]], dtype="int32"), table, "VH")[1].sum().asscalar())  # it goes on
 """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env=dict(os.environ, MXNET_ENGINE_TYPE=engine), cwd=str(tmp_path))
     sentences = [f"inputs: got token {token} at [1, 1], needs 0 <= token < 4000, I = 4000 from Wxh"
                  for token in (-1, 4000, -2 ** 31)]

@@ -13,8 +13,27 @@ import pytest
 
 import rnn_ops
 from operator_cases import (
-    BOUND, GRADIENTS, KINDS, B, H, I, T, as_list, assert_same, check_add_in_autograd, check_bind, expected, good,
-    gradients_of, ndarrays, recorded, sums, tokens, variables, zeros)
+    BOUND,
+    GRADIENTS,
+    KINDS,
+    B,
+    H,
+    I,
+    T,
+    as_list,
+    assert_same,
+    check_add_in_autograd,
+    check_bind,
+    expected,
+    good,
+    gradients_of,
+    ndarrays,
+    recorded,
+    sums,
+    tokens,
+    variables,
+    zeros,
+)
 from rnn_ops import info, operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
@@ -166,7 +185,8 @@ def test_shared_in_a_block(kind, calls, grad_req, flags):
     inputs, state = ndarrays(arguments[:2])
     for array in (inputs, state):
         array.attach_grad(grad_req="add")
-    for passes in (1, 2):
+    passes = 2
+    for _ in range(passes):
         results = recorded(network, [inputs, state], cotangents)
     assert relative_error(results[0].asnumpy(), calls * wanted["outputs"]) <= BOUND
     assert relative_error(state.grad.asnumpy(), passes * calls * wanted["dstate"]) <= BOUND

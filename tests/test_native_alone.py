@@ -79,7 +79,7 @@ def network(tmp_path_factory):
 
 def run(code, folder, library, status=0):
     """What a fresh Python prints, in a folder that is not the package's."""
-    done = subprocess.run([sys.executable, "-c", code, str(folder), str(library)], cwd=str(folder), universal_newlines=True,
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(library)], cwd=str(folder), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == status, done.stdout
     return done.stdout

@@ -536,7 +536,7 @@ def train():
 
 def train(code="print(train())", **environment):
     done = subprocess.run([sys.executable, "-c", TRAIN + code], env={**os.environ, **environment}, timeout=100,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           cwd=os.path.dirname(os.path.abspath(__file__)))
     assert done.returncode == 0, done.stdout
     return done.stdout.split("\n")[-2]

@@ -35,8 +35,8 @@ def run(code, *arguments):
     environment = dict(os.environ, MALLOC_CHECK_="3", OMP_NUM_THREADS="1")
     if HAS_DEBUG:
         environment["LD_PRELOAD"] = DEBUG
-    done = subprocess.run([sys.executable, "-c", START + code, *arguments], env=environment, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", START + code, *arguments], env=environment, capture_output=True,
+                          text=True, cwd=os.path.dirname(os.path.abspath(__file__)))
     return done.returncode, done.stdout.splitlines() if done.stdout else [done.stderr]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from operator_cases import B, H, I, MISFITS, T, as_list, good, tokens, zeros
+from operator_cases import MISFITS, B, H, I, T, as_list, good, tokens, zeros
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
 from rnn_ops.operators import custom, devices, native

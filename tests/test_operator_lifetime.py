@@ -62,7 +62,7 @@ def test_threads_get_exact_results():
 def run(script, *arguments, **environment):
     """Run a script in a fresh Python → what it prints."""
     done = subprocess.run([sys.executable, str(script), *map(str, arguments)], env={**os.environ, **environment},
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

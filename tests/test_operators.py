@@ -12,14 +12,30 @@ from hypothesis import strategies as st
 
 import rnn_ops
 from operator_cases import (
-    ACTIVATIONS, BOUND, GRADIENTS, KINDS, as_list, assert_gradients, assert_same, check_add_in_autograd, check_bind, expected,
-    function_of, gradients_of, named, ndarrays, recorded, variables)
+    ACTIVATIONS,
+    BOUND,
+    GRADIENTS,
+    KINDS,
+    as_list,
+    assert_gradients,
+    assert_same,
+    check_add_in_autograd,
+    check_bind,
+    expected,
+    function_of,
+    gradients_of,
+    named,
+    ndarrays,
+    recorded,
+    variables,
+)
 from rnn_ops import gradcheck, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
 from rnn_ops.exactness import relative_error
 from rnn_ops.gradcheck import Case, draw, values_and_gradients
-from rnn_ops.operators import api as public, custom, devices
+from rnn_ops.operators import api as public
+from rnn_ops.operators import custom, devices
 from rnn_ops.operators.ndarray import view
 
 pytestmark = pytest.mark.usefixtures("operator")

@@ -5,17 +5,17 @@ later wait. Arguments that the native operator's quick way has found to be right
 to check of Symbols yet: the operators raise their errors when a graph is bound or run.
 """
 import os
-from typing import Sequence, Tuple, TypeVar, Union
+from typing import Sequence, Tuple, Union
 
 import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators import custom, devices, lookup, native, ndarray
+from rnn_ops.operators.ndarray import Array
 
 __all__ = ["rnn_step", "rnn_sequence", "in_use", "looks_at_tokens"]
 
-Array = TypeVar("Array", mx.nd.NDArray, mx.sym.Symbol)
 _OPERATORS = {"native": native, "custom": custom}
 
 

@@ -8,12 +8,14 @@ An exception in a callback reaches the user in MXNet's way: its traceback is pri
 the graph is bound or, if data had to be seen first, at the next wait for a result.
 """
 import atexit
+from typing import Tuple
 
 import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators.devices import device_for
+from rnn_ops.operators.ndarray import Array
 
 __all__ = ["rnn_step", "rnn_sequence", "call", "looks_at_tokens", "Recurrence", "RecurrenceProp", "Step", "Sequence"]
 
@@ -168,12 +170,13 @@ class Sequence(RecurrenceProp):
     results = {"outputs": "TBH", "state": "BH"}
 
 
-def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_step(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array, activation: str = "tanh") -> Array:
     """`rnn_ops.rnn_step` on the CustomOp: five NDArrays or five Symbols. Faults are MXNetErrors."""
     return _custom(True, (inputs, state, Wxh, Whh, bh), activation=activation)
 
 
-def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_sequence(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array,
+                 activation: str = "tanh") -> Tuple[Array, Array]:
     """`rnn_ops.rnn_sequence` on the CustomOp: five NDArrays or five Symbols. Faults are MXNetErrors."""
     outputs, state = _custom(False, (inputs, state, Wxh, Whh, bh), activation=activation)
     return outputs, state

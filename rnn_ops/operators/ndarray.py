@@ -1,18 +1,21 @@
 """NDArrays: whether values are some, where their memory is, and on the CPU as NumPy arrays, without a copy."""
 import ctypes
 import types
+from typing import TypeVar
 
 import numpy as np
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES
 
+Array = TypeVar("Array", mx.nd.NDArray, mx.sym.Symbol)
+
 # NumPy wants a buffer with a size. One that is larger than any array serves all of them and costs a third of what the
 # other ways do. `view` is called some ten times in each call of an operator.
 _Buffer = ctypes.c_char * 2 ** 46
 
 
-def are_ndarrays(values):
+def are_ndarrays(values) -> bool:
     """True for five NDArrays, False for five Symbols. For others a TypeError says which value is wrong and what to write."""
     kind = type(values[0])
     if kind in (mx.nd.NDArray, mx.sym.Symbol) and all(type(value) is kind for value in values):
@@ -28,7 +31,7 @@ def are_ndarrays(values):
     raise TypeError(f"{name}: got {type(value).__name__}, needs {kind.__name__} as inputs is one")
 
 
-def no_array(name, value):
+def no_array(name: str, value) -> str:
     """The sentence for a value that is neither an NDArray nor a Symbol: what it is, and what to write instead."""
     kind = type(value)
     where = f"{kind.__module__}.{kind.__name__}".replace("builtins.", "")

@@ -67,6 +67,7 @@ def why_not() -> Optional[str]:
 def gpu() -> Target:
     """The `Target` of the first GPU; call `why_not` first."""
     import cupy
+
     from rnn_ops.backends.cuda.launcher import Launcher
     runtime = cuda.gpu(0)
     return Target(mx.gpu(0), runtime.device.compute_capability < 90, Launcher(runtime),

@@ -1,17 +1,21 @@
 """Calls of the native operator. The functions for users are in rnn_ops/operators/api.py; these are one layer below."""
+from typing import Tuple
+
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.operators import ndarray
 from rnn_ops.operators.native import guard, load
+from rnn_ops.operators.ndarray import Array
 
 
-def rnn_step(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_step(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array, activation: str = "tanh") -> Array:
     """`rnn_ops.rnn_step` on the native operator. Faults in shapes, dtypes and tokens are MXNetErrors, at once or at the
     next wait for a result; a RuntimeError says why there is no native operator."""
     return _checked_call(True, (inputs, state, Wxh, Whh, bh), activation)
 
 
-def rnn_sequence(inputs, state, Wxh, Whh, bh, activation="tanh"):
+def rnn_sequence(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array,
+                 activation: str = "tanh") -> Tuple[Array, Array]:
     """`rnn_ops.rnn_sequence` on the native operator; errors as those of `rnn_step`."""
     outputs, state = _checked_call(False, (inputs, state, Wxh, Whh, bh), activation)
     return outputs, state
