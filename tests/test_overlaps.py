@@ -94,3 +94,20 @@ def test_arrays_that_are_only_read_may_be_one_array(backend):
     again = dict(backward_case(), doutputs=arrays["outputs"].copy())
     backend.backward(**again)
     assert all(np.array_equal(arrays[name], again[name]) for name in WRITTEN)
+
+
+@pytest.mark.parametrize("device", ["Cpu", "Gpu"])
+def test_a_gradient_in_the_memory_of_a_cotangent_of_a_custom_operator(device, monkeypatch, capfd):
+    """As in h.backward(state.grad)."""
+    mx = pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError).mx
+    from rnn_ops.operators import custom, devices
+    with platform(variants.known_device(80, 6)):
+        monkeypatch.setattr(custom, "device_for", lambda context: devices.Gpu(cuda.gpu(0)) if device == "Gpu" else devices.Cpu())
+        values = [mx.nd.ones(shape) for shape in ((B, I), (B, H), (I, H), (H, H), (H,))]
+        values[1].attach_grad()
+        with mx.autograd.record():
+            state = custom.rnn_step(*values)
+        with pytest.raises(mx.MXNetError):
+            state.backward(values[1].grad)
+            mx.nd.waitall()
+    assert "ValueError: dstate: got memory that overlaps doutputs, needs memory of its own\n" in capfd.readouterr().out

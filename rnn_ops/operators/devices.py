@@ -118,11 +118,15 @@ class Gpu:
     def check_tokens(self, tokens, symbols):
         cuda.check_tokens(self._gpu, tokens, symbols)
 
-    def forward(self, *arrays, **options):
-        self._launcher.forward(*arrays, **options)
+    def forward(self, inputs, state, Wxh, Whh, bh, outputs, activation):
+        read = dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh)
+        cuda.check_apart(self._gpu, dict(outputs=outputs), read)
+        self._launcher.forward(*read.values(), outputs, activation)
 
-    def backward(self, *arrays, **options):
-        self._launcher.backward(*arrays, **options)
+    def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation, **gradients):
+        read = dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, outputs=outputs, doutputs=doutputs, dlast_state=dlast_state)
+        cuda.check_apart(self._gpu, gradients, read)
+        self._launcher.backward(*read.values(), activation=activation, **gradients)
 
 
 class Offload:

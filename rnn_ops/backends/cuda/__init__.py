@@ -68,7 +68,7 @@ def forward(inputs: Any, state: Any, Wxh: Any, Whh: Any, bh: Any, outputs: Any, 
     T, B, I, H, dtype, _ = arguments.check(inputs, state, Wxh, Whh, bh)
     _fits("outputs", outputs, (T, B, H), dtype)
     gpu = _gpu(platform().index(inputs))
-    _apart(gpu, dict(outputs=outputs), dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh))
+    check_apart(gpu, dict(outputs=outputs), dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh))
     with gpu.current():
         check_tokens(gpu, inputs, I)
         Launcher(gpu).forward(inputs, state, Wxh, Whh, bh, outputs, activation, variant)
@@ -108,7 +108,7 @@ def backward(inputs: Any, state: Any, Wxh: Any, Whh: Any, outputs: Any, doutputs
             _fits(name, array, shape, dtype)
     gpu = _gpu(platform().index(inputs))
     names = list(given)
-    _apart(gpu, dict(zip(names[7:], arrays[7:])), dict(zip(names[:7], arrays[:7])))
+    check_apart(gpu, dict(zip(names[7:], arrays[7:])), dict(zip(names[:7], arrays[:7])))
     with gpu.current():
         check_tokens(gpu, inputs, I)
         Launcher(gpu).backward(*arrays, activation=activation, variant=variant)
@@ -175,7 +175,7 @@ def _fits(name, array, shape, dtype):
         raise ValueError(f"{name}: got shape {array.shape}, needs {shape}")
 
 
-def _apart(gpu, written, read):
+def check_apart(gpu, written, read):
     """`arguments.check_apart` of arrays by name."""
     arguments.check_apart(*[[(name, 0 if array is None else gpu.address(array), array) for name, array in arrays.items()]
                             for arrays in (written, read)])
