@@ -1,4 +1,4 @@
-"""Run a function in a process of its own that ends after a time: a hang, a crash or a broken GPU context costs that call alone."""
+"""Run a function in a process of its own, for a limited time: a hang, a crash or a broken GPU context costs that call alone."""
 import contextlib
 import multiprocessing
 import signal

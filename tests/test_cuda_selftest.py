@@ -352,7 +352,8 @@ def test_a_family_that_ends_its_process_or_hangs_costs_itself(check, monkeypatch
     assert re.search(r"cluster-barrier +(\d+) of +\1 right", stdout)  # its older exchange works
     asked = []
     monkeypatch.setattr(sanitizer, "find", lambda: "tool")
-    monkeypatch.setattr(sanitizer, "run", lambda show, left, keep, without: asked.append(without) or {"racecheck": "found"})
+    monkeypatch.setattr(sanitizer, "run",
+                        lambda show, left, keep, without: asked.append(without) or {"racecheck": "found"})
     status, stdout, record = check("HangingGrid", "--full")
     assert status == 1 and record["sanitizer"] == {"racecheck": "found"} and asked == [["--without", "grid"]]
     assert [line.split(":")[0] for line in record["kernels"]["failed"]] == ["3×4×5×7 tokens float32, grid", "grid", "racecheck"]

@@ -1,6 +1,6 @@
 """The command line, ``rnn-ops``: a module here for each command but ``bench``, whose own is in rnn_ops_benchmarks.
 
-Commands import the modules that they need when they run: help is instant, and no command fails because another one's modules are missing.
+A command imports its modules when it runs: help is instant, and no command fails because another one's modules are missing.
 """
 import argparse
 import signal

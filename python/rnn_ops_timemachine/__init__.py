@@ -4,8 +4,8 @@ It follows "Recurrent Neural Networks for Language Modeling" of *Deep Learning -
 tutorial here. One module a stage:
 
 text → data → parameters → learners → sampling
-learners      the three ways to compute training steps: ``training`` with MXNet (the model is in ``model``), ``network`` with Gluon,
-              ``cuda_training`` with the CUDA kernels alone; ``descent`` has the numbers that they share
+learners      the three ways to compute training steps: ``training`` with MXNet (the model is in ``model``), ``network`` with
+              Gluon, ``cuda_training`` with the CUDA kernels alone; ``descent`` has the numbers that they share
 opening, run  begin or resume a run, and carry it on
 folder, files, lock, checkpoint, record, plot, prompts   a run's folder and the files in it
 options, streams, hints, signals, progress               shared by the commands of rnn_ops_cli

@@ -71,7 +71,8 @@ class Run:
         try:
             self.inputs, self.labels = data.batch_views(tokens[:len(tokens) - held_out], *shape)
         except ValueError as error:
-            raise ValueError(f"validation: got {settings.validation}, which leaves too small a part to train on. {error}") from None
+            raise ValueError(f"validation: got {settings.validation}, which leaves too small a part to train on. "
+                             f"{error}") from None
         try:
             self.held_out = data.batch_views(tokens[len(tokens) - held_out:], *shape) if settings.validation else None
         except ValueError as error:
@@ -167,7 +168,8 @@ class Run:
         elif isinstance(error, MemoryError):
             kind, said = MemoryError, f"not enough memory ({said or type(error).__name__})"
         else:
-            library = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy"}.get(kind.__module__.partition(".")[0], kind.__name__)
+            libraries = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy"}
+            library = libraries.get(kind.__module__.partition(".")[0], kind.__name__)
             kind = MemoryError if "memory" in said.lower() else RuntimeError
             said = f"{library}: {(said.strip() or 'no reason given').splitlines()[-1]}"
         return kind(f"epoch {self.saved_epoch + 1}: {said}. {self.path(checkpoint.FILE)} holds epoch {self.saved_epoch}")
