@@ -1,5 +1,6 @@
 """Runs and the command line: what train writes, how it goes on, what is refused, and that nothing saved is lost."""
 import fcntl
+import importlib
 import json
 import math
 import os
@@ -75,7 +76,8 @@ def test_what_a_run_leaves(train, book_file, step):
                                   characters=len(book.characters), symbols=len(vocabulary))
     assert record["settings"]["step"] == step and record["settings"]["hidden"] == 8
     assert record["batches_per_epoch"] == len(inputs) and record["parameters"] == sum(p.size for p in parameters)
-    assert record["sessions"][0]["versions"]["mxnet"] == mx.__version__
+    library = importlib.import_module("cupy" if step == "cuda" else "mxnet")
+    assert record["sessions"][0]["versions"][library.__name__] == library.__version__
 
     # The little book lacks a character of the second prompt: a stretch of the book is continued in its place.
     assert record["prompts"][0] == "The Time Ma"
