@@ -2,6 +2,7 @@
 import contextlib
 
 import numpy as np
+
 from cuda_host import Emulator
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher

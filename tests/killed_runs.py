@@ -11,8 +11,8 @@ import signal
 import sys
 
 from rnn_ops import operators, reference  # noqa: F401, so that no fork has to import them
-from rnn_ops_timemachine import checkpoint, network, opening, plot, progress, training  # noqa: F401
 from rnn_ops_cli.main import main
+from rnn_ops_timemachine import checkpoint, network, opening, plot, progress, training  # noqa: F401
 from timemachine_cases import SMALL, assert_same_run
 
 TEXT = "The Time Machine is a machine of time.\nSo it ticks, and it tocks, and it stops.\n" * 8

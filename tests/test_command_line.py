@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import rnn_ops
-from rnn_ops_timemachine import checkpoint, data, hints, plot, progress, sampling, streams
-from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_cli.main import main
+from rnn_ops_timemachine import checkpoint, data, hints, plot, progress, sampling, streams
 from rnn_ops_timemachine.folder import PLOT
+from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_timemachine.record import FILE as RECORD
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, Settings, State
 
@@ -95,7 +95,8 @@ def workplace(tmp_path_factory):
 # --- names ----------------------------------------------------------------------------------------------------------
 
 NAMES = [b"Ba$$in.txt", b"a$b$c.txt", b"plain_{x}^2.txt", rb"$\frac{1}.txt", b"back\\slash.txt", b"two\nlines.txt",
-         b"\x1b]0;owned\x07\x1b[2J.txt", b"no utf-8 \xff\xfe.txt", "时间机器.txt".encode(), b"-dash '\".txt", b"$" * 100 + b".txt"]
+         b"\x1b]0;owned\x07\x1b[2J.txt", b"no utf-8 \xff\xfe.txt", "时间机器.txt".encode(), b"-dash '\".txt",
+         b"$" * 100 + b".txt"]
 
 
 @pytest.fixture
@@ -141,7 +142,8 @@ def test_a_run_takes_any_name(workplace, tmp_path, call, name):
     assert (status, stderr) == (0, "")
 
 
-BOOKS = ["abcdefgh" * 3 + " --validation it's --x\n", "-x y\n", "--help --quiet\n", "a\0b", "\0ab", "\0" * 12 + "a", "\x1b\0- --\n"]
+BOOKS = ["abcdefgh" * 3 + " --validation it's --x\n", "-x y\n", "--help --quiet\n", "a\0b", "\0ab", "\0" * 12 + "a",
+         "\x1b\0- --\n"]
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=repr)
@@ -312,7 +314,7 @@ def test_the_streams_are_given_back():
             "statuses = [main(['--version']), main(['fly'])]\n"
             "assert (sys.stdout, sys.stderr) == before; print(statuses); print('after', file=sys.stderr)\n"
             "sys.stdout = io.StringIO(); main(['--version']); sys.__stdout__.write(repr(sys.stdout.getvalue()))")
-    ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment())
     version = f"rnn-ops {rnn_ops.__version__}\n"
     assert ran.returncode == 0 and ran.stdout.decode() == f"{version}[0, 2]\n{version!r}"
     assert ran.stderr.startswith(b"rnn-ops: error: ") and ran.stderr.endswith(b"\nafter\n")
@@ -398,7 +400,8 @@ def test_what_the_model_does_not_know_is_listed_in_a_line(tmp_path, call):
 # --- settings -------------------------------------------------------------------------------------------------------
 
 WRONG = [(dict(RNN_OPS_NUM_THREADS="0"), "RNN_OPS_NUM_THREADS: got '0', needs a number of threads, 1 or more, at most 65,536"),
-         (dict(RNN_OPS_NUM_THREADS="65537"), "RNN_OPS_NUM_THREADS: got '65537', needs a number of threads, 1 or more, at most 65,536"),
+         (dict(RNN_OPS_NUM_THREADS="65537"),
+          "RNN_OPS_NUM_THREADS: got '65537', needs a number of threads, 1 or more, at most 65,536"),
          (dict(RNN_OPS_NUM_THREADS="x"), "RNN_OPS_NUM_THREADS: got 'x', needs a number of threads, 1 or more"),
          (dict(RNN_OPS_SIMD="neon"), "RNN_OPS_SIMD: got 'neon', needs one of "),
          (dict(RNN_OPS_OPERATOR="fast"), "RNN_OPS_OPERATOR: got 'fast', needs 'custom' or 'native'"),
@@ -438,7 +441,7 @@ def test_importing_mxnet_says_what_it_would_end_the_process_for():
             ("OMP_NUM_THREADS", "2,2", 1), ("OMP_NUM_THREADS", "x", 1), ("OMP_NUM_THREADS", "", 0), ("OMP_NUM_THREADS", " 3", 0),
             ("MXNET_ENGINE_TYPE", "foo", 1), ("MXNET_ENGINE_TYPE", "NaiveEngine", 0), ("MXNET_CPU_WORKER_NTHREADS", "", 0),
             ("MXNET_CPU_WORKER_NTHREADS", "2", 0)):
-        ran = subprocess.run([sys.executable, "-c", "import rnn_ops, mxnet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ran = subprocess.run([sys.executable, "-c", "import rnn_ops, mxnet"], capture_output=True,
                              env=environment(**{name: value}), cwd=os.path.dirname(os.path.abspath(__file__)))
         assert ran.returncode == status, (name, value, ran.stderr)
         assert not status or f"ImportError: {name}: got {value!r}" in ran.stderr.decode()

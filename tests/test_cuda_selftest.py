@@ -11,16 +11,16 @@ import types
 
 import numpy as np
 import pytest
+
+import rnn_ops
 from cuda_host import Emulator
 from defective_gpus import H100, Defective
+from rnn_ops import exactness, numpy_reference
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.backends.cuda.selftest import __main__ as watched
 from rnn_ops.backends.cuda.selftest import checks, run, sanitizer
-
-import rnn_ops
-from rnn_ops import exactness, numpy_reference
 from rnn_ops_cli.main import main
 from rnn_ops_timemachine import parameters
 

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from emulated_gpu import EmulatedGpu
-from rnn_ops.backends.cuda import variants
 
+from emulated_gpu import EmulatedGpu
 from rnn_ops import numpy_reference
+from rnn_ops.backends.cuda import variants
 from rnn_ops_cli.main import main
 from rnn_ops_timemachine import cuda_training, descent, parameters
 from rnn_ops_timemachine.settings import STEPS
@@ -154,8 +154,8 @@ sys.exit(main(sys.argv[1:]))
 
 def without_mxnet(*words, reason=None):
     """(exit status, stdout, stderr) of a command in a process that has no MXNet, with the emulator for a GPU."""
-    ran = subprocess.run([sys.executable, "-c", PROGRAM.format(reason=reason), *words], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+    ran = subprocess.run([sys.executable, "-c", PROGRAM.format(reason=reason), *words], capture_output=True,
+                         text=True, cwd=os.path.dirname(os.path.abspath(__file__)))
     return ran.returncode, ran.stdout, ran.stderr
 
 

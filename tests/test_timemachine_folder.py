@@ -271,8 +271,7 @@ for out in "here", os.path.join("new", "deep"):
     assert os.listdir("here") == ["notes"] and os.listdir("new") == [], out
 """
     (tmp_path / "new").mkdir()
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, cwd=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
         f"rnn-ops: error: out: cannot write to {out}: File too large" for out in ("here", "new/deep")]

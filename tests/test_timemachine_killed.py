@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 def test_kills_at_every_write(tmp_path):
     done = subprocess.run([sys.executable, killed_runs.__file__, str(tmp_path)], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True,
+                          stderr=subprocess.STDOUT, text=True,
                           env=dict(os.environ, PYTHONPATH=os.path.dirname(killed_runs.__file__)))
     assert done.returncode == 0, done.stdout[-3000:]
     kills = re.search(r"(\d+) and 18 kills", done.stdout)
@@ -76,7 +76,8 @@ sys.meta_path.insert(0, Finder())
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/{{name}}.txt"
         environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))
         environment.pop("RNN_OPS_DATA", None)
-        process = start_train("timemachine", path, before=f"from rnn_ops_timemachine import text; text._URL = {url!r}", env=environment)
+        process = start_train("timemachine", path, env=environment,
+                              before=f"from rnn_ops_timemachine import text; text._URL = {url!r}")
         assert process.stdout.readline().startswith("fetching http://127.0.0.1:")
         process.send_signal(signal.SIGTERM)
         assert process.communicate()[0] == "rnn-ops: interrupted by SIGTERM\n"

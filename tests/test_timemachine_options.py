@@ -9,8 +9,8 @@ import pytest
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import checkpoint, data, descent, model, text
-from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_timemachine.folder import BEST, PLOT
+from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_timemachine.record import FILE as RECORD
 from rnn_ops_timemachine.settings import STEPS
 from timemachine_cases import assert_same_run, book_file, content_of, main, metrics_of, one_line, train, train_by_hand
@@ -162,7 +162,8 @@ def test_a_best_model_that_is_lost_is_not_said_to_be_there(train, wrong, said):
     (["--validation", "1"], "validation: got 1.0, needs a number from 0, below 1"),
     (["--validation", "nan"], "validation: got nan"), (["--validation", "-0.1"], "validation: got -0.1"),
     (["--validation", "0.03"], "validation: got 0.03, which is too small a part. text: got 19 characters, needs 22 for one"),
-    (["--validation", "0.97"], "validation: got 0.97, which leaves too small a part to train on. text: got 20 characters, needs 22 for one batch"),
+    (["--validation", "0.97"],
+     "validation: got 0.97, which leaves too small a part to train on. text: got 20 characters, needs 22 for one batch"),
     (["--validation", "0.5", "--sequence-length", "300"], "error: text: got 640 characters, needs 901 for one batch"),
     (["--patience", "3"], "patience: got 3, needs a validation part"),
     (["--validation", "0.2", "--patience", "-1"], "patience: got -1, needs an integer of at least 0"),

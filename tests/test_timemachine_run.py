@@ -19,12 +19,12 @@ import pytest
 
 import rnn_ops
 from rnn_ops import operators, reference
-from rnn_ops.operators.native import load
 from rnn_ops._mxnet import mx
-from rnn_ops_timemachine import checkpoint, data, hints, model, progress, prompts, text, training
-from rnn_ops_timemachine.parameters import initialise
+from rnn_ops.operators.native import load
 from rnn_ops_cli.main import main
+from rnn_ops_timemachine import checkpoint, data, hints, model, progress, prompts, text, training
 from rnn_ops_timemachine.folder import PLOT
+from rnn_ops_timemachine.parameters import initialise
 from rnn_ops_timemachine.record import FILE as RECORD
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, STEPS
 from timemachine_cases import SMALL, assert_same_run, book_file, content_of, metrics_of, one_line, train, train_by_hand
@@ -390,7 +390,8 @@ def test_help_needs_nothing():
     assert b"--resume" in result.stdout
 
 
-@pytest.mark.parametrize("argv", [[], ["fly"], ["sample"], ["info", "--fast"], ["info", "--hidden", "0"], ["info", "--batch-size", "x"]])
+@pytest.mark.parametrize("argv", [[], ["fly"], ["sample"], ["info", "--fast"], ["info", "--hidden", "0"],
+                                  ["info", "--batch-size", "x"]])
 def test_what_is_no_command_is_named(argv, capfd):
     assert main(argv) == 2
     one_line(capfd.readouterr().err, "--help says more")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from emulated_gpu import EmulatedGpu
-from rnn_ops_timemachine import checkpoint, cuda_training, learners
 from rnn_ops_cli.main import main
+from rnn_ops_timemachine import checkpoint, cuda_training, learners
 from rnn_ops_timemachine.settings import METRICS, SAMPLES
 
 SMALL = ["--hidden", "8", "--batch-size", "3", "--sequence-length", "7"]

@@ -89,7 +89,8 @@ def _check_kernels(record, left_out, full):
     """The number of failures."""
     import rnn_ops
     from rnn_ops.backends import cuda
-    from rnn_ops.backends.cuda.selftest import checks, run as selftest, sanitizer
+    from rnn_ops.backends.cuda.selftest import checks, sanitizer
+    from rnn_ops.backends.cuda.selftest import run as selftest
     print(_wrapped(f"rnn_ops {rnn_ops.__version__}, CUDA kernels on {cuda.devices()[0].name} against NumPy in float64; of each "
                    "family the result that is nearest to its bound, and how near:"), flush=True)
     families = {family: [] for family in checks.EVERY}

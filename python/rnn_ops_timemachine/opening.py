@@ -3,7 +3,8 @@ import contextlib
 import os
 from typing import Any, Callable, Dict, Optional
 
-from rnn_ops_timemachine import checkpoint, data, files, folder as folders, learners, lock, record, text
+from rnn_ops_timemachine import checkpoint, data, files, learners, lock, record, text
+from rnn_ops_timemachine import folder as folders
 from rnn_ops_timemachine.run import Run
 from rnn_ops_timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
 

@@ -13,8 +13,8 @@ from typing import Callable, Iterator, List, Optional, Tuple
 import numpy as np
 
 import rnn_ops
-from rnn_ops_timemachine import (
-    checkpoint, data, descent, files, folder as folders, learners, parameters, plot, prompts, record)
+from rnn_ops_timemachine import checkpoint, data, descent, files, learners, parameters, plot, prompts, record
+from rnn_ops_timemachine import folder as folders
 from rnn_ops_timemachine.lock import Lock
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, Settings, State
 from rnn_ops_timemachine.text import Text

@@ -15,10 +15,10 @@ import cupy
 import numpy as np
 from cupy.cuda import runtime as cuda_runtime
 from cupy_backends.cuda.api import driver
-from rnn_ops.backends.cuda import runtime
-from rnn_ops.backends.cuda.launcher import Launcher
 
 from rnn_ops import exactness
+from rnn_ops.backends.cuda import runtime
+from rnn_ops.backends.cuda.launcher import Launcher
 
 _NON_PORTABLE_CLUSTER = 14  # CUfunction_attribute
 _SAME = 1e-12  # relative difference of two float64 results

@@ -3,9 +3,9 @@ import contextlib
 import time
 
 import numpy as np
-from rnn_ops.backends.cuda import variants
 
 from rnn_ops import numpy_reference
+from rnn_ops.backends.cuda import variants
 
 
 class NumPyGpu:

@@ -1,4 +1,5 @@
 """The self-test as ``rnn-ops check --device cuda`` runs it: each family of kernels in a process of its own, with an end."""
+import functools
 import math
 from typing import Callable, List
 
@@ -19,7 +20,7 @@ def run(report: Callable[[str, List[checks.Result]], None], full: bool = False) 
     """
     ended = []
     for family in checks.EVERY:
-        why_not = isolated.run(_check, family, FULL if full else SHORT, first_gpu, report=lambda results: report(family, results),
+        why_not = isolated.run(_check, family, FULL if full else SHORT, first_gpu, report=functools.partial(report, family),
                                seconds=FULL_SECONDS if full else SHORT_SECONDS)
         if why_not:
             report(family, [checks.Result(family, family, why_not, math.inf, 0)])
