@@ -3,7 +3,7 @@
 Every result is a dictionary with ``format``, ``kind``, ``date``, ``environment``, ``method`` and ``rows``; one of a GPU also has
 ``gpu``, ``parts`` and what each part found. A row is one provider at one shape in one direction:
 
-    stage, shape [T, B, I, H], input, direction, provider, status; reason, where it was not timed
+    stage, shape [T, B, I, H], input, direction, provider, status; reason if it was not timed
     best, p20, median, p80, calls, turns   seconds; error  the worst relative error against float64
     family, variant, chosen, cycles_per_step, floor_cycles, …   on a GPU
 """
@@ -146,7 +146,7 @@ def tanh_line(result):
 def peers_line(directions):
     """How the peers ran: versions, threads, the way that was chosen."""
     about = {row["provider"]: row["about"] for _, rows in directions for row in rows
-             if "about" in row and row["provider"] not in OURS}
+             if row.get("about") and row["provider"] not in OURS}
     return "; ".join(f"{provider}: {text}" for provider, text in about.items()) + "." if about else ""
 
 

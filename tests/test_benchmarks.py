@@ -298,6 +298,19 @@ def test_the_fastest_form_is_taken(monkeypatch):
     assert (form, call()) == ("fast, as written", "fast")
 
 
+def test_jax_on_a_gpu(monkeypatch):
+    """Its rows, on the CPU; and that it is left out if JAX finds no GPU."""
+    jax_scan = pytest.importorskip("rnn_ops_benchmarks.jax_scan")
+    with pytest.raises(ImportError, match="finds no GPU"):
+        jax_scan.measure_on_gpu(TINY)
+    monkeypatch.setattr(jax_scan.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax_scan, "_TOGETHER", 0.001)
+    rows = jax_scan.measure_on_gpu(TINY)
+    assert [(row["direction"], row["status"], row["shape"]) for row in rows] == [
+        ("forward", OK, [3, 2, 5, 4]), ("forward+backward", OK, [3, 2, 5, 4])]
+    assert all(row["wall"] > 0 and row["wall_waited"] > 0 and row["error"] < 1e-6 and "on cpu" in row["variant"] for row in rows)
+
+
 def test_yardsticks_do_what_they_count():
     for kind, provider in (problems.Peak(), providers.Peak), (problems.Peak("baseline", 1, "float64"), providers.Peak), (
             problems.Tanh(), providers.Tanh):
@@ -764,10 +777,12 @@ def test_a_real_grid(tmp_path, capfd):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-def test_whole_command(tmp_path, capfd):
+def test_whole_command(tmp_path, capfd, planted):
+    """With a provider of one's own too."""
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     status = cli.main(["--quick", "--rounds", "1", "--shape", "3,2,5,4:dense", "--shape", "3x2x5x4",
+                       "--provider", "planted_providers:Right",
                        "--json", str(file), "--png", str(picture)])
     shown = capfd.readouterr()
     assert status == 0, shown.out
@@ -779,7 +794,8 @@ def test_whole_command(tmp_path, capfd):
     for row in result["rows"]:
         assert row["status"] in (OK, NOT_INSTALLED, NOT_OFFERED)
         assert row["status"] == OK or row["reason"]
-    for name in ("multiply-adds", "tanh", "sgemm", "floor", "NumPy loop", "kernel"):
+    assert [row["direction"] for row in result["rows"] if row["provider"] == "right"] == ["forward", "forward+backward"] * 2
+    for name in ("multiply-adds", "tanh", "sgemm", "floor", "NumPy loop", "kernel", "right"):
         assert all(row["status"] == OK for row in result["rows"] if row["provider"] == name)
     for name in providers.OURS[2:]:  # in each stage
         assert [row["status"] for row in result["rows"] if row["provider"] == name] == [OK] * (

@@ -196,6 +196,29 @@ def test_results_of_another_gpu_do_not_belong_into_the_folder(whole):
     (out / RESULTS / "device.json").write_bytes(device)
 
 
+@pytest.mark.slow
+def test_a_provider_of_ones_own_takes_part(tmp_path):
+    """In a module that the working directory has; its name reaches the parts' processes."""
+    (tmp_path / "mine.py").write_text("""
+from rnn_ops_benchmarks.gpu_providers import GpuProvider
+
+class Mine(GpuProvider):
+    name, input = "mine", "tokens"
+
+    def __init__(self, problem, count):
+        self.truth = problem.truth("forward+backward")
+        self.calls = {"forward": (None, lambda i: None)}
+
+    def results(self):
+        return self.truth
+""")
+    process = run(tmp_path / "out", "--only", "tutorial", "--provider", "mine:Mine")
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = folder.Folder(str(tmp_path / "out")).read(SHAPES, "T5-B3-V7-H12")["rows"]
+    mine, = (row for row in rows if row["provider"] == "mine")
+    assert mine["status"] == "ok" and mine["median"] > 0
+
+
 # --- what goes wrong
 
 @pytest.mark.slow
