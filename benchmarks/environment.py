@@ -31,13 +31,13 @@ def describe():
 
 
 class Others:
-    """What others than this process and its children have taken of the processors that it may use."""
+    """The share of our processors that other programs have taken, all but this process and its children."""
 
     def __init__(self):
         self._began = self._now()
 
     def share(self):
-        """Since this was made, 0 to 1; None where the system does not tell. Children count once they have ended."""
+        """Since this was made, 0 to 1; None if the system does not say. Children count once they have ended."""
         (clock, busy, own), (clock_before, busy_before, own_before) = self._now(), self._began
         if busy is None:
             return None
@@ -50,8 +50,8 @@ class Others:
 
 
 def _busy():
-    """Seconds that our processors have been busy since the system started, or waited for a host that was; None where the
-    system does not tell."""
+    """Seconds that our processors have been busy since the system started, or waited for a host that was; None if the
+    system does not say."""
     ours = {f"cpu{number}" for number in processors()}
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
@@ -62,7 +62,7 @@ def _busy():
 
 
 def processors():
-    """Those that this process may run on."""
+    """The processors that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
 
 
@@ -74,7 +74,7 @@ def _version(package):
 
 
 def _commit():
-    """That of the working directory where it is a checkout of this project; None elsewhere."""
+    """The commit of the working directory if that is a checkout of this project, else None."""
     if not Path("benchmarks/environment.py").is_file():
         return None
     try:

@@ -28,7 +28,7 @@ from .gpu_parts import COMPILE, DEVICE
 _TRIES = 3       # of a part that crashes and can go on; each goes on behind what has ended the last one
 _GRACE = 20      # seconds from when a part should have come to its end to when it is killed
 _REPORT = 5      # seconds that are kept for the report
-_ALIVE = 60      # seconds that the GPU has to answer in a new process
+_ALIVE = 60      # seconds within which the GPU must answer in a new process
 _KILL = 20       # seconds that a killed process may take to go
 _SHOWN = 5       # failures that are printed of the first part that has some, then one a part; all are in its results
 GPU = f"{gpu_work.__name__}:gpu"  # makes the GPU in the processes of the parts
@@ -52,7 +52,6 @@ class Run:
 
     def __init__(self, folder, minutes=None, gpu=GPU, sizes="full", providers=()):
         self.folder, self._gpu, self._sizes, self._providers = folder, gpu, sizes, providers
-        self._minutes = minutes
         self._end = None if minutes is None else time.monotonic() + 60 * minutes - _REPORT
         # Families whose first check did not come to an end. If that of "cluster" did not, its older exchange must first show
         # that it works.
@@ -191,7 +190,7 @@ def main(path, minutes=None, only=None, gpu=GPU, sizes="full", providers=()):
 
 def _parts(run, folder, every, chosen, device, minutes):
     done = {part.name for part in every if (folder.read(PARTS, part.name) or {}).get("status") == DONE}
-    why_not = {name: why for name, why in unavailable(device["gpu"]).items()}
+    why_not = unavailable()
     print(gpu_report.facts(device))
     reason = unwritable(compiler.folder())
     if reason:  # every part would compile anew
@@ -232,7 +231,7 @@ def choose(folder, every, only):
     return chosen
 
 
-def unavailable(gpu):
+def unavailable():
     """{part's name: why it cannot be done here}, as far as that is known without trying."""
     found = {}
     for part, module, name in (("jax", "jax", "JAX"), ("mxnet", "mxnet", "MXNet")):
@@ -249,7 +248,7 @@ def summary(part, record, found, most=_SHOWN):
     """The lines that are printed of a part that has ended, with so many failures at most."""
     head = f"{part.name:<22}{record['status']:<9}{record['seconds']:>6.0f} s  {record['reason'][:200]}".rstrip()
     facts = gpu_report.headline(part.name, found) if found else ""
-    failed = [line for line in (found or {}).get("failed", [])]
+    failed = (found or {}).get("failed", [])
     shown = [f"    FAILED  {line[:200]}" for line in failed[:most]]
     if len(failed) > most:
         shown.append(f"    ... and {len(failed) - most} more: {RESULTS}/{part.name}.json")

@@ -16,7 +16,7 @@ from . import problems
 from .problems import TUTORIAL
 from .worker import FAILED, OK
 
-EPOCHS, QUICK_EPOCHS = 2000, 100  # the tutorial's, and some of them
+EPOCHS = 2000  # the tutorial's
 # Epochs that are compared with NumPy in float64, and how far a batch's loss may be off, relative: the bound that
 # tests/test_timemachine_swap.py has for the CPU. NumPy in float32 is off by 6e-5; in the third epoch single batches would be
 # off by 2e-3, since training at this rate makes more of every rounding.

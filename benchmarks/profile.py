@@ -21,13 +21,12 @@ def profile(shape):
     seconds : float
         A whole step, by the clock.
     """
-    from rnn_ops import operators
+    import rnn_ops
     from rnn_ops._mxnet import mx
     from rnn_ops_timemachine import training
     problem = problems.TrainingStep(shape, _BATCHES)
     tokens, labels = (mx.nd.array(array, dtype="int32") for array in (problem.tokens, problem.labels))
-    module = getattr(operators, operators.in_use())
-    learner = training.Learner(problem.parameters, module.rnn_sequence)
+    learner = training.Learner(problem.parameters, rnn_ops.rnn_sequence)
 
     def steps():
         for _ in learner.train_epoch(tokens, labels, problems.LEARNING_RATE):

@@ -126,7 +126,7 @@ def test_the_cuda_kernels_come_along(base, tmp_path):
             "                            ('resident', 'cluster', 'grid', 'stepwise', 'sums')))")
     status, printed = run(base / "python", "-c", code, cwd=tmp_path)
     assert status == 0 and printed.endswith("rnn_ops/backends/cuda/kernels True\n")
-    status, printed = run(base / "python", "-m", "rnn_ops_benchmarks.gpu", cwd=tmp_path)
+    status, printed = run(base / "rnn-ops", "bench", "--device", "cuda", cwd=tmp_path)
     assert status == 2 and "CuPy is not installed" in printed and "Traceback" not in printed
 
 

@@ -4,7 +4,7 @@ A `Variant` is a kernel together with all sizes of its launch. `candidates` list
 why a family cannot. `choose` takes the one with the fewest predicted cycles a step, forward and backward together.
 
 A prediction has two parts. One comes from the kernel's machine code (predictions.json, written by ``python -m
-benchmarks.gpu.predict``): the cycles of a step with one, two and more tiles of rows a block, for a block that has a
+benchmarks.machine_code.predict``): the cycles of a step with one, two and more tiles of rows a block, for a block that has a
 multiprocessor to itself, and how long one tile keeps the multiprocessor busy. The other is the number of blocks that run at once,
 from the limits of the device.
 
