@@ -13,7 +13,7 @@ gpu_mxnet.py, gpu_training.py  on a GPU: MXNet's arrays; the tutorial's 2,000 ep
 
 The clock
 clock.py        by the wall, and by a GPU's events
-measure.py      interleaved rounds over worker processes (worker.py: one for each library; memory.py: what its calls need)
+measure.py      interleaved rounds over worker processes (worker.py: one for each library; memory.py: the memory of its calls)
 gpu_measure.py  interleaved rounds on a GPU, in a part's process
 
 The result

@@ -1,5 +1,5 @@
-"""``python -m benchmarks`` in a clone, ``python -m rnn_ops_benchmarks`` where it is installed: ``rnn-ops bench`` without the other
-commands. A run on a GPU starts its processes with it."""
+"""``python -m benchmarks`` in a clone, ``python -m rnn_ops_benchmarks`` where it is installed: ``rnn-ops bench`` without the
+other commands. A run on a GPU starts its processes with it."""
 import sys
 
 from rnn_ops_timemachine import streams

@@ -1,4 +1,4 @@
-"""``rnn-ops bench``: measure, show the tables, write what was asked for. What a GPU needs besides is in gpu_run.py."""
+"""``rnn-ops bench``: measure, show the tables, write files. gpu_run.py does the runs on a GPU."""
 import argparse
 import contextlib
 import functools
@@ -21,7 +21,7 @@ _CUDA_OPTIONS = {"minutes": "--minutes", "out": "--out", "only": "--only", "repo
                  "architecture": "--architecture"}
 _NAMES = {**_OPTIONS, **_CUDA_OPTIONS, "providers": "--provider"}
 _MEASURES = ["quick", "rounds", "shapes", "grid", "packages", "providers"]
-# Option: those that it has no use for.
+# Option: the options that it has no use for.
 _NOT_USED = {"profile": [*_OPTIONS, "providers"], "ladder": [name for name in (*_OPTIONS, "providers") if name != "rounds"],
              "result": _MEASURES, "grid": ["quick"],
              "report": ["minutes", "out", "only", "rehearse", "architecture", "providers"],
@@ -102,10 +102,10 @@ def _check(parser, options):
             refuse([name for name in others if name != one], _NAMES[one])
     if options.packages and not os.path.isdir(options.packages):
         parser.error(f"--packages: {options.packages} is no folder")
-    for path in filter(None, (options.json, options.png)):
-        reason = files.why_not_writable(path)
+    for file in filter(None, (options.json, options.png)):
+        reason = files.why_not_writable(file)
         if reason:
-            parser.error(f"cannot write {path}: {reason}")
+            parser.error(f"cannot write {file}: {reason}")
     if options.png and not importlib.util.find_spec("matplotlib"):
         parser.error("the chart needs matplotlib, which rnn_ops[bench] brings")
 
@@ -157,17 +157,17 @@ def _parser(prog):
     cpu.add_argument("--profile", action="store_true",
                      help="instead of comparing, show where the time of our training step goes, operator by operator")
     cpu.add_argument("--ladder", action="store_true",
-                     help="instead, time the tutorial's own training step, and what each edit from it to ours brings")
+                     help="instead, time the tutorial's own training step, and how much each edit from it to ours brings")
 
     cuda = parser.add_argument_group(
-        "on a GPU", "Needs compute capability 7.0 or more and CuPy, not MXNet. Checks every CUDA kernel against float64, times "
-                    "them beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN), measures what "
-                    "nobody has published (st.async, barriers), does the tutorial's 2,000 epochs. In parts, the most important "
-                    "first, each in a process of its own with an end: a part that hangs or crashes costs itself only. Says at "
-                    "the start what will be done and what is left out. Results are written the moment they are there; another "
-                    "call with the same folder goes on where this one ends. Exit status: 0; 1 if something was wrong or a part "
-                    "did not end by itself; 2 if nothing could begin; 130 when interrupted. CUDA_VISIBLE_DEVICES picks the GPU, "
-                    "RNN_OPS_CACHE the folder of compiled kernels, RNN_OPS_DATA that of the book.")
+        "on a GPU", "Needs compute capability 7.0 or more and CuPy, not MXNet. Checks every CUDA kernel against float64, times them "
+                    "beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN), measures st.async and "
+                    "barriers, does the tutorial's 2,000 epochs. In parts, the most important first, each in a process of its own "
+                    "with an end: a part that hangs or crashes costs itself only. Says at the start which parts will be done and "
+                    "which are left out. Results are written the moment they are there; another call with the same folder goes on "
+                    "where this one ends. Exit status: 0; 1 if something was wrong or a part did not end by itself; 2 if nothing "
+                    "could begin; 130 when interrupted. CUDA_VISIBLE_DEVICES picks the GPU, RNN_OPS_CACHE the folder of compiled "
+                    "kernels, RNN_OPS_DATA that of the book.")
     cuda.add_argument("--minutes", type=_minutes, metavar="N", help="do what fits into so many (default: everything)")
     cuda.add_argument("--out", type=path, metavar="DIR", help="the folder of the results (default: gpu-results)")
     cuda.add_argument("--only", nargs="+", metavar="PART", choices=gpu_parts.NAMES,
@@ -213,7 +213,7 @@ def _count(stages, shapes):
         importlib.import_module("rnn_ops.backends.cpu")  # whose multiply-adds are the peak
     try:
         return sum(1 for _ in stages())
-    except (MemoryError, ValueError, OverflowError) as error:  # NumPy's for what no memory and what no array could hold
+    except (MemoryError, ValueError, OverflowError) as error:  # NumPy's, if no memory or no array could hold it
         raise CommandError(USAGE, f"error: --shape: {', '.join(map(str, shapes))}: too large for this machine "
                                   f"({error or type(error).__name__})") from error
 

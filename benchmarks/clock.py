@@ -43,8 +43,8 @@ def _repeat(call, seconds, minimum):
 
 
 def by_the_wall(call, wait, seconds=_TOGETHER):
-    """What a user's clock says of ``call(i)``, i = 0, 1, …, which only queues: ``wall``, seconds a call of many that are waited
-    for together, about ``seconds`` long, and ``wall_waited``, of one that is waited for."""
+    """Time ``call(i)``, i = 0, 1, …, which only queues, as a user's clock does → ``wall``: seconds a call of many that are
+    waited for together, about ``seconds`` long; ``wall_waited``: of one that is waited for."""
     alone = []
     for i in range(_ALONE + 1):
         wait()
@@ -106,7 +106,7 @@ class Events:
         return seconds / self._count, queued
 
     def _host_seconds(self):
-        """What the delay must be so that all launches of one call are in the queue: half as much again as they take."""
+        """A delay in which all launches of one call reach the queue: half as much again as they take."""
         longest = 0
         for i in range(3):
             self._gpu.wait()

@@ -19,7 +19,7 @@ _OBJECTS = {
     "cupy.RawModule": "get_function",
     "cupy.RawKernel": "kernel __call__",
 }
-# training.py's functions of the array namespace, with what they are called with.
+# Functions of the array namespace in rnn_ops_timemachine/cuda_training.py, with their keywords.
 _FUNCTIONS = {"arange": "dtype", "zeros": "dtype", "empty": "dtype", "sum": "axis out keepdims", "amax": "axis out keepdims",
               "mean": "out keepdims", "take": "out"}
 _ELEMENTWISE = "add subtract multiply divide exp log equal tanh maximum"

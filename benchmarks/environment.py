@@ -55,7 +55,7 @@ def _busy():
     ours = {f"cpu{number}" for number in processors()}
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-        # Of user, nice, system, idle, iowait, irq, softirq and steal all but two; what comes after is in these already.
+        # Of user, nice, system, idle, iowait, irq, softirq and steal all but two; later columns are contained in these.
         return sum(sum(map(int, line[1:4] + line[6:9])) for line in lines if line and line[0] in ours) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return None

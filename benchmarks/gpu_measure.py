@@ -18,7 +18,7 @@ from .worker import FAILED, NOT_INSTALLED, OK, verify
 
 ROUNDS, SECONDS = 25, 3  # of a shape; after so many seconds no further round begins ...
 FEWEST_ROUNDS = 5        # ... but so many are made
-TOGETHER = "the rounds of all"  # what `stages` tries besides single providers
+TOGETHER = "the rounds of all"  # `stages` tries this besides single providers
 
 
 def timed_variants(device, shape, all_variants=False, among=checks.EVERY):
@@ -39,7 +39,7 @@ def timed_variants(device, shape, all_variants=False, among=checks.EVERY):
 
 
 def providers(gpu, problem, sets, all_variants, among, alone, more):
-    """(columns, make, bound) of every provider of a problem: what is known before it is made, a function that makes it, and the
+    """(columns, make, bound) of every provider of a problem: facts known before it is made, a function that makes it, and the
     largest error that its results may have. Two lists: providers that are timed together, and our other variants."""
     ours = timed_variants(gpu.device, problem.shape, all_variants, among)
     best = {}

@@ -13,7 +13,7 @@ from .problems import TUTORIAL, Shape, gpu_shapes
 class Part(NamedTuple):
     name: str
     what: str
-    seconds: int             # by estimate, on an H100; with what its process takes to start
+    seconds: int             # by estimate, on an H100; with the start of its process
     limit: int               # seconds after which it is ended
     divisible: bool = False  # does as much as fits, and the next run goes on where it was cut off
     family: str = ""         # it is about
@@ -22,7 +22,7 @@ class Part(NamedTuple):
 
 class Sizes(NamedTuple):
     """How much each part does."""
-    first: dict      # what checks.plan is given
+    first: dict      # keywords of checks.plan
     check: dict
     repeats: dict
     tutorial: Shape
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     grid: list
     rounds: int      # of a timed shape
     epochs: int
-    model: dict      # what training.measure is given
+    model: dict      # keywords of gpu_training.measure
     characters: Optional[int]  # of the text, the first ones; None: all
 
 
@@ -81,7 +81,7 @@ def parts(architecture):
         Part("variants", "every variant at the quick shapes", 150, 600, True)]
 
 
-NAMES = list(dict.fromkeys(part.name.split("-")[0] for part in parts(90)))  # what --only takes
+NAMES = list(dict.fromkeys(part.name.split("-")[0] for part in parts(90)))  # for --only
 
 
 def allotted(part, left):

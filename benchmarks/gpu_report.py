@@ -65,8 +65,8 @@ def markdown(result):
     lines = [_environment(result), ""]
     if not result["complete"]:
         lines += ["**Incomplete.**", ""]
-    lines += _table([["part", "ended", "s", "why"], *([
-        name, its["status"], f"{its['seconds']:.0f}", _escaped(its["reason"])] for name, its in result["parts"].items())], left="013")
+    parts = [[name, its["status"], f"{its['seconds']:.0f}", _escaped(its["reason"])] for name, its in result["parts"].items()]
+    lines += _table([["part", "ended", "s", "why"], *parts], left="013")
     lines += _checks(result["checks"])
     if rows:
         for direction in (FORWARD, BOTH):
@@ -98,7 +98,7 @@ def _table(table, left=""):
 
 
 def _checks(found):
-    """What was checked, and each failure."""
+    """How many checks passed, and each failure."""
     if not found:
         return []
     table = [["part", "family", "right", "of its bound", "where"]]
@@ -207,13 +207,13 @@ def _tutorial(rows):
         table.append([_name(row), row["input"], _spread(forward), f"{forward['cycles_per_step']:,.0f}" if forward else "",
                       f"{row['predicted_cycles']:,.0f}" if "predicted_cycles" in row else "", _spread(timed.get(BACKWARD)),
                       _spread(timed.get(STEPS)), _spread(both), ratio])
-    return [f"**T×B×I×H = {TUTORIAL.sizes}, every provider**: µs a step, median (p20–p80); cycles a step at the clock of the run; "
-            "*× ours*: how many times as long as the chosen variant (bold) takes.", "", *_table(table, left="01"),
+    return [f"**T×B×I×H = {TUTORIAL.sizes}, every provider**: µs a step, median (p20–p80); cycles a step at the clock of the "
+            "run; *× ours*: how many times as long as the chosen variant (bold) takes.", "", *_table(table, left="01"),
             f"Floor, {gpu_floor.FORMULA}.", ""]
 
 
 def _wall(rows):
-    """What a user's clock says: microseconds a call."""
+    """Microseconds a call by a user's clock."""
     timed = [row for row in rows if "wall" in row and (row["chosen"] or row["provider"] != OURS)]
     untimed = [row for row in rows if row["direction"] is None and row["family"] in ("MXNet", "XLA")]
     if not timed + untimed:
@@ -227,7 +227,7 @@ def _wall(rows):
 
 
 def _lengths(rows):
-    """How time grows with the number of steps: what a call costs besides them shows."""
+    """How time grows with the number of steps, which shows the cost of a call besides them."""
     lengths = sorted({row["shape"][0] for row in rows})
     if lengths == [TUTORIAL.T]:
         return []
@@ -270,7 +270,8 @@ def _choices(rows):
         better = []
         for direction in (FORWARD, BOTH):
             chosen, best = at(rows, shape, direction)[0], first(best_families(rows, shape, direction))
-            better.append(f"{best[1]} {chosen['median'] / best[0]:.2f}×" if chosen and best and best[1] != chosen["family"] else "–")
+            slower = chosen and best and best[1] != chosen["family"]
+            better.append(f"{best[1]} {chosen['median'] / best[0]:.2f}×" if slower else "–")
         chosen = at(rows, shape, FORWARD)[0]
         family = chosen["family"] if chosen else ""
         return family if set(better) == {"–"} else f"{family}; {', '.join(better)}"

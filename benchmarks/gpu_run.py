@@ -25,7 +25,7 @@ from . import gpu_report, gpu_work, heatmap, report
 from .folder import CUT, DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, SHAPES, Folder, assemble, name_of
 from .gpu_parts import COMPILE, DEVICE
 
-_TRIES = 3       # of a part that crashes and can go on; each goes on behind what has ended the last one
+_TRIES = 3       # of a part that crashes and can go on; each goes on behind the cause of the last crash
 _GRACE = 20      # seconds from when a part should have come to its end to when it is killed
 _REPORT = 5      # seconds that are kept for the report
 _ALIVE = 60      # seconds within which the GPU must answer in a new process

@@ -76,8 +76,8 @@ def measure(gpu, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B, H=T
     Returns
     -------
     dict
-        For the result file: what was trained, ``ways`` (a row for each, with its tokens a second), ``failed`` (sentences),
-        and, where a way works, the whole training's seconds, tokens a second and mean losses by epoch, and a sample with the
+        For the result file: text and model, ``ways`` (a row for each, with its tokens a second), ``failed`` (sentences),
+        and, if a way works, the whole training's seconds, tokens a second and mean losses by epoch, and a sample with the
         part of its words that are words of the text.
     """
     vocabulary = data.Vocabulary(book.characters)
@@ -124,7 +124,7 @@ def measure(gpu, book, epochs=EPOCHS, show=None, T=TUTORIAL.T, B=TUTORIAL.B, H=T
     found.update(way=way, **_rates(time.perf_counter() - began, epochs, inputs), losses=losses.mean(axis=1).tolist())
     prompt = book.characters[:len(_PROMPT)] if vocabulary.missing(_PROMPT) else _PROMPT
     sample = sampling.sample(learner.arrays(), vocabulary, prompt, _LENGTH, _TEMPERATURE, seed=0)
-    words, known = re.findall(r"\w+", sample)[1:-1], set(re.findall(r"\w+", book.characters))  # without what is cut off
+    words, known = re.findall(r"\w+", sample)[1:-1], set(re.findall(r"\w+", book.characters))  # but those cut off
     found.update(sample=prompt + sample, known_words=sum(word in known for word in words) / max(1, len(words)))
     return found
 

@@ -13,7 +13,7 @@ from .providers import KERNEL, OURS, PUBLIC
 from .worker import OK
 
 INPUTS = ("dense", "tokens")
-COLUMNS = {KERNEL: "kernel", PUBLIC: "operator"}  # provider: what its column is called
+COLUMNS = {KERNEL: "kernel", PUBLIC: "operator"}  # provider: the name of its column
 _READS = (
     report.VERIFIED,
     "Providers that take no tokens are given the same as one-hot rows. Times are best calls, in milliseconds; beside them how "
@@ -84,7 +84,7 @@ def behind_lines(rows):
 
 
 def untimed_lines(rows):
-    """Who was not timed, and why: a line for each reason."""
+    """Providers that were not timed, and why: a line for each reason."""
     reasons = {}
     for row in rows:
         if row["status"] != OK:

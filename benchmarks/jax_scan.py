@@ -9,7 +9,7 @@ import numpy as np
 
 from . import problems, providers, worker
 from .clock import by_the_wall, time_calls
-from .problems import FORWARD
+from .problems import BOTH, FORWARD
 
 _TRIED = 0.02    # seconds, of each form, in which the fastest is found
 _TOGETHER = 0.5  # seconds of calls that are waited for together
@@ -97,7 +97,7 @@ def measure_on_gpu(shape):
            "family": "XLA", "variant": "", "chosen": False}
     try:
         made, known = worker.prepare(providers.JaxScan._replace(arguments=()), problems.Recurrence(shape))
-        launched = {direction: getattr(made.recurrence, "forward" if direction == FORWARD else "both") for direction in made.calls}
+        launched = {FORWARD: made.recurrence.forward, BOTH: made.recurrence.both}
         return [dict(row, direction=direction, status=worker.OK, variant=f"{made.about}, on {jax.devices()[0].device_kind}",
                      error=known["errors"][direction], **_by_the_wall(call)) for direction, call in launched.items()]
     except Exception as error:  # whatever is wrong with it belongs into the table

@@ -1,4 +1,4 @@
-"""``rnn-ops bench --ladder``: what each edit on the way from the tutorial's loop to ours brings, as a table."""
+"""``rnn-ops bench --ladder``: how much each edit on the way from the tutorial's loop to ours brings, as a table."""
 import textwrap
 
 from . import measure, problems, report, trainers

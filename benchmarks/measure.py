@@ -136,17 +136,18 @@ def floors(peak, problem):
     if peak["status"] != OK:
         return []
     return [dict({key: peak[key] * problem.flops(direction) / peak["flops"] for key in _STATISTICS},
-                 stage=peak["stage"], **_shape(problem), direction=direction, provider=FLOOR, status=OK, flops=problem.flops(direction))
+                 stage=peak["stage"], **_shape(problem), direction=direction, provider=FLOOR, status=OK,
+                 flops=problem.flops(direction))
             for direction in problem.directions]
 
 
 def derive(rows):
-    """Add to every row of a stage that was timed what follows from its times: rates, ratios, which figures are not credible.
+    """Add derived figures to every timed row of a stage: rates, ratios, and which figures are not credible.
 
-    ``of_peak`` and ``of_gemm_rate`` compare best calls, which other programs disturb least. A row of
-    ours names the ``best_peer`` with the same input, in best calls, and says how many times as fast it is itself: ``ahead`` in
-    best calls, ``ahead_median`` in medians, below 1 where the peer is. What MXNet adds to the kernel is less than the machine
-    drifts from round to round: the median of the differences within each round.
+    ``of_peak`` and ``of_gemm_rate`` compare best calls, which other programs disturb least. A row of ours names the ``best_peer``
+    with the same input, in best calls, and says how many times as fast it is itself: ``ahead`` in best calls, ``ahead_median`` in
+    medians, below 1 if the peer is faster. ``over_the_kernel``, MXNet's own time, is less than the machine drifts from round to
+    round: it is the median of the differences within each round.
     """
     timed = [row for row in rows if row["status"] == OK]
     rates = {row["direction"]: row["flops"] / row["best"] for row in timed if row["shape"] is None}

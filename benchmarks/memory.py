@@ -1,7 +1,7 @@
-"""How much memory calls need beside what was there before them: the peak of this process's resident set.
+"""How much memory calls need on top of the memory in use before them: the peak of this process's resident set.
 
-Linux keeps that peak, and lets a process set it back to what is resident now. Memory that was freed and is still resident would
-hide what the next call needs, so it is given back to the system first; all of it, if the C library has one arena
+Linux keeps that peak, and lets a process set it back to its resident size. Memory that was freed and is still resident would
+hide the need of the next call, so it is given back to the system first; all of it, if the C library has one arena
 (MALLOC_ARENA_MAX=1). The peak is exact to some hundred kilobytes: Linux counts a thread's pages in batches.
 """
 import ctypes
@@ -9,20 +9,20 @@ import gc
 
 
 class Resident:
-    """From when this is made on: what comes on top of it."""
+    """The memory that comes on top of the memory in use when this is made."""
 
     def __init__(self):
         self._before = self._give_back()
 
     def peak_of(self, call):
-        """Bytes that ``call`` needed at the most; None where the system does not tell. What calls have left since counts too."""
+        """Bytes that ``call`` needed at the most; None if the system does not say. Memory kept by earlier calls counts too."""
         told = self._give_back() is not None and self._before is not None
         call()
         return max(0, _status("VmHWM") - self._before) if told else None
 
     @staticmethod
     def _give_back():
-        """Free what is free, set the peak back and return what is resident; None where that cannot be done."""
+        """Free what is free, set the peak back and return the resident size; None if that cannot be done."""
         gc.collect()
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc's

@@ -1,4 +1,4 @@
-// What a step of the recurrence waits for, each thing alone, in cycles of the multiprocessor's clock.
+// Each thing that a step of the recurrence waits for, alone, in cycles of the multiprocessor's clock.
 //
 // Every kernel writes to out[0] the cycles of ROUNDS rounds in one block; -1 if it gave up waiting for another block. Rounds
 // depend on one another, so that what is measured is latency, but in `load_rate_*`, where loads overlap. `sink` takes what

@@ -14,7 +14,7 @@ ROUNDS = 1024  # as in microbench.cu
 TIMES = 5      # each is run; the fewest cycles count, the most are shown
 OPTIONS = ("--std=c++17", "-ftz=true")  # those of the kernels
 CLUSTERS = (2, 4, 8, 16)
-# Name, what it is, threads a block, of how many a round consists.
+# Name, description, threads a block, how many of them a round has.
 _OF_CLUSTER = (
     ("send_4_one_lane", "st.async of 4 bytes by one lane → mbarrier wait, one way", 32, 2),
     ("send_16_one_lane", "st.async of 16 bytes by one lane → mbarrier wait, one way", 32, 2),
@@ -28,7 +28,7 @@ _OF_CLUSTER = (
 
 
 class Measurement(NamedTuple):
-    """A kernel of microbench.cu and how it is launched. A round has ``of`` of what is counted."""
+    """A kernel of microbench.cu and how it is launched. A round does the counted thing ``of`` times."""
     kernel: str
     what: str
     blocks: int = 1

@@ -4,7 +4,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-_OPSET, _IR = 14, 8  # what every onnxruntime of the last years reads
+_OPSET, _IR = 14, 8  # every onnxruntime of the last years reads these
 
 
 def session(shape, Wxh, Whh, bh):

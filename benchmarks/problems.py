@@ -1,4 +1,4 @@
-"""What is computed: a shape, random inputs from a fixed seed, and the float64 truth of every result.
+"""Problems: a shape, random inputs from a fixed seed, and the float64 truth of every result.
 
 A problem has a ``name``, its ``shape`` (None for a yardstick), the ``directions`` in which it is timed, how many ``repeats`` of
 it a call makes (its time is divided by them), ``flops(direction)`` of one of them, ``truth(direction)``: the results by name that

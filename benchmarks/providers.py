@@ -1,6 +1,6 @@
 """Providers: whoever computes the recurrence on a CPU, each used as its own users would use it.
 
-`Provider` says what one has. To time your own, write a class like `Provider` and name it: ``rnn-ops bench --provider
+To time your own, write a class like `Provider` and name it: ``rnn-ops bench --provider
 module:Class``, or from Python::
 
     stage = measure.Stage("mine", ((Mine, problem), (providers.Kernel, problem)))
@@ -29,7 +29,7 @@ class Provider:
     name : str
         As the tables show it.
     process : str
-        Providers that name the same one share a process. Share only what uses the same threads.
+        Providers that name the same one share a process. Share a process only if you use the same threads.
     packages : tuple of str
         The result file notes their versions.
     lacks : dict
@@ -38,7 +38,7 @@ class Provider:
     Attributes of an instance
     -------------------------
     about : str
-        What it runs on: versions, threads, how it was written.
+        Versions, threads, how it was written.
     calls : dict
         {direction: function without arguments that returns when the results are there}
     prepared : dict
@@ -128,7 +128,7 @@ class Gemm(Provider):
 
 
 class Kernel(Provider):
-    """Our CPU backend on NumPy arrays: what the operators call, without MXNet around it."""
+    """Our CPU backend on NumPy arrays: the operators' own, without MXNet around it."""
     name = KERNEL
     process = "rnn_ops"
     packages = ("rnn_ops", "numpy")
@@ -257,7 +257,7 @@ def custom():
 
 
 def _public():
-    """What users call: the native operator where it works, and checks before it."""
+    """The function that users call: the native operator where it works, and checks before it."""
     import rnn_ops
     return rnn_ops.rnn_sequence
 

@@ -1,6 +1,7 @@
 """``--rehearse``: all that a run on a GPU does, up to the launches, on a machine that need not have one.
 
-Anything that fails here would have failed there, where minutes are few. A line for each thing: ok, FAILED or left out, and seconds.
+Anything that fails here would have failed there, where minutes are few. Prints a line for each thing: ok, FAILED or left
+out, and seconds.
 """
 import importlib
 import importlib.util
@@ -85,8 +86,9 @@ def _plan(device):
     found = launches.faults(device, items)
     if found:
         raise ValueError("; ".join(found))
-    return (f"{len(gpu_parts.parts(device.architecture))} parts, {len(gpu_work.planned(device, gpu_parts.SIZES['full'])):,} calls, "
-            f"{len(items):,} launches, {len(launches.kernels(items))} kernels")
+    calls = gpu_work.planned(device, gpu_parts.SIZES["full"])
+    return (f"{len(gpu_parts.parts(device.architecture))} parts, {len(calls):,} calls, {len(items):,} launches, "
+            f"{len(launches.kernels(items))} kernels")
 
 
 def _truths():
@@ -119,7 +121,7 @@ def _microbench(architecture):
 
 
 def _machine_code(device):
-    """The gates of every tiled kernel's loop, and what is predicted at the tutorial's shape."""
+    """The gates of every tiled kernel's loop, and the prediction at the tutorial's shape."""
     try:
         sass.nvdisasm()
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-"""Results as a file, as a table on screen and as the README's tables. grid.py shows those of a grid, gpu_report.py those of a GPU.
+"""Results as a file, as a table on screen and as the README's tables. grid.py shows a grid's, gpu_report.py a GPU's.
 
 Every result is a dictionary with ``format``, ``kind``, ``date``, ``environment``, ``method`` and ``rows``; one of a GPU also has
-``gpu``, ``parts`` and what each part found. A row is one provider at one shape in one direction:
+``gpu``, ``parts`` and the results of each part. A row is one provider at one shape in one direction:
 
     stage, shape [T, B, I, H], input, direction, provider, status; reason if it was not timed
     best, p20, median, p80, calls, turns   seconds; error  the worst relative error against float64
@@ -57,7 +57,7 @@ def make_result(rows, rounds, seconds, environment, kind=STAGES):
 def write_json(result, path):
     content = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     with files.writing(path) as file:
-        file.write(content.encode("utf-8", "backslashreplace"))  # what is no UTF-8 in a setting, as JSON escapes it
+        file.write(content.encode("utf-8", "backslashreplace"))  # a setting may be no UTF-8: JSON escapes it
 
 
 def read_json(path):
@@ -111,7 +111,7 @@ def environment_line(result):
 
 
 def yardsticks_line(yardsticks):
-    """What the processor and its BLAS did in the same rounds."""
+    """The rates of the processor and its BLAS in the same rounds."""
     parts = []
     for name, row in (("peak", yardsticks["peak"]), (f"sgemm {problems.Gemm.n}³", yardsticks["gemm"])):
         parts.append(f"{name} {_rate_of(row):.0f} GFLOP/s, median {row['flops_per_second'] / 1e9:.0f}" if row["status"] == OK
@@ -137,7 +137,7 @@ def peak_table(result):
 
 
 def tanh_line(result):
-    """What tanh costs, which no floor counts; empty where it was not measured."""
+    """The cost of tanh, which no floor counts; empty if it was not measured."""
     rows = [row for row in result["rows"] if row["direction"] == "tanh" and row["status"] == OK]
     return "".join(f"tanh: {1e9 * row['best'] / problems.Tanh.n:.3f} ns a value on one thread ({row['about'].split(',')[0]})."
                    for row in rows)
@@ -221,7 +221,7 @@ def not_credible(row, figures=("best", "p20", "median", "p80")):
 
 
 def added_line(directions):
-    """What MXNet adds to the bare kernel in each direction; empty where that was not measured."""
+    """The time that MXNet adds to the bare kernel in each direction; empty if it was not measured."""
     added = {}
     for _, rows in directions:
         for row in rows:
@@ -288,7 +288,8 @@ def markdown(cells):
 
 def markdown_table(table, left="0"):
     """Lines of a table in Markdown, from rows of cells, a header first; ``left`` has the numbers of the columns to the left."""
-    return [markdown(table[0]), markdown([":--" if str(i) in left else "--:" for i in range(len(table[0]))]), *map(markdown, table[1:])]
+    rule = [":--" if str(column) in left else "--:" for column in range(len(table[0]))]
+    return [markdown(table[0]), markdown(rule), *map(markdown, table[1:])]
 
 
 def emphasised(provider):

@@ -1,4 +1,4 @@
-"""The tutorial's training loss, and the same in six steps that end at ours: what ladder.py times, what the README shows.
+"""The tutorial's training loss, and the same in six steps that end at ours: ladder.py times them, the README shows them.
 
 Every rung is the smallest change of the one before, and gives the same loss and gradients. The first is the loop of
 "Recurrent Neural Networks for Language Modeling" in *Deep Learning - The Straight Dope*, with its functions under their
@@ -64,7 +64,7 @@ def simple_rnn_of_steps(inputs, state, parameters, temperature=1.0):
 
 
 def simple_rnn_of_a_sequence(inputs, state, parameters, temperature=1.0):
-    """All steps in one call; what follows is still done step by step."""
+    """All steps in one call; the rest is still done step by step."""
     Wxh, Whh, bh, Why, by = parameters
     states, state = rnn_sequence(inputs, state, Wxh, Whh, bh)
     outputs = []

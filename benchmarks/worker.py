@@ -73,7 +73,7 @@ class Worker:
         try:
             self._connection.send(request)
         except OSError:
-            pass  # receive() tells
+            pass  # receive() says so
 
     def receive(self):
         try:
@@ -122,7 +122,7 @@ def _serve(connection):
                 made[provider.name, problem.name], value = prepare(provider, problem, truths)
             elif request == "memory":
                 provider, problem = arguments
-                if provider.name not in warm:  # libraries are loaded, threads there: what is measured is the problem's
+                if provider.name not in warm:  # libraries are loaded, threads there: the rest is the problem's
                     warm.add(provider.name)
                     peak_memory(provider, problem.small())
                 value = peak_memory(provider, problem)
@@ -160,8 +160,8 @@ def prepare(provider, problem, truths=None):
 
 
 def peak_memory(provider, problem):
-    """{direction: the most bytes that a call needed, its results and what it left beside them, but not its arguments; None where
-    the system does not tell}"""
+    """{direction: the most bytes that a call needed, its results and what it left beside them, but not its arguments; None if
+    the system does not say}"""
     made = provider(problem)
     resident, peaks = Resident(), {}
     for direction in problem.directions:

@@ -1,4 +1,4 @@
-"""GPUs for tests of the benchmark, that compute in NumPy with any one thing wrong; processes that the tests start have them too."""
+"""GPUs for tests, that compute in NumPy with any one thing wrong; processes that the tests start have them too."""
 import os
 import signal
 import sys

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rnn_ops import numpy_reference
-from rnn_ops_benchmarks import (chart, cli, environment, floor, grid, heatmap, measure, memory, problems, profile,
+from rnn_ops_benchmarks import (chart, cli, environment, floor, grid, measure, memory, problems, profile,
                                 providers, report, worker)
 from rnn_ops_benchmarks.problems import Shape
 from rnn_ops_benchmarks.worker import FAILED, NOT_INSTALLED, NOT_OFFERED, OK, Workers, verify

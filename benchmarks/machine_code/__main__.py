@@ -1,4 +1,4 @@
-"""What a kernel's machine code consists of, what is wrong with it, and how many cycles a step takes by prediction.
+"""A kernel's machine code: its instructions, its faults, and how many cycles a step takes by prediction.
 
     python -m benchmarks.machine_code --family cluster --shape 32,256
     python -m benchmarks.machine_code --family cluster --only "Forward<float>, Tile<256, 64, 8, 1, 1" --listing

@@ -5,7 +5,7 @@ Which way a branch goes is not in the code. Of all ways through one pass of the 
   2. sends the most: a block's last step, which sends nothing, is one of many; and waits for the state;
   3. has the most multiply-adds: tanh and not relu;
   4. is the longest.
-That is what the warp does that all others wait for. The shortest way with all of the product on it is what a warp does that
+All other warps wait for the one that takes this path. The shortest way with all of the product on it is that of a warp which
 has nothing to finish. `Loop.choices` says for every branch which of these decided; "longer" is a guess.
 
 A loop that waits by trying again is passed once, or not at all where a first try stands before it: the state is there. How
@@ -119,7 +119,7 @@ class _Graph:
 
 
 def _postorder(start, following):
-    """All that can be reached from a node, each after those that follow it (but for loops)."""
+    """All nodes that can be reached from a node, each after those that follow it (but for loops)."""
     order, seen, stack = [], {start}, [(start, iter(following(start)))]
     while stack:
         node, rest = stack[-1]
@@ -195,7 +195,7 @@ class Loop:
         return [one for start in sorted(loop.blocks) for one in self._graph.blocks[start]]
 
     def sends(self, one):
-        """Whether an instruction is part of what tells the other blocks, or the block's other warps, of the state."""
+        """Whether an instruction helps to publish the state to the other blocks, or to the block's other warps."""
         return one.name in {"async": ("STAS",), "cluster barrier": ("ST", "UCGABAR_ARV"), "grid": ("RED", "REDG"),
                             "block barrier": ("STS",)}[self.exchange]
 
@@ -253,7 +253,7 @@ class Loop:
         return Path(tuple(one for block in blocks for one in self._graph.blocks[block]), blocks, weight, settings)
 
     def _weight(self, block):
-        """What `path` adds up and compares, first things first."""
+        """The weight that `path` adds up and compares, the most important number first."""
         instructions = self._graph.blocks[block]
         numbers = collections.Counter(one.name for one in instructions)
         long = sum(max(one.stall, 1) + 20 * (one.wait > 0) for one in instructions)
@@ -358,7 +358,7 @@ class Loop:
         return f"{'longer' if path.settings.finishes else 'shorter'} by {abs(path.weight[4] - weight[4])}"
 
     def gates(self, most_besides_ffma=None):
-        """What is wrong with the loop: a list of sentences, empty where nothing is.
+        """Faults of the loop: a list of sentences, empty if there are none.
 
         Parameters
         ----------

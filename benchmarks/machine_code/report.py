@@ -1,4 +1,4 @@
-"""What a kernel's loop over the steps consists of, what is wrong with it, and how long it takes.
+"""A report on a kernel's loop over the steps: its instructions, its faults, its predicted cycles.
 
 sass.py disassembles, paths.py finds the executed path, schedule.py counts its cycles; each says what it assumes.
 """
@@ -10,13 +10,13 @@ from . import paths, sass, schedule
 
 
 class Report(NamedTuple):
-    """What there is to say of one kernel. The numbers are {kind: number}."""
+    """The report on one kernel. The numbers are {kind: number}."""
     name: str
     exchange: str  # one of paths.EXCHANGES
     loop: dict     # of all instructions of the loop over the steps
     path: dict     # of those that one step executes
     idle: dict     # of those for a warp that finishes no elements
-    gates: list    # what is wrong, as sentences
+    gates: list    # faults, as sentences
     prediction: schedule.Prediction
 
 

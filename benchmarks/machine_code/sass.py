@@ -141,7 +141,7 @@ def nvdisasm():
     Raises
     ------
     RuntimeError
-        What to install.
+        The package to install.
     """
     found = [path for folder in libraries.nvidia_folders()
              for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "bin", "nvdisasm")))]

@@ -1,7 +1,7 @@
 """How many cycles a step takes, from a kernel's machine code: warps walked through the path of one step, issue by issue.
 
 The model (`simulate`) is one of a multiprocessor's four schedulers with its share of the warps of one or more blocks; the
-other three do the same at the same time. A cycle issues one instruction of one warp: of those that can, the last one's, else
+other three do the same at the same time. A cycle issues one instruction of one warp: of the warps that can, the last one's, else
 the first's. A warp's next instruction may issue
   - `stall` cycles after the last one, as the control code says;
   - when the scoreboards in its wait mask are free: a result is there LATENCIES after the issue, an operand has been read
@@ -51,7 +51,7 @@ MEMBAR = 500   # of the whole GPU, with stores to global memory under way; assum
 FLIGHT = {
     "async": 200,            # assumed: st.async to its mbarrier (a load from another block: published, 180-200)
     "cluster barrier": 200,  # assumed: from the last arrival to the end of the wait
-    "grid": 260,             # a reduction on its way to L2, 250, and half of a poll that missed it; all of a poll, 280, is in the code
+    "grid": 260,             # a reduction to L2, 250, and half of a poll that missed it; all of a poll, 280, is in the code
     "block barrier": BAR,
 }
 _LANES_INTEGER, _LANES_SPECIAL = 16, 4  # of one scheduler (CUDA C++ Programming Guide, arithmetic instructions)
@@ -217,7 +217,7 @@ class Walk:
 
 
 def _what(one):
-    """What an instruction does to its warp, besides taking its time."""
+    """The effect of an instruction on its warp, besides its time."""
     if one.name == "MEMBAR":
         return _MEMBAR if "GPU" in one.opcode or "SYS" in one.opcode else 0
     return {"BAR": _BAR, "LDGDEPBAR": _COMMIT, "DEPBAR": _COPIES}.get(one.name, 0)
@@ -350,7 +350,7 @@ def simulate(walk, blocks=None, warps=None, share=None):
 
 
 def _allowed(warp, pipes):
-    """The cycle from which a warp's next instruction may issue, and what holds it up."""
+    """The cycle from which a warp's next instruction may issue, and the cause of the delay."""
     op = warp.ops[warp.i]
     time, why = warp.ready, ""
     for b in op.wait:
