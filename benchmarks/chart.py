@@ -22,6 +22,7 @@ def draw(result, path):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     from rnn_ops_timemachine import plot
 
     rows, floor = _chosen(result["rows"])

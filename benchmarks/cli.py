@@ -160,14 +160,15 @@ def _parser(prog):
                      help="instead, time the tutorial's own training step, and how much each edit from it to ours brings")
 
     cuda = parser.add_argument_group(
-        "on a GPU", "Needs compute capability 7.0 or more and CuPy, not MXNet. Checks every CUDA kernel against float64, times them "
-                    "beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN), measures st.async and "
-                    "barriers, does the tutorial's 2,000 epochs. In parts, the most important first, each in a process of its own "
-                    "with an end: a part that hangs or crashes costs itself only. Says at the start which parts will be done and "
-                    "which are left out. Results are written the moment they are there; another call with the same folder goes on "
-                    "where this one ends. Exit status: 0; 1 if something was wrong or a part did not end by itself; 2 if nothing "
-                    "could begin; 130 when interrupted. CUDA_VISIBLE_DEVICES picks the GPU, RNN_OPS_CACHE the folder of compiled "
-                    "kernels, RNN_OPS_DATA that of the book.")
+        "on a GPU",
+        "Needs compute capability 7.0 or more and CuPy, not MXNet. Checks every CUDA kernel against float64, times them "
+        "beside one another, the floor and, where PyTorch is installed, torch.nn.RNN (cuDNN), measures st.async and "
+        "barriers, does the tutorial's 2,000 epochs. In parts, the most important first, each in a process of its own "
+        "with an end: a part that hangs or crashes costs itself only. Says at the start which parts will be done and "
+        "which are left out. Results are written the moment they are there; another call with the same folder goes on "
+        "where this one ends. Exit status: 0; 1 if something was wrong or a part did not end by itself; 2 if nothing "
+        "could begin; 130 when interrupted. CUDA_VISIBLE_DEVICES picks the GPU, RNN_OPS_CACHE the folder of compiled "
+        "kernels, RNN_OPS_DATA that of the book.")
     cuda.add_argument("--minutes", type=_minutes, metavar="N", help="do what fits into so many (default: everything)")
     cuda.add_argument("--out", type=path, metavar="DIR", help="the folder of the results (default: gpu-results)")
     cuda.add_argument("--only", nargs="+", metavar="PART", choices=gpu_parts.NAMES,

@@ -7,6 +7,7 @@ another order each round. Only providers with right results are timed.
 import time
 
 import numpy as np
+
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.selftest import checks
 

@@ -6,6 +6,7 @@ own, since MXNet 1.9.1 has none for compute capability 9.0. In the tests the CPU
 from functools import partial
 
 import numpy as np
+
 from rnn_ops._mxnet import mx
 from rnn_ops.exactness import draw, evaluate
 from rnn_ops.operators import selftest

@@ -6,11 +6,11 @@ import re
 import time
 
 import numpy as np
+
+from rnn_ops import numpy_reference
 from rnn_ops.backends.cuda.selftest import checks
 from rnn_ops.exactness import different_cells
 from rnn_ops_timemachine import cuda_training, data, descent, parameters, sampling
-
-from rnn_ops import numpy_reference
 
 from . import problems
 from .problems import TUTORIAL

@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import launcher, sources, variants
 from rnn_ops.backends.cuda.selftest import checks, sanitizer

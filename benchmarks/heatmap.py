@@ -97,6 +97,7 @@ def _draw(path, size, panels, columns, rows, scale, caption, axes_labels=("", ""
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
+
     from rnn_ops_timemachine import plot
 
     colours = matplotlib.cm.ScalarMappable(LogNorm(scale.lowest, scale.highest), scale.colours)

@@ -1,5 +1,6 @@
 """The launches of a call, written down by `rnn_ops.backends.cuda.recorder` without a GPU."""
 import numpy as np
+
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.backends.cuda.recorder import LaunchItem, Recorder
 

@@ -154,7 +154,7 @@ def derive(rows):
     for row in timed:
         if row["flops"]:
             row["flops_per_second"] = row["flops"] / row["median"]
-    for (_, direction), its in _comparable(timed).items():
+    for its in _comparable(timed).values():
         by_name = {row["provider"]: row for row in its}
         peers = [row for row in its if row["provider"] not in (*providers.OURS, FLOOR)]
         for row in its:

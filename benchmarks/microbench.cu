@@ -6,9 +6,7 @@
 constexpr int ROUNDS = 1024;
 constexpr int MOST_TRIES = 1 << 18;  // of a wait; far more than any that ends
 
-__device__ inline unsigned shared_address(const void* place) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(place));
-}
+__device__ inline unsigned shared_address(const void* place) { return static_cast<unsigned>(__cvta_generic_to_shared(place)); }
 
 // ---- within a warp
 
@@ -129,7 +127,10 @@ struct Mailbox {
     for (int tries = 0; !done && tries < MOST_TRIES; tries++)
       asm volatile(
           "{\n\t.reg .pred done;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n\t"
-          "selp.u32 %0, 1, 0, done;\n\t}" : "=r"(done) : "r"(of(n)), "r"(n >> 1 & 1) : "memory");
+          "selp.u32 %0, 1, 0, done;\n\t}"
+          : "=r"(done)
+          : "r"(of(n)), "r"(n >> 1 & 1)
+          : "memory");
     return done;
   }
 };
@@ -138,10 +139,12 @@ template <int BYTES>
 __device__ inline void store_async(unsigned place, unsigned barrier, unsigned value) {
   if (BYTES == 4)
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(place), "r"(value),
-                 "r"(barrier) : "memory");
+                 "r"(barrier)
+                 : "memory");
   else
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %1, %1, %1}, [%2];" ::
-                 "r"(place), "r"(value), "r"(barrier) : "memory");
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %1, %1, %1}, [%2];" ::"r"(place),
+                 "r"(value), "r"(barrier)
+                 : "memory");
 }
 
 // There and back between the first block of the cluster and the last. One warp a block; the first LANES lanes send.
@@ -191,8 +194,7 @@ __device__ inline void exchange(long long* out) {
   const long long start = clock64();
   for (int n = 0; n < ROUNDS && good; n++) {
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++)
-      store_async<16>(places[i] + (n & 1) * (512 * BLOCKS), others[i] + 8 * (n & 1), n);
+    for (int i = 0; i < BLOCKS; i++) store_async<16>(places[i] + (n & 1) * (512 * BLOCKS), others[i] + 8 * (n & 1), n);
     good = mailbox.wait(n);
     if (lane == 0) mailbox.expect(n);
   }
@@ -214,10 +216,8 @@ __device__ inline void barrier_rounds(long long* out, float* scratch) {
   for (int n = 0; n < ROUNDS; n++) {
     if (ARRIVAL >= AFTER_STORES)
       asm volatile("st.global.f32 [%0], %1;" ::"l"(mine + (n & 15) * (16 * 128)), "f"(static_cast<float>(n)) : "memory");
-    if (ARRIVAL == BARE || ARRIVAL == AFTER_STORES)
-      asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    else
-      asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    if (ARRIVAL == BARE || ARRIVAL == AFTER_STORES) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    else asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   }
   const long long end = clock64();
@@ -225,17 +225,17 @@ __device__ inline void barrier_rounds(long long* out, float* scratch) {
 }
 
 #define KERNEL(BLOCKS, NAME) extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) NAME##_##BLOCKS
-#define OF_CLUSTER(BLOCKS)                                                                                              \
-  KERNEL(BLOCKS, send_4_one_lane)(long long* out, unsigned*) { ping_pong<BLOCKS, 4, 1>(out); }                         \
-  KERNEL(BLOCKS, send_16_one_lane)(long long* out, unsigned*) { ping_pong<BLOCKS, 16, 1>(out); }                       \
-  KERNEL(BLOCKS, send_4_warp)(long long* out, unsigned*) { ping_pong<BLOCKS, 4, 32>(out); }                            \
-  KERNEL(BLOCKS, send_16_warp)(long long* out, unsigned*) { ping_pong<BLOCKS, 16, 32>(out); }                          \
-  KERNEL(BLOCKS, exchange)(long long* out, unsigned*) { exchange<BLOCKS>(out); }                                       \
-  KERNEL(BLOCKS, barrier)(long long* out, unsigned*, float* scratch) { barrier_rounds<BARE>(out, scratch); }           \
-  KERNEL(BLOCKS, barrier_relaxed)(long long* out, unsigned*, float* scratch) { barrier_rounds<RELAXED>(out, scratch); } \
+#define OF_CLUSTER(BLOCKS)                                                                                                  \
+  KERNEL(BLOCKS, send_4_one_lane)(long long* out, unsigned*) { ping_pong<BLOCKS, 4, 1>(out); }                              \
+  KERNEL(BLOCKS, send_16_one_lane)(long long* out, unsigned*) { ping_pong<BLOCKS, 16, 1>(out); }                            \
+  KERNEL(BLOCKS, send_4_warp)(long long* out, unsigned*) { ping_pong<BLOCKS, 4, 32>(out); }                                 \
+  KERNEL(BLOCKS, send_16_warp)(long long* out, unsigned*) { ping_pong<BLOCKS, 16, 32>(out); }                               \
+  KERNEL(BLOCKS, exchange)(long long* out, unsigned*) { exchange<BLOCKS>(out); }                                            \
+  KERNEL(BLOCKS, barrier)(long long* out, unsigned*, float* scratch) { barrier_rounds<BARE>(out, scratch); }                \
+  KERNEL(BLOCKS, barrier_relaxed)(long long* out, unsigned*, float* scratch) { barrier_rounds<RELAXED>(out, scratch); }     \
   KERNEL(BLOCKS, barrier_stores)(long long* out, unsigned*, float* scratch) { barrier_rounds<AFTER_STORES>(out, scratch); } \
-  KERNEL(BLOCKS, barrier_relaxed_stores)(long long* out, unsigned*, float* scratch) {                                  \
-    barrier_rounds<RELAXED_AFTER_STORES>(out, scratch);                                                                \
+  KERNEL(BLOCKS, barrier_relaxed_stores)(long long* out, unsigned*, float* scratch) {                                       \
+    barrier_rounds<RELAXED_AFTER_STORES>(out, scratch);                                                                     \
   }
 OF_CLUSTER(2)
 OF_CLUSTER(4)

@@ -14,6 +14,7 @@ import tempfile
 import time
 
 import numpy as np
+
 from rnn_ops import exactness
 from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu

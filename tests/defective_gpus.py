@@ -5,9 +5,10 @@ import sys
 import time
 
 import numpy as np
+from rnn_ops_benchmarks.gpu_work import LeftOut
+
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
-from rnn_ops_benchmarks.gpu_work import LeftOut
 
 H100 = variants.known_device(90, 132)
 

@@ -11,9 +11,10 @@ import cuda_standin
 def gpu():
     driver, _ = cuda_standin.install()
     import numpy as np
+    from rnn_ops_benchmarks import gpu_work
+
     from cuda_host import Emulator
     from cuda_host import driver as host_driver
-    from rnn_ops_benchmarks import gpu_work
     found = gpu_work.gpu()
     runtime = found.runtime
     version, _ = cuda_standin.cublas_names()

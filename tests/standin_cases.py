@@ -14,6 +14,7 @@ import cuda_standin
 DRIVER, RUNTIME = cuda_standin.install()
 
 import cupy  # noqa: E402
+
 from cuda_host import Emulator  # noqa: E402
 from cuda_host import driver as host_driver  # noqa: E402
 from recurrence_cases import check, random_case  # noqa: E402

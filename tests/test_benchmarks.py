@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rnn_ops import numpy_reference
-from rnn_ops_benchmarks import (chart, cli, environment, floor, grid, measure, memory, problems, profile,
-                                providers, report, worker)
+from rnn_ops_benchmarks import chart, cli, environment, floor, grid, measure, memory, problems, profile, providers, report, worker
 from rnn_ops_benchmarks.problems import Shape
 from rnn_ops_benchmarks.worker import FAILED, NOT_INSTALLED, NOT_OFFERED, OK, Workers, verify
 
+from rnn_ops import numpy_reference
 from rnn_ops_cli.main import main as rnn_ops
 
 TINY = Shape(3, 2, 5, 4, tokens=True)
@@ -406,7 +405,7 @@ def test_the_best_peer_is_that_of_the_same_input_and_direction():
     rows[3].update(best=9e-6)  # its median stays the best
     measure.derive(rows)
     found = {(row["input"], row["direction"], row["provider"]): row for row in rows}
-    for (kind, direction, provider), row in found.items():
+    for (_, _, provider), row in found.items():
         assert ("ahead" in row) == (provider in ("kernel", "native"))
     peers = {key[:2]: (row["best_peer"], row["ahead"], row["ahead_median"]) for key, row in found.items() if key[2] == "kernel"}
     assert peers == {("tokens", "forward"): ("b", pytest.approx(3.5 / 2), pytest.approx(7 / 4)),

@@ -9,18 +9,28 @@ import sys
 
 import numpy as np
 import pytest
-from defective_gpus import H100, Defective
-from rnn_ops.backends.cuda import variants
-from rnn_ops.backends.cuda.selftest import checks
-from rnn_ops_benchmarks import (clock, gpu_floor, gpu_measure, gpu_providers, gpu_report, gpu_work, heatmap, launches,
-                                problems, report)
+from rnn_ops_benchmarks import (
+    clock,
+    gpu_floor,
+    gpu_measure,
+    gpu_providers,
+    gpu_report,
+    gpu_work,
+    heatmap,
+    launches,
+    problems,
+    report,
+)
 from rnn_ops_benchmarks.gpu_measure import FAILED, NOT_INSTALLED, OK
 from rnn_ops_benchmarks.gpu_providers import OURS, TORCH
 from rnn_ops_benchmarks.problems import BACKWARD, BOTH, FORWARD, GPU_DIRECTIONS, STEPS, TUTORIAL, Shape
 from rnn_ops_benchmarks.rehearsal import made_up
 from rnn_ops_benchmarks.worker import verify
-from rnn_ops_cli.main import main as rnn_ops
 
+from defective_gpus import H100, Defective
+from rnn_ops.backends.cuda import variants
+from rnn_ops.backends.cuda.selftest import checks
+from rnn_ops_cli.main import main as rnn_ops
 
 # --- floors and timing ------------------------------------------------------------------------------------------------
 
@@ -297,7 +307,7 @@ def without_gpu():
 def test_without_a_gpu_one_sentence_and_status_2(arguments, tmp_path, without_gpu):
     for command in ["-m", "rnn_ops_benchmarks"], ["-m", "rnn_ops", "bench"]:
         process = subprocess.run([sys.executable, *command, "--device", "cuda", *arguments], cwd=tmp_path, text=True,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                 capture_output=True)
         assert process.returncode == 2, process.stderr
         assert process.stdout == "" and len(process.stderr.splitlines()) == 1
         assert process.stderr.startswith("rnn-ops: error: ")
@@ -312,7 +322,7 @@ def test_nothing_but_the_gpu_needs_cupy_and_nothing_needs_mxnet(tmp_path):
          "from rnn_ops_timemachine import text; text._URL = 'http://127.0.0.1:9/{name}'; assert text.load('timemachine')\n"
          "assert 'cupy' not in sys.modules; sys.modules['cupy'] = None\n"
          "sys.exit(cli.main(['--device', 'cuda', '--part', 'device', '--out', sys.argv[1]]))", str(tmp_path)],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        text=True, capture_output=True)
     assert process.returncode == gpu_work.LEFT_OUT and "CuPy" in process.stderr, process.stderr
 
 

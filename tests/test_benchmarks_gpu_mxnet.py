@@ -4,15 +4,15 @@ import sys
 
 import numpy as np
 import pytest
+from rnn_ops_benchmarks import folder, gpu_mxnet, gpu_report, gpu_work, problems
+from rnn_ops_benchmarks.rehearsal import made_up
+from rnn_ops_benchmarks.worker import FAILED, NOT_OFFERED, OK
 
 from cuda_host import platform
 from rnn_ops._mxnet import mx
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops.operators import selftest
-from rnn_ops_benchmarks import folder, gpu_mxnet, gpu_report, gpu_work, problems
-from rnn_ops_benchmarks.rehearsal import made_up
-from rnn_ops_benchmarks.worker import FAILED, NOT_OFFERED, OK
 from test_operator_selftest import here, without_kernels
 
 

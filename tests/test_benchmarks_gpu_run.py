@@ -8,13 +8,14 @@ import sys
 import time
 
 import pytest
-from rnn_ops.backends.cuda import compiler
 from rnn_ops_benchmarks import contract, folder, gpu_parts, gpu_run, gpu_work, launches, microbench, rehearsal, report
 from rnn_ops_benchmarks.folder import DONE, FAILED, LEFT_OUT, NO_TIME, PARTS, RESULTS, SHAPES
-from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
-from rnn_ops.backends.cuda.selftest import sanitizer
 from rnn_ops_benchmarks.gpu_work import planned_items
 from rnn_ops_benchmarks.problems import TUTORIAL
+
+from rnn_ops.backends.cuda import compiler
+from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
+from rnn_ops.backends.cuda.selftest import sanitizer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 H100 = rehearsal.variants.known_device(90, 132)
@@ -55,12 +56,12 @@ def words(out, gpu="right"):
 
 
 def run(out, *arguments, gpu="right", **kwargs):
-    return subprocess.run([*words(out, gpu), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+    return subprocess.run([*words(out, gpu), *arguments], text=True, capture_output=True, **kwargs)
 
 
 def rebuild(path):
     return subprocess.run([sys.executable, "-m", "rnn_ops_benchmarks", "--device", "cuda", "--report", str(path)], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          capture_output=True)
 
 
 # --- what fits

@@ -5,13 +5,14 @@ import types
 
 import numpy as np
 import pytest
+from rnn_ops_benchmarks import folder, gpu_report, gpu_training, gpu_work
+from rnn_ops_benchmarks.rehearsal import made_up
+
+from emulated_gpu import EmulatedGpu
 from rnn_ops.backends import cpu
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.selftest import checks
-from rnn_ops_benchmarks import folder, gpu_report, gpu_training, gpu_work
-from rnn_ops_benchmarks.rehearsal import made_up
 from rnn_ops_timemachine import data, parameters, text
-from emulated_gpu import EmulatedGpu
 from test_timemachine_cuda import WORDS, descend
 
 BOOK = text.Text("words", WORDS * 3, "here", "")

@@ -2,10 +2,11 @@
 import re
 
 import pytest
-from rnn_ops.backends.cuda import compiler, variants
 from rnn_ops_benchmarks.machine_code import __main__ as command
 from rnn_ops_benchmarks.machine_code import paths, predict, sass, schedule
 from rnn_ops_benchmarks.machine_code import report as machine_code
+
+from rnn_ops.backends.cuda import compiler, variants
 
 # A step as small as it can be: a state of 128 floats through st.async, or within a block through a block barrier.
 # The macros plant what the gates are for.

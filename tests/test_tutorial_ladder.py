@@ -3,17 +3,16 @@ import sys
 
 import numpy as np
 import pytest
-
-from rnn_ops import reference
-from rnn_ops._mxnet import mx
-from rnn_ops.gradcheck import relative_error
-from rnn_ops import numpy_reference
 from rnn_ops_benchmarks import ladder, measure, problems, rungs
 from rnn_ops_benchmarks.rungs import RUNGS
 from rnn_ops_benchmarks.worker import FAILED, OK
+
+from rnn_ops import numpy_reference, reference
+from rnn_ops._mxnet import mx
+from rnn_ops.gradcheck import relative_error
+from rnn_ops_cli.main import main
 from rnn_ops_timemachine import model
 from rnn_ops_timemachine.parameters import initialise
-from rnn_ops_cli.main import main
 
 pytestmark = pytest.mark.slow
 

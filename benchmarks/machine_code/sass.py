@@ -159,7 +159,7 @@ def _nvdisasm(text, architecture):
         with open(path, "wb") as file:
             file.write(text)
         done = subprocess.run([nvdisasm(), "-hex", "-ndf", "-b", f"SM{architecture}", path],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, check=False)
+                              capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"nvdisasm, architecture {architecture}: {done.stderr.strip()}")
     return done.stdout
