@@ -1,8 +1,8 @@
 """The native operator's GPU half, down to the launch. It is called as MXNet calls it, and the emulator of tests/cuda_host stands
 behind the functions of the driver and of cuBLAS.
 
-MXNet's build for CPUs has no arrays on a GPU, so `Native` does MXNet's part: it calls the function that the library has registered
-for "gpu" with addresses, shapes and a stream.
+MXNet's build for CPUs has no arrays on a GPU, so `Native` does MXNet's part: it calls the function that the library has
+registered for "gpu" with addresses, shapes and a stream.
 """
 import ctypes
 

@@ -1,10 +1,10 @@
 // Threads that compute the columns of the same rows, and meet at every step.
 //
-// Each member has a lane, its own columns, so that its part of Whh stays in its own cache. A step of a lane may begin when
-// all lanes are done with the step before. If a member has done its own lane and another lane has not been begun (its owner has not woken up,
-// or has lost its core), the member does that lane too. So a team makes progress as long as one member runs, and a late member
-// finds its work done. If a lane has been begun, the member waits: it spins for some 20 µs, then gives up its core, then sleeps
-// 50 µs at a time.
+// Each member has a lane, its own columns, so that its part of Whh stays in its own cache. A step of a lane may begin when all
+// lanes are done with the step before. If a member has done its own lane and another lane has not been begun (its owner has not
+// woken up, or has lost its core), the member does that lane too. So a team makes progress as long as one member runs, and a late
+// member finds its work done. If a lane has been begun, the member waits: it spins for some 20 µs, then gives up its core, then
+// sleeps 50 µs at a time.
 //
 // The bits of a lane do not depend on the thread that computes it.
 #pragma once

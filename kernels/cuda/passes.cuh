@@ -35,8 +35,8 @@ __device__ inline Real* element(Real* column, Line line, int H) {
   return reinterpret_cast<Real*>(reinterpret_cast<unsigned long long>(column) + bytes);
 }
 
-// four[c]: weights (k ... k + 3, j + c) of a pass; 0 beyond H. TRANSPOSED: neighbours in memory differ in k, otherwise in j. Reads 16
-// bytes at a time if all rows of Whh begin at a multiple of 16.
+// four[c]: weights (k ... k + 3, j + c) of a pass; 0 beyond H. TRANSPOSED: neighbours in memory differ in k, otherwise in j.
+// Reads 16 bytes at a time if all rows of Whh begin at a multiple of 16.
 template <bool TRANSPOSED, class Pass>
 __device__ inline void load_square(const Pass& pass, int k, int j, float4* four) {
   const int H = pass.H;

@@ -3,7 +3,8 @@
 //     layout=VH or HV: inputs, table (V, H) or (H, V) -> inputs, Wxh, tokens
 //         If there are fewer tokens (T, B) than symbols V, the tokens become 0 to T·B - 1, and Wxh has one row for each,
 //         (T·B, H). If there are more, or if inputs are floats (T, B, I), inputs stay as they are, and Wxh is a copy of the table
-//         as (V, H). With step=1 there is no T. The third result is for the backward pass alone: the original tokens, if they were changed.
+//         as (V, H). With step=1 there is no T. The third result is for the backward pass alone: the original tokens, if they
+//         were changed.
 //     symbols=V: tokens -> the same tokens, after a check that they are in [0, V)
 //     neither: tokens, table (H, V) -> rows (T·B, H), as in graphs that earlier versions saved
 //
