@@ -162,6 +162,7 @@ def without_mxnet(*words, reason=None):
 @pytest.mark.slow
 def test_a_run_needs_no_mxnet(tmp_path):
     """It begins without a word about the step, is resumed, validated, sampled from, and begins another one."""
+    pytest.importorskip("cupy", exc_type=ImportError)  # its version is written down
     book, out = tmp_path / "words.txt", str(tmp_path / "run")
     book.write_text(WORDS * 6)
     options = ["--text", str(book), "--hidden", "8", "--batch-size", "3", "--sequence-length", "7", "--validation", "0.2"]
