@@ -173,7 +173,7 @@ def test_blocks_that_may_not_have_started_or_may_have_ended():
 
 @pytest.mark.parametrize("message, old, new", [
     ("16 bytes at an address that is not a multiple", "remote(s,", "remote(s + 1,"),
-    ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("not in shared memory", "remote(s,", "remote(a,"),
+    ("into block 4 of a cluster of 4", "rank < 4", "rank < 5"), ("memory that is not shared", "remote(s,", "remote(a,"),
     (r"stores at byte \d+ of a block's 256", "* 4 + threadIdx.x)", "* 4 + threadIdx.x + 16)")])
 @pytest.mark.slow
 def test_addresses_in_other_blocks(message, old, new):
