@@ -259,7 +259,7 @@ def test_sanitizers_notice_a_stray_store():
 # ---- each barrier is needed, and the emulator sees when it is gone
 
 # In the kernels' own text. The twin's text has PLACE or TWIN there.
-BARRIER = re.compile(r"(?<![:\w] )(?<![:\w])(block_barrier\(\)|cluster_barrier\(\)|copy_wait<\d>\(\)"
+BARRIER = re.compile(r"(?:(?<![:\w] )|(?<=else ))(?<![:\w])(block_barrier\(\)|cluster_barrier\(\)|copy_wait<\d>\(\)"
                      r"|group_barrier\([^;{]*\)|mbarrier_wait\([^;{]*\)|mbarrier_expect\([^;{]*\)|mbarrier_init_fence\(\)"
                      r"|mbarrier_init\([^;{]*\));")
 BUFFERS = re.compile(r"n & 1|r / Tile::ROWS % 2")  # which of two is this step's
