@@ -57,7 +57,7 @@ class Recurrence(mx.operator.CustomOp):
 
     def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
         device = self._device
-        # MXNet hands over whatever arrays the user has given for these, whatever their shapes.
+        # MXNet hands over the arrays that the user has given for these, of any shape (bug 7 in _mxnet_bugs.py).
         for name, array, of in zip(("doutputs", "dlast_state"), out_grad, out_data):
             _check_same(name, array, of)
         for name, array, of, r in zip(arguments.NAMES, in_grad, in_data, req):
