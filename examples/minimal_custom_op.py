@@ -4,9 +4,11 @@
 
 rnn_ops/operators/custom.py is the same with sequences, tokens, GPUs and errors.
 """
-import rnn_ops  # before mxnet, which then imports on NumPy 1.24-1.26 too
-import mxnet as mx
 import numpy as np
+
+import rnn_ops  # before mxnet, which then imports on NumPy 1.24-1.26 too
+
+import mxnet as mx
 
 
 class Step(mx.operator.CustomOp):

@@ -9,7 +9,7 @@ import importlib
 
 from rnn_ops import _mxnet_import
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _FUNCTIONS = ["rnn_step", "rnn_sequence", "use"]
 _MODULES = ["gluon", "reference", "gradcheck", "operators", "backends"]

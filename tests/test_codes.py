@@ -103,7 +103,7 @@ def compiled(include, name, layout):
     text = "\n".join(["#include <cstddef>", include, f"using S = {name};", *same])
     includes = [word for folder in reversed(FOLDERS) for word in ("-I", folder)]
     done = subprocess.run([*COMPILER, "-std=c++17", "-fsyntax-only", "-x", "c++", *includes, "-"], input=text,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.stdout if done.returncode else ""
 
 

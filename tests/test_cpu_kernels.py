@@ -219,7 +219,7 @@ def test_thread_limits_are_obeyed(tmp_path, variables, threads):
         "print(cpu.threads(), len(os.listdir('/proc/self/task')) - before + 1)")
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     ran = subprocess.run([sys.executable, "-c", code], env=dict(environment, **variables), check=True,
-                         cwd=str(tmp_path), stdout=subprocess.PIPE, universal_newlines=True)
+                         cwd=str(tmp_path), stdout=subprocess.PIPE, text=True)
     assert ran.stdout.split() == [str(threads), str(threads)]
 
 
@@ -360,7 +360,7 @@ def build_driver(folder, flags, flags_of=None):
 def run_driver(program, **variables):
     """What the program prints; it fails where a result is wrong."""
     environment = dict(os.environ, RNN_OPS_NUM_THREADS="3", TSAN_OPTIONS="halt_on_error=1", **variables)
-    ran = subprocess.run([program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    ran = subprocess.run([program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert ran.returncode == 0, ran.stdout
     return ran.stdout
 

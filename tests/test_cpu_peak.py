@@ -50,7 +50,7 @@ def test_an_invalid_setting_is_an_error(monkeypatch):
 def test_the_loop_is_nothing_but_multiply_adds(level):
     """No product shared or left out, nothing from or to memory: else the rate is not the processor's."""
     code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", "-C", cpu.library_path()], stdout=subprocess.PIPE,
-                          universal_newlines=True, check=True).stdout
+                          text=True, check=True).stdout
     body = code.split(f"<double rnn::{level}::multiply_adds<float>(long)>:")[1].split("\n\n")[0].splitlines()
     instructions = [line.split("\t")[1].split("#")[0].strip() for line in body if line.count("\t") == 1]
     products = [number for number, text in enumerate(instructions) if "fmadd" in text]

@@ -94,7 +94,7 @@ def test_one_processor_for_eight_threads(tmp_path):
         "    assert all(np.array_equal(alone[name], crowd[name]) for name in alone)\n"
         "print('same bits')") % HERE
     ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE,
-                         universal_newlines=True, timeout=60)
+                         text=True, timeout=60)
     assert ran.returncode == 0 and ran.stdout == "same bits\n"
 
 
@@ -141,5 +141,5 @@ def test_there_may_be_more_tasks_than_threads(tmp_path):
         "assert all(np.array_equal(alone[name], crowd[name]) for name in alone)\n"
         "print(len(os.listdir('/proc/self/task')) - before)") % HERE
     ran = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE,
-                         universal_newlines=True, timeout=60, env=dict(os.environ, RNN_OPS_NUM_THREADS="1"))
+                         text=True, timeout=60, env=dict(os.environ, RNN_OPS_NUM_THREADS="1"))
     assert ran.returncode == 0 and int(ran.stdout) <= max(64, 4 * os.cpu_count())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cuda_host import OnGPU, platform
-from recurrence_cases import check, random_case, run
+from recurrence_cases import check, random_case
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_host import Emulator, KernelError, compile_kernels, text_of
-from recurrence_cases import check, evaluate, random_case, run
+from recurrence_cases import check, random_case, run
 from rnn_ops.backends.cuda import variants
 from rnn_ops.backends.cuda.launcher import Launcher
 

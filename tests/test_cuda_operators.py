@@ -15,8 +15,8 @@ from rnn_ops import gradcheck, info, operators, reference
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import variants
-from rnn_ops.gradcheck import Case
 from rnn_ops.backends.cuda.selftest import run as kernels_selftest
+from rnn_ops.gradcheck import Case
 from rnn_ops.operators import custom, devices
 from rnn_ops_cli.main import main
 

@@ -32,7 +32,7 @@ def run(folder, *arguments, **more):
     environment = dict(cuda_standin.environment(str(folder)), CUDA_PATH=str(folder / "no toolkit"))
     environment.update(more)
     done = subprocess.run([sys.executable, *arguments], env=environment, cwd=HERE, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True)
+                          stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 

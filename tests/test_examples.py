@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from rnn_ops import reference
 from rnn_ops._mxnet import mx
 
@@ -53,5 +54,5 @@ def test_it_works_in_a_graph_with_every_req(example):
 
 
 def test_the_file_runs():
-    shown = subprocess.run([sys.executable, PATH], stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
+    shown = subprocess.run([sys.executable, PATH], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert shown.startswith("{'x': ") and shown.count("e-") == 5

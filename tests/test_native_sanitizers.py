@@ -45,7 +45,7 @@ def run_sanitized(folder, kernels, tests, edit=lambda text: text):
     environment = dict(os.environ, PYTHONPATH=str(folder), LD_PRELOAD=" ".join(runtimes), ASAN_OPTIONS="detect_leaks=0",
                        OPENBLAS_CORETYPE="Nehalem")
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *tests], env=environment,
-                          cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+                          cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 

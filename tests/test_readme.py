@@ -17,9 +17,9 @@ import venv
 
 import numpy as np
 import pytest
+from rnn_ops_benchmarks import problems, rungs, worker
 
 import rnn_ops
-from rnn_ops_benchmarks import problems, rungs, worker
 from rnn_ops_cli.main import main as rnn_ops_command
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
@@ -85,7 +85,7 @@ def make_environment(folder):
     ours = sysconfig.get_paths()["purelib"]
     where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     theirs = subprocess.run([os.path.join(folder, "bin", "python"), "-c", where], stdout=subprocess.PIPE, check=True,
-                            universal_newlines=True).stdout.strip()
+                            text=True).stdout.strip()
     for name in os.listdir(ours):
         if not name.startswith(OURS):
             os.symlink(os.path.join(ours, name), os.path.join(theirs, name))

@@ -3,7 +3,7 @@
 The unmodified sources are compiled by the C++ compiler and run by the emulator in emulator.h, with the grid, block and shared
 memory that the launcher asks for. Only primitives.cuh has a twin here.
 """
-from cuda_host import driver
+from cuda_host import driver  # noqa: F401
 from cuda_host.emulator import Emulator, KernelError, compile_kernels, text_of
 from cuda_host.gpus import OnGPU, platform
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from cuda_host import driver
-from rnn_ops.backends.cuda import sources, variants
+from rnn_ops.backends.cuda import sources
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _COMPILER = os.environ.get("CXX", "g++").split()
