@@ -246,11 +246,11 @@ def test_no_gpu_is_a_sentence(monkeypatch):
     platform = cuda.platform()
 
     def none():
-        raise platform.runtime.CUDARuntimeError(100)
+        raise platform.cuda_runtime.CUDARuntimeError(100)
 
-    monkeypatch.setattr(platform.runtime, "getDeviceCount", none)
+    monkeypatch.setattr(platform.cuda_runtime, "getDeviceCount", none)
     assert "the NVIDIA driver finds no GPU that this CuPy can use (cudaErrorNoDevice" in cuda.why_not()
-    monkeypatch.setattr(platform.runtime, "getDeviceCount", lambda: 0)
+    monkeypatch.setattr(platform.cuda_runtime, "getDeviceCount", lambda: 0)
     assert "there is no GPU: see that nvidia-smi lists one" in cuda.why_not()
     assert cuda.devices() == []
 
@@ -367,10 +367,10 @@ if importlib.util.find_spec("mxnet"):
 
         def __init__(self, host, **options):
             super().__init__(None, **options)
-            self._host = lambda: host
+            self._emulator = lambda: host
 
         def _address(self, array, addresses):
-            return self._host().address(array)
+            return self._emulator().address(array)
 
     @pytest.mark.parametrize("family", variants.FAMILIES)
     def test_the_native_operator_launches_by_itself(computed, gpu, monkeypatch, family):
