@@ -7,4 +7,4 @@ from cuda_host import driver  # noqa: F401
 from cuda_host.emulator import Emulator, KernelError, compile_kernels, text_of
 from cuda_host.gpus import OnGPU, platform
 
-__all__ = ["Emulator", "OnGPU", "platform", "KernelError", "compile_kernels", "text_of"]
+__all__ = ["driver", "Emulator", "OnGPU", "platform", "KernelError", "compile_kernels", "text_of"]
