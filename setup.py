@@ -61,7 +61,7 @@ LINK_FLAGS = ["-shared", "-pthread"] + (["-Wl,-z,nodelete", "-ldl"] if sys.platf
 
 
 def find_compiler():
-    """The C++ compiler's command as a list: $CXX, else c++, g++ or clang++; SystemExit where there is none."""
+    """The C++ compiler's command as a list: $CXX, else c++, g++ or clang++; SystemExit if none is installed."""
     for command in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
         words = shlex.split(command)
         if shutil.which(words[0]):

@@ -61,7 +61,7 @@ class Run:
         return None if self._end is None else self._end - time.monotonic()
 
     def device(self):
-        """Look at the GPU → None, or a sentence that says why there is none."""
+        """Look for a GPU → None, or a sentence that says why no GPU can be used."""
         part = planning.parts(90)[0]
         record = self._attempt(part, part.limit)
         if record["status"] == DONE:

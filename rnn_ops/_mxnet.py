@@ -1,4 +1,4 @@
-"""MXNet for the rest of this package: ``from rnn_ops._mxnet import mx``. An ImportError says why there is none.
+"""MXNet for the rest of this package: ``from rnn_ops._mxnet import mx``. An ImportError says why it cannot be imported.
 
 _mxnet_import.py prepares its import. To import this module registers the operators too. _mxnet_bugs.py lists the bugs that we
 work around.

@@ -151,7 +151,7 @@ def _device(device):
 
 
 def _compiler(number):
-    """The compiler for a GPU, or why there is none."""
+    """The compiler for a GPU, or why no compiler can be used."""
     try:
         return str(cuda.platform().nvrtc(number))
     except RuntimeError as error:

@@ -57,7 +57,7 @@ class Defective(NumPyGpu):
                  **gradients):
         if self.defect == "gone":
             return
-        if self.defect == "dlast ignored":
+        if self.defect == "dlast_state ignored":
             dlast_state = None
         if self.defect == "doutputs needed" and doutputs is None:
             doutputs = np.ones_like(outputs)

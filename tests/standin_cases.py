@@ -29,7 +29,7 @@ SHAPES = {"resident": (3, 5, 7, 33), "cluster": (3, 3, 5, 257), "grid": (3, 2, 5
 
 
 def none_found(architecture, driver=None):
-    """In the place of `compiler.find`."""
+    """Replaces `compiler.find`."""
     raise RuntimeError(NONE_FOUND)
 
 

@@ -149,7 +149,7 @@ def test_a_right_machine_passes(device):
     ("other bits", "50 times, relu, resident"),
     ("wrong tokens taken for 0", "states from there on that are not NaN"),
     ("a wrong token spoils its neighbour", "cells of other rows' outputs that changed"),
-    ("dlast ignored", "without doutputs: dWhh"),
+    ("dlast_state ignored", "without doutputs: dWhh"),
     ("doutputs needed", "without doutputs: dbh"),
     ("dWhh of T = 1 only", "dWhh: "),
     ("without dstate all is other", "without dstate: cells of the others that changed: 6"),

@@ -11,7 +11,7 @@ _NAME = "librnn_ops.so"
 
 
 def path() -> str:
-    """The library's file. Where there is none that fits, an ImportError gives the command that makes it."""
+    """The library's file. If no library fits, an ImportError gives the command that builds one."""
     own = os.path.join(_FOLDER, _NAME)
     if os.path.exists(own):
         return own

@@ -124,8 +124,8 @@ def in_use() -> str:
     """Which operator `rnn_step` and `rnn_sequence` take: "native" or "custom".
 
     The environment variable RNN_OPS_OPERATOR names one. Without it the native one is taken, unless
-    `rnn_ops.operators.native.why_not` says why there is none. After `use("cuda")` the custom one is always taken, because it
-    alone copies arrays to a GPU and back.
+    `rnn_ops.operators.native.why_not` says why it cannot be loaded. After `use("cuda")` the custom one is always taken, because
+    it alone copies arrays to a GPU and back.
 
     Raises
     ------

@@ -63,7 +63,7 @@ def why_no_device(context):
 
 
 def device_for(context):
-    """The device for arrays of a context, a new one for each operator. A ValueError says why there is none."""
+    """The device for arrays of a context, a new one for each operator. A ValueError says why the context has no device."""
     reason = why_no_device(context)
     if reason:
         raise ValueError(reason)

@@ -110,7 +110,7 @@ def find(architecture, driver=None):
     Raises
     ------
     RuntimeError
-        There is none. The message says what to install.
+        No compiler is installed. The message says which one to install.
     """
     oldest, before = _versions(architecture)
     held_back = driver is not None and (driver // 1000 + 1, 0) < before  # by the driver
