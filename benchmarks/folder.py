@@ -3,6 +3,7 @@
 parts/NAME.json    how a part ended, by the parent: status, reason, seconds
 results/NAME.json  its results, by the part itself, again and again as it goes on
 cells/SHAPE.json   the rows of a timed shape; while it is not done also which providers were "tried", and which is tried "now"
+                   (a shape was called a cell; the folder keeps its name, so that older runs can go on)
 logs/NAME.txt      the part's stdout and stderr
 result.json, report.md, chart.png   all of it together, rebuilt whenever a run ends and by --report
 """

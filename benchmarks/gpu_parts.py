@@ -85,7 +85,7 @@ NAMES = list(dict.fromkeys(part.name.split("-")[0] for part in parts(90)))  # fo
 
 
 def allotted(part, left):
-    """Seconds that a part may take of those that are ``left`` (None: any number), or None if it is not to begin."""
+    """The seconds that a part may take if so many are ``left`` (None: no limit), or None if the time is too short to begin it."""
     if left is None:
         return part.limit
     if left < (_START if part.divisible else part.seconds):

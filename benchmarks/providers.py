@@ -1,4 +1,4 @@
-"""Providers: whoever computes the recurrence on a CPU, each used as its own users would use it.
+"""The providers of the recurrence on a CPU, each used as its own users would use it.
 
 To time your own, write a class like `Provider` and name it: ``rnn-ops bench --provider
 module:Class``, or from Python::

@@ -2,7 +2,7 @@
 another in one.
 
 A worker blocks on its pipe while others are measured, and answers a turn only when its own threads have gone to sleep:
-OpenBLAS's, for one, go on spinning for 0.1 s after their last product and would slow down whoever is next.
+OpenBLAS's, for one, go on spinning for 0.1 s after their last product and would slow down the next provider.
 """
 import contextlib
 import multiprocessing
@@ -24,10 +24,10 @@ _PATIENCE = 100  # such looks at most
 
 
 class Workers:
-    """A process for each name, started when it is asked for and not there; all end with the ``with`` block.
+    """A process for each name, started at its first use; all end with the ``with`` block.
 
     Processes named in ``others`` look for packages in the folder ``packages`` first, if there is one. `for_memory` gives a second
-    one of that name, whose memory is looked at and whose time is not.
+    process of that name, which measures memory and not time.
     """
 
     def __init__(self, packages=None, others=()):

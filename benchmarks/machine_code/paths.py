@@ -327,7 +327,7 @@ class Loop:
         return following in self._spins and any(map(self.waits, self._graph.blocks[source]))
 
     def choices(self, path):
-        """[`Choice`, ...] at the branches of a Path of this loop: the best path the other way is what it lost to."""
+        """[`Choice`, ...] at the branches of a Path of this loop, each with the best path through the other way."""
         found = {}
         for block, following in zip(path.blocks, path.blocks[1:] + path.blocks[:1]):
             options = set(self._graph.next[block])

@@ -62,7 +62,7 @@ def rnn_step(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array, act
     Examples
     --------
     >>> import rnn_ops
-    >>> from rnn_ops._mxnet import mx
+    >>> import mxnet as mx
     >>> tokens = mx.nd.array([3, 1], dtype="int32")
     >>> Wxh, Whh, bh = mx.nd.ones((4, 5)), mx.nd.zeros((5, 5)), mx.nd.zeros(5)
     >>> rnn_ops.rnn_step(tokens, mx.nd.zeros((2, 5)), Wxh, Whh, bh).shape
@@ -103,7 +103,7 @@ def rnn_sequence(inputs: Union[Array, Sequence[Array]], state: Array, Wxh: Array
     Examples
     --------
     >>> import rnn_ops
-    >>> from rnn_ops._mxnet import mx
+    >>> import mxnet as mx
     >>> inputs, state = mx.nd.ones((7, 2, 4)), mx.nd.zeros((2, 5))
     >>> Wxh, Whh, bh = mx.nd.ones((4, 5)), mx.nd.zeros((5, 5)), mx.nd.zeros(5)
     >>> Wxh.attach_grad()

@@ -179,7 +179,7 @@ def _register():
     library = ctypes.CDLL(cpu.library_path())
     if not library.rnn_ops_register_lookup():
         raise RuntimeError(f"MXNet {mx.__version__} does not take the operator {_NAME}, which is made for 1.9.1")
-    # The last thing that mx.operator.register has given to MXNet: the function that makes the operator in Python.
+    # mx.operator.register has just given MXNet the function that makes the operator in Python. It is the last in this registry.
     creator = mx.operator._registry.ref_holder[max(mx.operator._registry.ref_holder)]
     creator = ctypes.cast(creator, ctypes.c_void_p)
     library.rnn_ops_lookup_use_gpu(creator)

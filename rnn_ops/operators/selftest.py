@@ -57,7 +57,7 @@ class Wrong(Exception):
 
 
 def why_not() -> Optional[str]:
-    """Why nothing can be checked here, as a sentence; None where it can."""
+    """Why nothing can be checked here, as a sentence; None if it can be checked."""
     reason = cuda.why_not()
     if reason is None and mx.context.num_gpus() == 0:
         reason = f"this MXNet {mx.__version__} finds no GPU: it needs to be mxnet-cu112, which rnn_ops[cu112] brings"

@@ -21,9 +21,9 @@ import numpy as np
 from rnn_ops.backends.cuda.sources import Kernel
 
 FAMILIES = ("resident", "cluster", "grid", "stepwise")
-ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # those that the tests compile for
+ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # the tests compile for these
 EXCHANGES = ("async", "barrier")  # of the cluster family; the second one is for comparison only
-CLUSTER_SIZES = (2, 4, 8, 16)  # those that `Device.clusters` counts
+CLUSTER_SIZES = (2, 4, 8, 16)  # `Device.clusters` counts these
 
 _MOST_GROUPS = 65535  # blocks along the grid's y, on every architecture
 _KIB = 1024
