@@ -82,7 +82,7 @@ const MXNet& mxnet() {
 
 Creator gpu_creator = nullptr;
 
-struct Choice {
+struct LookupOptions {
   enum { TABLE, CHECK, ROWS } kind = ROWS;
   bool by_unit = true;
   int tokens_rank = 2;
@@ -92,20 +92,20 @@ struct Choice {
   int Wxh() const { return kind == TABLE ? 1 : 0; }  // its index among the results
 };
 
-Choice parse(int count, const char** names, const char** values) {
-  Choice found;
+LookupOptions parse(int count, const char** names, const char** values) {
+  LookupOptions found;
   for (int i = 0; i < count; ++i) {
     const std::string name = names[i], value = values[i];
     if (name == "layout") {
       if (value != "VH" && value != "HV") fail(name, "'" + value + "'", "VH or HV");
-      found.kind = Choice::TABLE;
+      found.kind = LookupOptions::TABLE;
       found.by_unit = value == "HV";
     } else if (name == "step") {
       if (value != "0" && value != "1") fail(name, "'" + value + "'", "0 or 1");
       found.tokens_rank = value == "1" ? 1 : 2;
     } else if (name == "symbols") {
       char* end;
-      found.kind = Choice::CHECK;
+      found.kind = LookupOptions::CHECK;
       errno = 0;
       found.symbols = strtoll(value.c_str(), &end, 10);
       if (found.symbols < 1 || *end || errno) fail(name, "'" + value + "'", "a number of symbols, 1 or more");
@@ -184,12 +184,12 @@ void deliver(const Lent& from, const Lent& to, int req) {
   else deliver(from.as<float>(), to.size, to.as<float>(), req);
 }
 
-rnn::Lookup problem(const Choice& chosen, const Lent& inputs, const Lent& table) {
+rnn::Lookup problem(const LookupOptions& options, const Lent& inputs, const Lent& table) {
   if (table.rank != 2 || (table.dtype != FLOAT32 && table.dtype != FLOAT64))
     fail("Wxh", "an array that is no table", "two dimensions of float32 or float64");
   if (inputs.size < 1) fail("inputs", "an empty array", "every dimension to be at least 1");
   if (table.size < 1) fail("Wxh", "an empty array", "every dimension to be at least 1");
-  return {inputs.size, table.sizes[chosen.by_unit], table.sizes[!chosen.by_unit], chosen.by_unit, inputs.as<int32_t>()};
+  return {inputs.size, table.sizes[options.by_unit], table.sizes[!options.by_unit], options.by_unit, inputs.as<int32_t>()};
 }
 
 // A caller may pass other memory than MXNet has inferred (out=, args_grad=): bug 7 in rnn_ops/_mxnet_bugs.py.
@@ -199,8 +199,8 @@ void check_room(const char* name, const Lent& array, int64_t size, int dtype) {
 }
 
 // Whether each token of a batch gets a row of its own, or the whole table is passed on.
-bool by_row(const Choice& chosen, int rank, int64_t tokens, int64_t symbols) {
-  return chosen.kind == Choice::ROWS || (rank == chosen.tokens_rank && tokens < symbols);
+bool by_row(const LookupOptions& options, int rank, int64_t tokens, int64_t symbols) {
+  return options.kind == LookupOptions::ROWS || (rank == options.tokens_rank && tokens < symbols);
 }
 
 void check_tokens(const Lent& tokens, int64_t symbols) {
@@ -217,40 +217,41 @@ void check_tokens(const Lent& tokens, int64_t symbols) {
 }
 
 template <class Real>
-void forward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& table, const Lent& result, int req) {
+void forward_table(const LookupOptions& options, const rnn::Lookup& of, bool by_row, const Lent& table, const Lent& result,
+                   int req) {
   if (req == NOTHING) return;
   std::vector<Real> room(req == ADD ? result.size : 0);
   Real* to = req == ADD ? room.data() : result.as<Real>();
   if (by_row) rnn::look_up(of, table.as<Real>(), to);
-  else if (chosen.by_unit) rnn::transpose(of.H, of.V, table.as<Real>(), to, false);
+  else if (options.by_unit) rnn::transpose(of.H, of.V, table.as<Real>(), to, false);
   else memcpy(to, table.data, result.size * sizeof(Real));
   if (req == ADD) deliver(to, result.size, result.as<Real>(), req);
 }
 
 template <class Real>
-void backward_table(const Choice& chosen, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient,
+void backward_table(const LookupOptions& options, const rnn::Lookup& of, bool by_row, const Lent& arrived, const Lent& gradient,
                     int req) {
   if (req == NOTHING) return;
   if (by_row) rnn::look_up_gradient(of, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
-  else if (chosen.by_unit) rnn::transpose(of.V, of.H, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
+  else if (options.by_unit) rnn::transpose(of.V, of.H, arrived.as<Real>(), gradient.as<Real>(), req == ADD);
   else deliver(arrived, gradient, req);
 }
 
 // arrays: the arguments, the results.
-void forward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
+void forward(const LookupOptions& options, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
   const Lent& inputs = *arrays[0];
-  if (chosen.kind == Choice::CHECK) {
-    check_tokens(inputs, chosen.symbols);
+  if (options.kind == LookupOptions::CHECK) {
+    check_tokens(inputs, options.symbols);
     check_room("result inputs", *arrays[1], inputs.size, inputs.dtype);
     return deliver(inputs, *arrays[1], req[0]);
   }
   const Lent& table = *arrays[1];
-  const rnn::Lookup of = problem(chosen, inputs, table);
-  const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
+  const rnn::Lookup of = problem(options, inputs, table);
+  const bool rows = by_row(options, inputs.rank, of.N, of.V);
   if (rows) check_tokens(inputs, of.V);
-  const Lent& Wxh = *arrays[2 + chosen.Wxh()];
+  const Lent& Wxh = *arrays[2 + options.Wxh()];
   check_room("result Wxh", Wxh, (rows ? of.N : of.V) * of.H, table.dtype);
-  if (chosen.kind == Choice::TABLE) {
+  if (options.kind == LookupOptions::TABLE) {
     check_room("result inputs", *arrays[2], inputs.size, inputs.dtype);
     std::vector<int32_t> own(rows ? of.N : 0);
     for (int64_t n = 0; n < static_cast<int64_t>(own.size()); ++n) own[n] = static_cast<int32_t>(n);
@@ -262,46 +263,46 @@ void forward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arr
     else memset(kept.data, 0, sizeof(int32_t));
   }
   const auto pass = table.dtype == FLOAT64 ? forward_table<double> : forward_table<float>;
-  pass(chosen, of, rows, table, Wxh, req[chosen.Wxh()]);
+  pass(options, of, rows, table, Wxh, req[options.Wxh()]);
 }
 
 // arrays: the gradients of the results, the arguments, the results, the gradients of the arguments.
-void backward(const Choice& chosen, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
-  const int results = chosen.results(), arguments = chosen.arguments();
+void backward(const LookupOptions& options, const std::vector<std::unique_ptr<Lent>>& arrays, const int* req) {
+  const int results = options.results(), arguments = options.arguments();
   const Lent& inputs = *arrays[results];
   const std::unique_ptr<Lent>* gradients = &arrays[2 * results + arguments];
   check_room("gradient of inputs", *gradients[0], inputs.size, inputs.dtype);
   if (inputs.dtype != INT32) check_room("gradient of result inputs", *arrays[0], inputs.size, inputs.dtype);
   if (inputs.dtype != INT32) deliver(*arrays[0], *gradients[0], req[0]);
   else if (req[0] == WRITE || req[0] == WRITE_IN_PLACE) memset(gradients[0]->data, 0, gradients[0]->size * sizeof(int32_t));
-  if (chosen.kind == Choice::CHECK) return;
+  if (options.kind == LookupOptions::CHECK) return;
   const Lent& table = *arrays[results + 1];
-  rnn::Lookup of = problem(chosen, inputs, table);
-  const bool rows = by_row(chosen, inputs.rank, of.N, of.V);
+  rnn::Lookup of = problem(options, inputs, table);
+  const bool rows = by_row(options, inputs.rank, of.N, of.V);
   if (rows) {
-    const Lent& tokens = chosen.kind == Choice::TABLE ? *arrays[results + arguments + 2] : inputs;
+    const Lent& tokens = options.kind == LookupOptions::TABLE ? *arrays[results + arguments + 2] : inputs;
     check_room("result tokens", tokens, of.N, INT32);
     check_tokens(tokens, of.V);  // in an old graph somebody may have written to them since
     of.tokens = tokens.as<int32_t>();
   }
-  const Lent& arrived = *arrays[chosen.Wxh()];
+  const Lent& arrived = *arrays[options.Wxh()];
   check_room("gradient of Wxh", *gradients[1], table.size, table.dtype);
   check_room("gradient of result Wxh", arrived, (rows ? of.N : of.V) * of.H, table.dtype);
   const auto pass = table.dtype == FLOAT64 ? backward_table<double> : backward_table<float>;
-  pass(chosen, of, rows, arrived, *gradients[1], req[1]);
+  pass(options, of, rows, arrived, *gradients[1], req[1]);
 }
 
 // MXNet's callbacks --------------------------------------------------------------------------------------------------
 
 // The state of the callbacks: a node's options. MXNet wants one state for each callback of a list, and deletes the first.
 struct State {
-  explicit State(const Choice& chosen) : choice(chosen) { std::fill(states, states + CALLBACKS, this); }
-  Choice choice;
+  explicit State(const LookupOptions& given) : options(given) { std::fill(states, states + CALLBACKS, this); }
+  LookupOptions options;
   std::string fault;  // of the attributes
   void* states[CALLBACKS];
 };
 
-const Choice& choice(void* state) { return static_cast<State*>(state)->choice; }
+const LookupOptions& options_of(void* state) { return static_cast<State*>(state)->options; }
 
 int delete_state(void* state) {
   delete static_cast<State*>(state);
@@ -312,7 +313,7 @@ int delete_state(void* state) {
 template <class Pass>
 int run(Pass pass, int count, void** handles, const int* req, void* state) {
   std::string sentence;
-  if (!guarded([&] { pass(choice(state), lent(count, handles), req); }, &sentence)) throw dmlc::Error(sentence);
+  if (!guarded([&] { pass(options_of(state), lent(count, handles), req); }, &sentence)) throw dmlc::Error(sentence);
   return 1;
 }
 
@@ -327,7 +328,7 @@ int call_backward(int count, void** handles, int*, const int* req, int, void* st
 int list_arguments(const char*** names, void* state) {
   static const char* all[] = {"inputs", "table", nullptr};
   static const char* tokens[] = {"inputs", nullptr};
-  *names = choice(state).kind == Choice::CHECK ? tokens : all;
+  *names = options_of(state).kind == LookupOptions::CHECK ? tokens : all;
   const std::string& fault = static_cast<State*>(state)->fault;
   std::string sentence;
   return guarded(
@@ -341,8 +342,8 @@ int list_outputs(const char*** names, void* state) {
   static const char* all[] = {"inputs", "Wxh", "tokens", nullptr};
   static const char* rows[] = {"rows", nullptr};
   static const char* tokens[] = {"inputs", nullptr};
-  const auto kind = choice(state).kind;
-  *names = kind == Choice::CHECK ? tokens : kind == Choice::ROWS ? rows : all;
+  const auto kind = options_of(state).kind;
+  *names = kind == LookupOptions::CHECK ? tokens : kind == LookupOptions::ROWS ? rows : all;
   return 1;
 }
 
@@ -354,32 +355,32 @@ int list_auxiliary(const char*** names, void*) {
 
 // An unknown shape has -1 dimensions on the way in and 0 on the way out.
 int infer_shape(int, int* ranks, int** shapes, void* state) {
-  const Choice& chosen = choice(state);
+  const LookupOptions& options = options_of(state);
   static thread_local int found[2], one = 1;
-  const int arguments = chosen.arguments();
+  const int arguments = options.arguments();
   for (int i = 0; i < arguments; ++i) ranks[i] = std::max(ranks[i], 0);
-  if (chosen.kind != Choice::ROWS) {
+  if (options.kind != LookupOptions::ROWS) {
     ranks[arguments] = ranks[0];
     shapes[arguments] = shapes[0];
-    if (chosen.kind == Choice::CHECK) return 1;
+    if (options.kind == LookupOptions::CHECK) return 1;
     ranks[arguments + 2] = 0;
   }
-  const int Wxh = arguments + chosen.Wxh();
+  const int Wxh = arguments + options.Wxh();
   found[0] = found[1] = -1;
   ranks[Wxh] = 2;
   shapes[Wxh] = found;
   if (ranks[1] != 2) return 1;
-  const int symbols = shapes[1][chosen.by_unit];
-  found[1] = shapes[1][!chosen.by_unit];
+  const int symbols = shapes[1][options.by_unit];
+  found[1] = shapes[1][!options.by_unit];
   if (ranks[0] < 1 || symbols < 1) return 1;
   int64_t tokens = 1;
   for (int d = 0; d < ranks[0]; ++d) {
     if (shapes[0][d] < 1) return 1;
     tokens *= shapes[0][d];
   }
-  const bool rows = by_row(chosen, ranks[0], tokens, symbols);
+  const bool rows = by_row(options, ranks[0], tokens, symbols);
   found[0] = rows ? static_cast<int>(tokens) : symbols;
-  if (chosen.kind == Choice::TABLE) {
+  if (options.kind == LookupOptions::TABLE) {
     ranks[arguments + 2] = rows ? ranks[0] : 1;
     shapes[arguments + 2] = rows ? shapes[0] : &one;
   }
@@ -387,38 +388,38 @@ int infer_shape(int, int* ranks, int** shapes, void* state) {
 }
 
 int infer_type(int, int* types, void* state) {
-  const Choice& chosen = choice(state);
-  if (chosen.by_unit && types[0] == UNKNOWN) types[0] = INT32;
-  if (chosen.kind == Choice::CHECK) {
+  const LookupOptions& options = options_of(state);
+  if (options.by_unit && types[0] == UNKNOWN) types[0] = INT32;
+  if (options.kind == LookupOptions::CHECK) {
     types[1] = types[0];
     return 1;
   }
   if (types[1] == UNKNOWN) types[1] = types[0] == INT32 ? FLOAT32 : types[0];
-  if (chosen.kind == Choice::TABLE) {
+  if (options.kind == LookupOptions::TABLE) {
     types[2] = types[0];
     types[4] = INT32;
   }
-  types[2 + chosen.Wxh()] = types[1];
+  types[2 + options.Wxh()] = types[1];
   return 1;
 }
 
 // All of them: for those left out, MXNet passes arrays without memory.
 int backward_dependency(const int*, const int*, const int*, int* count, int** dependencies, void* state) {
   static int all[] = {0, 1, 2, 3, 4, 5, 6, 7};
-  *count = 2 * choice(state).results() + choice(state).arguments();
+  *count = 2 * options_of(state).results() + options_of(state).arguments();
   *dependencies = all;
   return 1;
 }
 
 int create_gpu_operator(const char* context, int count, unsigned** shapes, const int* ranks, const int* types, Callbacks* created,
-                        const Choice& chosen) {
+                        const LookupOptions& options) {
   if (!gpu_creator)
     fail("inputs", std::string("an array on ") + context, "one on cpu(), or a process in which Python has imported rnn_ops");
-  const std::string symbols = std::to_string(chosen.symbols), rank = std::to_string(chosen.tokens_rank);
+  const std::string symbols = std::to_string(options.symbols), rank = std::to_string(options.tokens_rank);
   const char* names[] = {"symbols", "tokens_rank", "layout"};
-  const char* values[] = {symbols.c_str(), rank.c_str(), chosen.by_unit ? "HV" : "VH"};
+  const char* values[] = {symbols.c_str(), rank.c_str(), options.by_unit ? "HV" : "VH"};
   Callbacks property;
-  if (!gpu_creator("rnn_ops_lookup_gpu", chosen.kind == Choice::TABLE ? 3 : 2, names, values, &property)) return 0;
+  if (!gpu_creator("rnn_ops_lookup_gpu", options.kind == LookupOptions::TABLE ? 3 : 2, names, values, &property)) return 0;
   const int done = reinterpret_cast<CreateOperator>(property.functions[CREATE])(context, count, shapes, ranks, types, created,
                                                                                 property.states[CREATE]);
   reinterpret_cast<Delete>(property.functions[DELETE])(property.states[DELETE]);  // Python keeps what the operator needs
@@ -436,10 +437,10 @@ int create_operator(const char* context, int count, unsigned** shapes, const int
   if (!strncmp(context, "gpu", 3)) {
     int done = 0;
     std::string sentence;
-    guarded([&] { done = create_gpu_operator(context, count, shapes, ranks, types, created, choice(state)); }, &sentence);
+    guarded([&] { done = create_gpu_operator(context, count, shapes, ranks, types, created, options_of(state)); }, &sentence);
     return done;
   }
-  *created = {OPERATOR_CALLBACKS, functions, (new State(choice(state)))->states};
+  *created = {OPERATOR_CALLBACKS, functions, (new State(options_of(state)))->states};
   return 1;
 }
 
@@ -450,10 +451,10 @@ RNN_OPS_EXPORT int rnn_ops_lookup(const char*, int count, const char** names, co
   static void* functions[] = {callback(delete_state),    callback(list_arguments), callback(list_outputs),
                               callback(list_auxiliary),  callback(infer_shape),    callback(backward_dependency),
                               callback(create_operator), callback(infer_type)};
-  State* state = new State(Choice());
+  State* state = new State(LookupOptions());
   *created = {CALLBACKS, functions, state->states};
   try {
-    state->choice = parse(count, names, values);
+    state->options = parse(count, names, values);
   } catch (const Error& error) {  // MXNet would crash if this failed, so list_arguments reports it
     state->fault = error.sentence;
   }
