@@ -7,12 +7,14 @@ module:Class``, or from Python::
     with worker.Workers() as workers:
         rows = measure.measure(stage, workers, rounds=10, seconds=0.05)
 """
-from typing import Callable, NamedTuple
+from types import ModuleType
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 import numpy as np
 
 from rnn_ops import numpy_reference
 
+from . import problems
 from .problems import BOTH, FORWARD, TUTORIAL
 
 OURS = KERNEL, PUBLIC, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
@@ -45,13 +47,15 @@ class Provider:
         {direction: bytes of its results}, if they are written into arrays that it holds from the start.
     """
 
-    process = "own"
-    packages = ()
-    lacks = {}
-    about = ""
-    prepared = {}
+    name: str
+    process: str = "own"
+    packages: Tuple[str, ...] = ()
+    lacks: Dict[str, str] = {}
+    about: str = ""
+    calls: Dict[str, Callable[[], Any]]
+    prepared: Dict[str, int] = {}
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         """NumPy arrays by name, of the last call in that direction: those of the problem's truth."""
         raise NotImplementedError
 
@@ -60,12 +64,12 @@ class Row(NamedTuple):
     """A provider that differs from others in arguments only: ``make(problem, *arguments)`` gives the instance."""
     name: str
     process: str
-    packages: tuple
-    make: Callable
+    packages: Tuple[str, ...]
+    make: Callable[..., Provider]
     arguments: tuple = ()
     lacks = {}
 
-    def __call__(self, problem):
+    def __call__(self, problem: Any) -> Provider:
         return self.make(problem, *self.arguments)
 
 
@@ -75,7 +79,7 @@ class Peak(Provider):
     process = "rnn_ops"
     packages = ("rnn_ops",)
 
-    def __init__(self, problem):
+    def __init__(self, problem: problems.Peak):
         from rnn_ops.backends import cpu
         self.about = problem.name
         self.backend, self.problem = cpu, problem
@@ -85,7 +89,7 @@ class Peak(Provider):
         p = self.problem
         self.count = self.backend.multiply_adds(p.rounds, p.threads, p.level, p.dtype)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return {"multiply-adds": np.array([self.count], np.float64)}
 
 
@@ -95,7 +99,7 @@ class Tanh(Provider):
     process = Peak.process
     packages = Peak.packages
 
-    def __init__(self, problem):
+    def __init__(self, problem: problems.Tanh):
         from rnn_ops.backends import cpu
         self.about = f"{cpu.simd()}, 1 thread"
         self.backend, self.problem = cpu, problem
@@ -104,7 +108,7 @@ class Tanh(Provider):
     def _tanh(self):
         self.y = self.backend.tanh(self.problem.x)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return {"y": self.y}
 
 
@@ -114,7 +118,7 @@ class Gemm(Provider):
     process = "numpy"
     packages = ("numpy",)
 
-    def __init__(self, problem):
+    def __init__(self, problem: problems.Gemm):
         self.about = f"NumPy {np.__version__}"
         self.problem = problem
         self.out = np.empty_like(problem.a)
@@ -123,7 +127,7 @@ class Gemm(Provider):
     def _multiply(self):
         np.matmul(self.problem.a, self.problem.b, out=self.out)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return {"first rows": self.out[:4]}
 
 
@@ -133,7 +137,7 @@ class Kernel(Provider):
     process = "rnn_ops"
     packages = ("rnn_ops", "numpy")
 
-    def __init__(self, problem):
+    def __init__(self, problem: problems.Recurrence):
         from rnn_ops.backends import cpu
         self.backend = cpu
         self.about = f"{cpu.simd()}, {cpu.threads()} threads, NumPy {np.__version__}"
@@ -156,7 +160,7 @@ class Kernel(Provider):
         p = self.problem
         self.backend.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs, None, **self.gradients)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return {"outputs": self.outputs} if direction == FORWARD else dict(self.gradients, outputs=self.outputs)
 
 
@@ -166,7 +170,7 @@ class NumPyLoop(Provider):
     process = "numpy"
     packages = ("numpy",)
 
-    def __init__(self, problem):
+    def __init__(self, problem: problems.Recurrence):
         self.about = f"NumPy {np.__version__}"
         self.problem = problem
         self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
@@ -180,7 +184,7 @@ class NumPyLoop(Provider):
         p = self.problem
         self.gradients = numpy_reference.backward(p.inputs, p.state, p.Wxh, p.Whh, self.outputs, p.doutputs)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return {"outputs": self.outputs} if direction == FORWARD else dict(self.gradients, outputs=self.outputs)
 
 
@@ -216,7 +220,7 @@ class _MXNet(Provider):
     def _gradients(self):
         return {name: array.grad.asnumpy() for name, array in self.differentiable.items()}
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         results = {"outputs": self.outputs.asnumpy()}
         if direction != FORWARD:
             results.update(self._gradients())
@@ -244,13 +248,13 @@ class _Sequence(_MXNet):
         return self._sequence(self.inputs, self.state, self.Wxh, self.Whh, self.bh)[0]
 
 
-def native():
+def native() -> Callable:
     """Our native operator, which `rnn_ops.rnn_sequence` takes."""
     from rnn_ops import operators
     return operators.native.rnn_sequence
 
 
-def custom():
+def custom() -> Callable:
     """Our CustomOp in Python."""
     from rnn_ops import operators
     return operators.custom.rnn_sequence
@@ -303,7 +307,7 @@ GluonRNN = Row("mx.gluon.rnn.RNN", "mxnet", _MXNET, _Layer, (False,))
 OurGluon = Row(GLUON, "rnn_ops", _OUR_PACKAGES, _Layer, (True,))
 
 
-def gluon_rnn(mx, layer_class, I, H, Wxh, Whh, bh):
+def gluon_rnn(mx: ModuleType, layer_class: type, I: int, H: int, Wxh: np.ndarray, Whh: np.ndarray, bh: np.ndarray) -> Any:
     """A layer with the interface of mx.gluon.rnn.RNN and our weights; its second bias stays zero."""
     layer = layer_class(H, activation="tanh", input_size=I)
     layer.initialize(mx.init.Zero())
@@ -313,7 +317,7 @@ def gluon_rnn(mx, layer_class, I, H, Wxh, Whh, bh):
     return layer
 
 
-def gluon_rnn_gradients(layer):
+def gluon_rnn_gradients(layer: Any) -> Dict[str, np.ndarray]:
     return {"dWxh": layer.l0_i2h_weight.grad().asnumpy().T, "dWhh": layer.l0_h2h_weight.grad().asnumpy().T,
             "dbh": layer.l0_i2h_bias.grad().asnumpy()}
 
@@ -344,7 +348,7 @@ class _Torch(Provider):
         self.outputs = self.layer(self.inputs, self.state)[0]
         self.outputs.backward(self.doutputs)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         results = {"outputs": self.outputs.detach().numpy()}
         if direction != FORWARD:
             results.update(torch_rnn_gradients(self.layer), dstate=self.state.grad[0].numpy())
@@ -358,7 +362,7 @@ TorchRNN = Row("torch.nn.RNN", "torch", ("torch",), _Torch)
 TorchRNNOneThread = Row("torch.nn.RNN, 1 thread", "torch, 1 thread", ("torch",), _Torch, (1,))
 
 
-def torch_rnn(torch, I, H, Wxh, Whh, bh):
+def torch_rnn(torch: ModuleType, I: int, H: int, Wxh: np.ndarray, Whh: np.ndarray, bh: np.ndarray) -> Any:
     """torch.nn.RNN with our weights; its second bias starts at zero."""
     layer = torch.nn.RNN(I, H, nonlinearity="tanh")
     with torch.no_grad():
@@ -369,7 +373,7 @@ def torch_rnn(torch, I, H, Wxh, Whh, bh):
     return layer
 
 
-def torch_rnn_gradients(layer):
+def torch_rnn_gradients(layer: Any) -> Dict[str, np.ndarray]:
     return {"dWxh": layer.weight_ih_l0.grad.numpy().T, "dWhh": layer.weight_hh_l0.grad.numpy().T,
             "dbh": layer.bias_ih_l0.grad.numpy()}
 
@@ -393,7 +397,7 @@ class _JaxScan(Provider):
     def _forward_backward(self):
         self.found = self.jax.block_until_ready(self.recurrence.both())
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return self.recurrence.results(self.found, direction)
 
 
@@ -407,7 +411,7 @@ class OnnxRuntime(Provider):
     packages = ("onnxruntime", "onnx", "numpy")
     lacks = {BOTH: "it computes no gradients"}
 
-    def __init__(self, problem):
+    def __init__(self, problem: problems.Recurrence):
         from . import onnx_rnn
         self.about = f"onnxruntime {onnx_rnn.onnxruntime.__version__}"
         self.session = onnx_rnn.session(problem.shape, problem.Wxh, problem.Whh, problem.bh)
@@ -417,7 +421,7 @@ class OnnxRuntime(Provider):
     def _forward(self):
         self.outputs, = self.session.run(["Y"], self.inputs)
 
-    def results(self, direction):
+    def results(self, direction: str) -> Dict[str, np.ndarray]:
         return {"outputs": self.outputs[:, 0]}
 
 
@@ -425,12 +429,12 @@ class OnnxRuntime(Provider):
 OTHERS = (TorchRNN.process, TorchRNNOneThread.process, JaxScan.process, OnnxRuntime.process)
 
 
-def for_shape(shape):
+def for_shape(shape: problems.Shape) -> tuple:
     """The providers of a shape, ours first, the tutorial's loop last."""
     return (Kernel, Native, NativeHybridized, CustomOp, CustomOpHybridized, OurGluon, *_peers(shape), NDArrayLoop)
 
 
-def for_grid(shape):
+def for_grid(shape: problems.Shape) -> tuple:
     """The providers of the grid: our kernel, our operator as users call it, and the peers."""
     return (Kernel, Public, *_peers(shape))
 

@@ -50,7 +50,7 @@ def backward(inputs: Array, state: Array, Wxh: Array, Whh: Array, outputs: Array
     return gradients
 
 
-def one_hot(tokens: Array, V: int, dtype=np.float32) -> Array:
+def one_hot(tokens: Array, V: int, dtype: Any = np.float32) -> Array:
     """Rows (..., V) with a one at each token."""
     return (tokens[..., None] == namespace(tokens).arange(V)).astype(dtype)
 

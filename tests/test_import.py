@@ -1,4 +1,7 @@
 """`import rnn_ops`: without MXNet until somebody imports it, and then with all preparations."""
+import ast
+import importlib
+import importlib.util
 import inspect
 import os
 import shutil
@@ -144,20 +147,81 @@ def test_a_source_folder_without_a_library_that_fits_says_what_to_run(source_fol
 
 
 def test_the_package_says_what_it_has():
-    assert set(rnn_ops.__all__) <= set(dir(rnn_ops)) and "__version__" in dir(rnn_ops)
+    assert set(dir(rnn_ops)) >= {"__version__", "__doc__", *rnn_ops.__all__}
+    assert set(rnn_ops.__all__) == {name for name in dir(rnn_ops) if not name.startswith("_")}
     assert os.path.exists(os.path.join(os.path.dirname(rnn_ops.__file__), "py.typed"))
+
+
+def test_without_mxnet_the_package_shows_what_works():
+    """`import *`, `inspect` and pydoc look at every name. To ask for one of the others says what is missing."""
+    code = ("import sys; sys.modules['mxnet'] = None\nimport inspect, pydoc\nimport rnn_ops\nfrom rnn_ops import *\n"
+            "print(rnn_ops.__all__, [name for name, _ in inspect.getmembers(rnn_ops) if name[0] != '_'])\n"
+            "print(numpy_reference.__name__, backends.__name__, 'numpy_reference' in pydoc.render_doc(rnn_ops))\n"
+            "try:\n    rnn_ops.gluon\nexcept ImportError as error:\n    print(error)")
+    public, found, why = python(code).splitlines()
+    assert public == "['numpy_reference', 'backends'] ['backends', 'numpy_reference']"
+    assert found == "rnn_ops.numpy_reference rnn_ops.backends True"
+    assert why.startswith("This needs MXNet 1.9.1: install rnn_ops[cpu]")
+
+
+def test_with_mxnet_import_star_has_every_name():
+    pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError)
+    names = {}
+    exec("from rnn_ops import *", names)
+    assert {"rnn_step", "rnn_sequence", "use", "gluon", "reference", "gradcheck", "numpy_reference", "operators",
+            "backends"} == set(names) - {"__builtins__"}
+
+
+def test_type_checkers_see_every_name_and_no_other():
+    """They take ``if TYPE_CHECKING:`` and believe in every name where they see a `__getattr__`."""
+    with open(rnn_ops.__file__) as file:
+        body = ast.parse(file.read()).body
+    seen = []
+    for node in body:
+        seen += node.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING" else [node]
+    imported = [alias.name for node in seen if isinstance(node, ast.ImportFrom) for alias in node.names]
+    public, = (ast.literal_eval(node.value) for node in seen
+               if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    assert set(public) <= set(imported)
+    assert set(public) >= set(rnn_ops.__all__)
+    if importlib.util.find_spec("mxnet"):
+        assert public == rnn_ops.__all__
+    assert "__getattr__" not in [node.name for node in seen if isinstance(node, ast.FunctionDef)]
+
+
+def functions_of(module, names):
+    """The functions of these names, and the constructors and public methods of classes that the module defines."""
+    for value in (getattr(module, name) for name in names):
+        if inspect.isfunction(value):
+            yield value
+        elif inspect.isclass(value) and value.__module__ == module.__name__:
+            yield from (method for name, method in vars(value).items() if inspect.isfunction(method)
+                        and (name == "__init__" or not name.startswith("_")))
+
+
+def untyped(functions):
+    for function in functions:
+        hints = typing.get_type_hints(function)
+        missing = set(inspect.signature(function).parameters) - {"self"} - set(hints)
+        if missing or "return" not in hints and function.__name__ != "__init__":
+            yield function
 
 
 def test_public_functions_have_type_hints():
     pytest.importorskip("rnn_ops._mxnet", exc_type=ImportError)
     from rnn_ops import gluon, operators, reference
-    from rnn_ops.backends import cpu, cuda
     functions = [getattr(module, name) for module in (operators, reference) for name in module.__all__]
     functions += [getattr(gluon, name).__init__ for name in gluon.__all__]
-    for module in operators.native, operators.custom:
-        functions += [module.rnn_step, module.rnn_sequence]
-    functions += [cpu.forward, cpu.backward, cuda.forward, cuda.backward]
-    for function in filter(callable, functions):
-        hints = typing.get_type_hints(function)
-        missing = set(inspect.signature(function).parameters) - {"self"} - set(hints)
-        assert not missing and "return" in hints, function
+    functions += [getattr(operators.native, name) for name in operators.native.__all__]
+    functions += [operators.custom.rnn_step, operators.custom.rnn_sequence, operators.custom.call,
+                  operators.custom.looks_at_tokens]
+    assert not list(untyped(filter(callable, functions)))
+
+
+@pytest.mark.parametrize("module", ["rnn_ops.backends.cpu", "rnn_ops.backends.cuda", "rnn_ops.numpy_reference", "rnn_ops.info",
+                                    "rnn_ops_benchmarks.providers"])
+def test_public_functions_that_need_no_mxnet_have_type_hints(module):
+    module = importlib.import_module(module)
+    functions = [function for function in functions_of(module, [name for name in vars(module) if not name.startswith("_")])
+                 if function.__module__ == module.__name__]
+    assert functions and not list(untyped(functions))

@@ -8,7 +8,7 @@ An exception in a callback reaches the user in MXNet's way: its traceback is pri
 the graph is bound or, if data had to be seen first, at the next wait for a result.
 """
 import atexit
-from typing import Tuple
+from typing import Tuple, Union
 
 import numpy as np
 
@@ -182,13 +182,13 @@ def rnn_sequence(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array,
     return outputs, state
 
 
-def call(step, values, activation):
+def call(step: bool, values: Tuple[Array, ...], activation: str) -> Union[Array, Tuple[Array, Array]]:
     """A step or a sequence of five NDArrays, which have been checked with their tokens, or of five Symbols."""
     checked = {_TOKENS_CHECKED: "1"} if isinstance(values[0], mx.nd.NDArray) else {}
     return _custom(step, values, activation=activation, **checked)
 
 
-def looks_at_tokens(context):
+def looks_at_tokens(context: mx.Context) -> bool:
     """Whether a call checks that tokens are in [0, I). This operator always does, if need be with a copy that it waits for."""
     return True
 

@@ -10,7 +10,8 @@ The modules: `launcher` makes the launches in their order, `variants` chooses th
 import functools
 import importlib
 import importlib.util
-from typing import Any, Optional
+from types import ModuleType
+from typing import Any, Dict, Optional
 
 from rnn_ops.backends import arguments
 from rnn_ops.backends.cuda import libraries
@@ -114,13 +115,13 @@ def backward(inputs: Any, state: Any, Wxh: Any, Whh: Any, outputs: Any, doutputs
         Launcher(gpu).backward(*arrays, activation=activation, variant=variant)
 
 
-def check_tokens(gpu, inputs, I):
+def check_tokens(gpu: Any, inputs: Any, I: int) -> None:
     """`arguments.check_tokens` for inputs on a GPU, if they are tokens. Waits for them."""
     if inputs.dtype == arguments.TOKENS:
         arguments.check_tokens(gpu.to_host(inputs), I)
 
 
-def platform():
+def platform() -> ModuleType:
     """The module `runtime`. A RuntimeError says why there is no GPU that it could use."""
     if importlib.util.find_spec("cupy") is None:
         raise RuntimeError(
@@ -144,7 +145,7 @@ def _gpu(index):
     return platform().Runtime(index)
 
 
-def gpu(index):
+def gpu(index: int) -> Any:
     """The `runtime.Runtime` of a GPU by its number. ValueError: there are fewer GPUs. RuntimeError: there are none."""
     if not 0 <= index < platform().count():
         raise ValueError(f"GPU {index}: this process has {platform().count()}, numbered from 0")
@@ -175,7 +176,7 @@ def _fits(name, array, shape, dtype):
         raise ValueError(f"{name}: got shape {array.shape}, needs {shape}")
 
 
-def check_apart(gpu, written, read):
+def check_apart(gpu: Any, written: Dict[str, Any], read: Dict[str, Any]) -> None:
     """`arguments.check_apart` of arrays by name."""
     arguments.check_apart(*[[(name, 0 if array is None else gpu.address(array), array) for name, array in arrays.items()]
                             for arrays in (written, read)])

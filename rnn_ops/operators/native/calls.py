@@ -1,5 +1,5 @@
 """Calls of the native operator. The functions for users are in rnn_ops/operators/api.py; these are one layer below."""
-from typing import Tuple
+from typing import Optional, Tuple, Union
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
@@ -21,13 +21,14 @@ def rnn_sequence(inputs: Array, state: Array, Wxh: Array, Whh: Array, bh: Array,
     return outputs, state
 
 
-def quick_call(step, values, activation, check_tokens=False):
+def quick_call(step: bool, values: Tuple[Array, ...], activation: str,
+               check_tokens: bool = False) -> Optional[Union[Array, Tuple[Array, Array]]]:
     """What `call` gives for NDArrays of the CPU that fit one another, in a fraction of the time; None for anything else. With
     check_tokens, a token outside [0, I) does not fit either."""
     return load.operator.front.call(step, values, activation, check_tokens)
 
 
-def call(step, values, activation):
+def call(step: bool, values: Tuple[Array, ...], activation: str) -> Union[Array, Tuple[Array, Array]]:
     """A step or a sequence of five NDArrays or five Symbols, and a known activation. NDArrays have dimensions."""
     step = "01"[step]
     if isinstance(values[0], mx.sym.Symbol):
@@ -42,7 +43,7 @@ def call(step, values, activation):
                                      wanted="".join("01"[known] for known in wanted))
 
 
-def looks_at_tokens(context):
+def looks_at_tokens(context: mx.Context) -> bool:
     """Whether a call checks that tokens are in [0, I). On a GPU it does not wait for them, and a wrong one makes NaN."""
     return context.device_type != "gpu"
 

@@ -1,10 +1,11 @@
 """Loads the library of the native operator into MXNet, on import. `failure` says why that did not work."""
 import ctypes
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from rnn_ops._mxnet import mx
 from rnn_ops.backends import cpu
 from rnn_ops.operators.native import front, gpu
+from rnn_ops.operators.ndarray import Array
 
 NAME = "rnn_ops_native"
 _LIBRARY = cpu.library_path()
@@ -23,7 +24,7 @@ def why_not() -> Optional[str]:
     return failure
 
 
-def unguarded(*values, **attributes):
+def unguarded(*values: Array, **attributes: str) -> Any:
     """The operator as MXNet knows it, of NDArrays or of Symbols. Its gradients overwrite where MXNet wants a sum (bug 4 in
     _mxnet_bugs.py); nothing is checked before MXNet sees it (bug 5)."""
     return (operator.on_ndarrays if isinstance(values[0], mx.nd.NDArray) else operator.on_symbols)(*values, **attributes)
