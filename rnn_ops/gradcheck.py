@@ -15,13 +15,14 @@ Errors and the bound of float32 are those of `rnn_ops.exactness`; the second of 
 import functools
 import itertools
 import math
+import numbers
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
 from rnn_ops import operators, reference
 from rnn_ops._mxnet import mx
-from rnn_ops.backends.arguments import NAMES
+from rnn_ops.backends.arguments import NAMES, check_activation
 from rnn_ops.exactness import FLOAT64_BOUND, float32_bound, relative_error
 
 # Central differences, (f(x+s) - f(x-s)) / 2s, are off by s²/6·f''' from cutting off the Taylor series, with s = 2^-14
@@ -37,18 +38,34 @@ DIRECTIONS = 4
 COMPARISONS = ("float64, reference", "float64, differences", "float64, reference's differences", "float32, reference")
 GRADIENTS = tuple("d" + name for name in NAMES)
 TENSORS = ("outputs", "state") + GRADIENTS
+OPERATORS, INPUTS, VALUES = ("sequence", "step"), ("dense", "tokens"), ("random", "one token", "saturated", "flat")
 
 
 class Case(NamedTuple):
     """One set of arguments. A step has T = 1."""
-    operator: str  # "sequence" or "step"
+    operator: str  # one of OPERATORS
     T: int
     B: int
     I: int
     H: int
-    input: str = "dense"  # or "tokens"
-    values: str = "random"  # or one of "one token", "saturated", "flat"
+    input: str = "dense"  # one of INPUTS
+    values: str = "random"  # one of VALUES; "one token" for tokens only
     activation: str = "tanh"  # or "relu"
+
+    def check(self) -> None:
+        """Raise a ValueError that names the first field that has no meaning."""
+        for name, known in [("operator", OPERATORS), ("input", INPUTS), ("values", VALUES)]:
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, needs {' or '.join(map(repr, known))}")
+        check_activation(self.activation)
+        for name in "TBIH":
+            size = getattr(self, name)
+            if not isinstance(size, numbers.Integral) or size < 1:
+                raise ValueError(f"{name}: got {size!r}, needs an integer of at least 1")
+        if self.operator == "step" and self.T != 1:
+            raise ValueError(f"T: got {self.T}, needs 1 for a step")
+        if self.values == "one token" and self.input != "tokens":
+            raise ValueError(f"values: got 'one token', needs another word for {self.input} inputs")
 
     def __str__(self):
         words = f"{self.operator} T={self.T} B={self.B} I={self.I} H={self.H} {self.input} {self.values}"
@@ -104,6 +121,11 @@ def check(rnn_step: Callable = operators.rnn_step, rnn_sequence: Callable = oper
     list of Row
         One for each case, comparison and tensor. The check has passed if all of them have.
 
+    Raises
+    ------
+    ValueError
+        A field of a case has no meaning. Nothing has been computed.
+
     Examples
     --------
     >>> from rnn_ops import gradcheck
@@ -111,6 +133,8 @@ def check(rnn_step: Callable = operators.rnn_step, rnn_sequence: Callable = oper
     True
     """
     cases = default_cases() if cases is None else list(cases)
+    for case in cases:
+        case.check()
     operator = {"step": rnn_step, "sequence": rnn_sequence}
     rows = []
     for number, case in enumerate(cases, 1):
@@ -150,6 +174,7 @@ def draw(case: Case) -> tuple:
     `exactness.draw` draws for other checks. Here the states stay away from ±1 for every shape, so that central differences
     are exact, and the README states the errors of these numbers.
     """
+    case.check()
     random = np.random.RandomState(0)
     steps = () if case.operator == "step" else (case.T,)
     if case.input == "dense":

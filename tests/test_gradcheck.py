@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -165,6 +166,25 @@ def test_an_error_in_the_reference_is_not_agreed_with(monkeypatch):
     monkeypatch.setattr(reference, "rnn_sequence", wrong[1])
     failed = {(row.comparison, row.tensor) for row in gradcheck.check(*wrong, cases=CASES) if not row.passed}
     assert failed == {("float64, differences", "dstate"), ("float64, reference's differences", "dstate")}
+
+
+@pytest.mark.parametrize("fields, said", [
+    (dict(operator="foo"), "operator: got 'foo', needs 'sequence' or 'step'"),
+    (dict(input="Tokens"), "input: got 'Tokens', needs 'dense' or 'tokens'"),
+    (dict(values="foo"), "values: got 'foo', needs 'random' or 'one token' or 'saturated' or 'flat'"),
+    (dict(values="one token"), "values: got 'one token', needs another word for dense inputs"),
+    (dict(activation="Tanh"), "activation: got 'Tanh', needs 'tanh' or 'relu'"),
+    (dict(T=0), "T: got 0, needs an integer of at least 1"), (dict(H=-3), "H: got -3, needs an integer of at least 1"),
+    (dict(B=2.0), "B: got 2.0, needs an integer of at least 1"), (dict(operator="step"), "T: got 3, needs 1 for a step")])
+def test_a_case_without_a_meaning_is_named_before_anything_is_computed(fields, said):
+    def rnn_sequence(*_):
+        raise AssertionError("it computes")
+
+    wrong = CASES[0]._replace(**fields)
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        gradcheck.check(rnn_sequence=rnn_sequence, cases=[CASES[0], wrong])
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        gradcheck.draw(wrong)
 
 
 def test_relative_error():
