@@ -6,7 +6,7 @@ from typing import Dict, List
 import numpy
 
 import rnn_ops
-from rnn_ops import _mxnet_import
+from rnn_ops import _mxnet_import, folders
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import compiler, variants
 
@@ -31,7 +31,8 @@ def collect(batch_size: int = 32, hidden_size: int = 256) -> Dict[str, str]:
         f"CPU, B={batch_size}, H={hidden_size}": _split(batch_size, hidden_size),
     }
     found = ", ".join(map(str, compiler.found())) or "none"
-    facts["CUDA compilers"] = f"{found}; machine code is kept in {compiler.folder()}"
+    kept = "not kept" if _wrong_cache() else f"kept in {compiler.folder()}"
+    facts["CUDA compilers"] = f"{found}; machine code is {kept}"
     reason = cuda.why_not()
     if reason:
         facts["GPU kernels"] = f"none: {reason}"
@@ -47,9 +48,7 @@ def collect(batch_size: int = 32, hidden_size: int = 256) -> Dict[str, str]:
         facts["arrays in mx.cpu()"] = ("computed on by the CPU; after rnn_ops.use('cuda') by GPU 0: each call copies tokens, "
                                        "parameters, results and gradients, the states for the backward pass stay there")
     facts["settings"] = ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none"
-    reasons = wrong_folder()
-    if reasons:
-        facts["settings"] += f"; {reasons[0]}"
+    facts["settings"] = "; ".join([facts["settings"], *wrong_folders()])
     return facts
 
 
@@ -65,10 +64,11 @@ def wrong_settings() -> List[str]:
     return found + list(filter(None, [_mxnet_import.why_not()]))
 
 
-def wrong_folder() -> List[str]:
-    """What is wrong with RNN_OPS_DATA, as sentences."""
+def wrong_folders() -> List[str]:
+    """What is wrong with RNN_OPS_DATA and RNN_OPS_CACHE, as sentences. Everything works without these folders."""
     folder = os.environ.get("RNN_OPS_DATA")
-    return [f"RNN_OPS_DATA: got {folder!r}, needs a folder"] if folder and not os.path.isdir(folder) else []
+    data = [f"RNN_OPS_DATA: got {folder!r}, needs a folder"] if folder and not os.path.isdir(folder) else []
+    return data + _wrong_cache()
 
 
 def cpu_name() -> str:
@@ -110,6 +110,12 @@ def _split(batch_size, hidden_size):
     from rnn_ops.backends import cpu
     rows, columns = cpu.split(batch_size, hidden_size)
     return f"each step in {rows} group{'s' * (rows > 1)} of rows by {columns} group{'s' * (columns > 1)} of columns"
+
+
+def _wrong_cache():
+    folder = os.environ.get("RNN_OPS_CACHE")
+    reason = folder and folders.why_not_writable(folder)
+    return [f"RNN_OPS_CACHE: got {folder!r}, needs a folder that can be written to: {reason}"] if reason else []
 
 
 def _wrong_for_kernels():

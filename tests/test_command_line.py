@@ -436,6 +436,22 @@ def test_several_are_all_named_by_info(call):
         "RNN_OPS_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA"]
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, call):
+    (tmp_path / "file").write_text("mine")
+    for cache, why in (("/proc/x", ""), (str(tmp_path / "file"), "Not a directory"),
+                       (str(tmp_path / "file" / "cache"), "Not a directory")):
+        said = f"RNN_OPS_CACHE: got {cache!r}, needs a folder that can be written to: {why}"
+        status, stdout, stderr = call("info", COLUMNS="1000", RNN_OPS_CACHE=cache)
+        assert (status, stderr) == (1, "") and said in stdout and "; machine code is not kept\n" in stdout
+        wrong, = json.loads(call("info", "--json", RNN_OPS_CACHE=cache)[1])["wrong"]
+        assert wrong.startswith(said)
+    for cache in ("", str(tmp_path), str(tmp_path / "new" / "cache")):
+        status, stdout, _ = call("info", COLUMNS="1000", RNN_OPS_CACHE=cache)
+        assert status == 0 and "RNN_OPS_CACHE: " not in stdout
+        assert f"; machine code is kept in {cache}" in stdout
+    assert os.listdir(str(tmp_path)) == ["file"]
+
+
 def test_importing_mxnet_says_what_it_would_end_the_process_for():
     for name, value, status in (
             ("OMP_NUM_THREADS", "2,2", 1), ("OMP_NUM_THREADS", "x", 1), ("OMP_NUM_THREADS", "", 0), ("OMP_NUM_THREADS", " 3", 0),

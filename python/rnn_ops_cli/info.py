@@ -20,7 +20,7 @@ def run(arguments) -> int:
     """0, or 1 where a setting is wrong."""
     with importing():
         from rnn_ops import info
-    facts, wrong = info.collect(arguments.batch_size, arguments.hidden), info.wrong_settings() + info.wrong_folder()
+    facts, wrong = info.collect(arguments.batch_size, arguments.hidden), info.wrong_settings() + info.wrong_folders()
     if arguments.json:
         print(json.dumps(dict(facts, wrong=wrong), indent=1))
         return int(bool(wrong))
