@@ -157,7 +157,16 @@ def test_a_run_is_never_overwritten(train):
     assert status == 2 and content_of(folder) == before
     one_line(stderr, folder, "already holds a run", "--resume")
     os.remove(os.path.join(folder, checkpoint.FILE))  # what is left of a run is still somebody's
-    assert train("--epochs", "1")[0] == 2
+    status, _, _, stderr = train("--epochs", "1")
+    assert status == 2 and "--resume" not in stderr
+    one_line(stderr, f"out: {folder} holds {RECORD}, a name that a run's own file has, and no {checkpoint.FILE} to resume")
+
+
+def test_files_with_other_names_are_left_alone(train, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    status, folder, _, stderr = train("--epochs", "1")
+    assert (status, stderr) == (0, "") and content_of(folder)["README.md"] == b"mine"
 
 
 @pytest.mark.parametrize("options, parts", [

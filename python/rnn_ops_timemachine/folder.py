@@ -40,10 +40,13 @@ def make(path: Optional[str], name: str) -> str:
 
 
 def refuse_taken(path: str) -> None:
-    """Raise a FileExistsError if a folder holds any file of a run."""
-    for name in FILES:
-        if os.path.lexists(os.path.join(path, name)):
-            raise FileExistsError(f"out: {path} already holds a run ({name}): --resume it or name another folder")
+    """Raise a FileExistsError if a folder holds a file with a name in `FILES`: a run would overwrite it."""
+    taken = [name for name in FILES if os.path.lexists(os.path.join(path, name))]
+    if checkpoint.FILE in taken:
+        raise FileExistsError(f"out: {path} already holds a run ({checkpoint.FILE}): --resume it or name another folder")
+    if taken:
+        raise FileExistsError(f"out: {path} holds {taken[0]}, a name that a run's own file has, and no {checkpoint.FILE} to "
+                              "resume: name another folder")
 
 
 def remove_files(path: str) -> None:
