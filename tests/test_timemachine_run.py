@@ -305,6 +305,21 @@ def test_an_unwritable_folder_is_named(train, book_file):
     one_line(stderr, f"out: cannot write to {book_file}")
 
 
+@pytest.mark.parametrize("missing, step, status, said", [
+    (["tqdm", "cupy", "mxnet"], ["--step", "cuda"], 2, "step: got 'cuda', but nothing can be computed on a GPU here: CuPy is"),
+    (["tqdm", "cupy", "mxnet"], ["--step", "native"], 1, "This needs MXNet 1.9.1: install rnn_ops[cpu]"),
+    (["tqdm", "cupy", "mxnet"], [], 1, "This needs MXNet 1.9.1: install rnn_ops[cpu]"),
+    (["tqdm"], ["--step", "native"], 1, "tqdm")])
+def test_the_library_that_a_step_lacks_is_named_first(book_file, tmp_path, missing, step, status, said):
+    """As in a plain install, which has nothing but NumPy."""
+    code = (f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+            "from rnn_ops_cli.main import main; sys.exit(main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", code, "train", "--text", book_file, "--out", "out", *step],
+                          capture_output=True, text=True, cwd=str(tmp_path))
+    assert (done.returncode, done.stdout) == (status, "") and not os.path.exists(str(tmp_path / "out"))
+    one_line(done.stderr, f"rnn-ops: error: {'' if said != 'tqdm' else 'import of '}{said}")
+
+
 def test_by_default_every_run_has_a_folder_of_its_own(book_file, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--text", book_file, "--epochs", "1", *SMALL]) == 0

@@ -51,8 +51,14 @@ def _run(arguments, raise_interrupt):
     resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
     del given["run"], given["quiet"]
     with importing():
-        from rnn_ops_timemachine import opening, progress
+        from rnn_ops_timemachine import learners, opening
         from rnn_ops_timemachine.settings import Settings
+        try:
+            from rnn_ops_timemachine import progress
+        except ModuleNotFoundError:  # tqdm; a GPU or MXNet that the step needs and that is missing comes first
+            with one_line(USAGE, ValueError):
+                opening.check_step(given.get("step") or learners.default())
+            raise
     raise_interrupt()
     on_wait = progress.Waiting(raise_interrupt, arguments.quiet)
     with one_line(FAILURE, ImportError), one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):

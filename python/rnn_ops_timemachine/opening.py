@@ -36,7 +36,7 @@ def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[
     settings = settings._replace(step=settings.step or learners.default(),
                                  hidden=hidden if settings.hidden is None else settings.hidden)
     settings.check()
-    _check_step(settings)
+    check_step(settings.step)
     if settings.hidden != hidden and initial:
         raise ValueError(f"hidden: got {settings.hidden}, but the model in {init_from} has {hidden}")
     if folder is not None:
@@ -114,7 +114,7 @@ def _of(saved, folder, given, on_wait):
         state = state._replace(learning_rate_since=state.epoch + 1)
     settings = settings._replace(**{name: given[name] for name in MAY_CHANGE if name in given})
     settings.check()
-    _check_step(settings)
+    check_step(settings.step)
     if settings.epochs < state.epoch:
         raise ValueError(f"epochs: got {settings.epochs}, needs at least the {state.epoch} that the run in {folder} has")
     book = text.load(settings.text, on_wait)
@@ -152,8 +152,8 @@ def _take_up(run):
     record.write(run.path(record.FILE), run, **kept)
 
 
-def _check_step(settings):
+def check_step(step: str) -> None:
     """Raise a ValueError where this machine or its environment cannot compute the step."""
-    reason = learners.why_not(settings.step)
+    reason = learners.why_not(step)
     if reason:
-        raise ValueError(f"step: got {settings.step!r}, but {reason}")
+        raise ValueError(f"step: got {step!r}, but {reason}")
