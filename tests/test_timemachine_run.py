@@ -169,6 +169,22 @@ def test_files_with_other_names_are_left_alone(train, tmp_path):
     assert (status, stderr) == (0, "") and content_of(folder)["README.md"] == b"mine"
 
 
+@pytest.mark.parametrize("out", ["/proc/x", "file/out", None])
+def test_an_unwritable_folder_is_named_before_a_text_is_read(tmp_path, monkeypatch, capfd, out):
+    def load(*_):
+        raise AssertionError("the text is read")
+
+    monkeypatch.setattr(text, "load", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    if out is None:
+        (tmp_path / "runs").write_text("mine")
+    before = content_of(str(tmp_path))
+    assert main(["train", *([] if out is None else ["--out", out])]) == 2
+    one_line(capfd.readouterr().err, f"rnn-ops: error: out: cannot write to {out or 'runs'}: ")
+    assert content_of(str(tmp_path)) == before
+
+
 @pytest.mark.parametrize("options, parts", [
     (["--hidden", "9"], ["hidden: got 9", "has 8"]),
     (["--text", "timemachine"], ["text: got 'timemachine'", "little book.txt"]),

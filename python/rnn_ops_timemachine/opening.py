@@ -3,6 +3,7 @@ import contextlib
 import os
 from typing import Any, Callable, Dict, Optional
 
+from rnn_ops.folders import why_not_writable
 from rnn_ops_timemachine import checkpoint, data, files, learners, lock, record, text
 from rnn_ops_timemachine import folder as folders
 from rnn_ops_timemachine.run import Run
@@ -39,8 +40,12 @@ def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[
     check_step(settings.step)
     if settings.hidden != hidden and initial:
         raise ValueError(f"hidden: got {settings.hidden}, but the model in {init_from} has {hidden}")
+    # Before a text is fetched or a large one is read; both again below, when nobody else can begin a run there.
     if folder is not None:
-        folders.refuse_taken(folder)  # before a large text is read; again below, when nobody else can begin a run there
+        folders.refuse_taken(folder)
+    reason = why_not_writable(folder or "runs")
+    if reason:
+        raise OSError(f"out: cannot write to {folder or 'runs'}: {reason}")
     asked, book = settings.text, text.load(settings.text, on_wait)
     if initial and initial.vocabulary.missing(book.characters):
         raise ValueError(f"init_from: the model in {init_from} lacks characters of {book.source}: "
