@@ -12,11 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from rnn_ops.backends.cuda import compiler
 from rnn_ops.backends.cuda.selftest import checks, sanitizer
+from rnn_ops.folders import why_not_writable
 from rnn_ops_timemachine import files, streams
 from rnn_ops_timemachine.options import USAGE, CommandError
 
@@ -192,7 +192,7 @@ def _parts(run, folder, every, chosen, device, minutes):
     done = {part.name for part in every if (folder.read(PARTS, part.name) or {}).get("status") == DONE}
     why_not = unavailable()
     print(gpu_report.facts(device))
-    reason = unwritable(compiler.folder())
+    reason = why_not_writable(compiler.folder())
     if reason:  # every part would compile anew
         print(f"RNN_OPS_CACHE: cannot write {compiler.folder()}: {reason}; compiled kernels go to {folder.at('cubins')}")
         os.environ["RNN_OPS_CACHE"] = folder.at("cubins")
@@ -203,16 +203,6 @@ def _parts(run, folder, every, chosen, device, minutes):
         if name in [part.name for part in chosen]:
             folder.write(PARTS, name, _record(LEFT_OUT, why))
     return run.parts([part for part in chosen if part.name not in done and part.name not in why_not])
-
-
-def unwritable(path):
-    """Why no file can be written into a folder, which is made if it is missing; None if one can."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def choose(folder, every, only):

@@ -15,6 +15,7 @@ from rnn_ops_benchmarks.problems import TUTORIAL
 from rnn_ops.backends.cuda import compiler
 from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops.backends.cuda.selftest import sanitizer
+from rnn_ops.folders import why_not_writable
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 H100 = rehearsal.variants.known_device(90, 132)
@@ -305,7 +306,7 @@ def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
     assert process.returncode == 0, process.stdout
     assert f"RNN_OPS_CACHE: cannot write {tmp_path}/file/cache: Not a directory; " in process.stdout
     assert any(name.endswith(".cubin") for name in os.listdir(tmp_path / "out" / "cubins"))
-    assert gpu_run.unwritable(str(tmp_path / "new")) is None
+    assert why_not_writable(str(tmp_path / "new")) is None
 
 
 @pytest.mark.slow
