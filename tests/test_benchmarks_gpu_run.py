@@ -401,6 +401,19 @@ def test_no_time_is_no_failure(results):
     assert not folder.assemble(results, list(EVERY))["complete"]
 
 
+def test_a_folder_of_version_0_1_is_complete_without_the_part_that_is_new(results):
+    for name in set(EVERY) - {"mxnet"}:
+        results.write(PARTS, name, {"status": DONE, "reason": "", "seconds": 1})
+    complete = []
+    for version in ("0.1.0", "0.2.0"):
+        results.write(RESULTS, "device", {"gpu": NumPyGpu().describe(), "rnn_ops": version})
+        complete.append(folder.assemble(results, list(EVERY))["complete"])
+    assert complete == [True, False]
+    results.write(RESULTS, "device", {"gpu": NumPyGpu().describe(), "rnn_ops": "0.1.0"})
+    results.remove(PARTS, "variants")
+    assert not folder.assemble(results, list(EVERY))["complete"]
+
+
 @pytest.mark.parametrize("gpu, sentence", [
     ("no_gpu", "rnn-ops: error: there is no GPU: see that nvidia-smi lists one"),
     ("missing", "rnn-ops: error: ended with status 1: AttributeError: ")])
