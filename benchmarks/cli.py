@@ -19,13 +19,17 @@ _OPTIONS = {"quick": "--quick", "rounds": "--rounds", "shapes": "--shape", "grid
             "ladder": "--ladder"}
 _CUDA_OPTIONS = {"minutes": "--minutes", "out": "--out", "only": "--only", "report": "--report", "rehearse": "--rehearse",
                  "architecture": "--architecture"}
-_NAMES = {**_OPTIONS, **_CUDA_OPTIONS, "providers": "--provider"}
+# Of the processes that do the parts, and of the tests: what each option is where it is not given.
+_PART_OPTIONS = {"part": None, "seconds": 3600, "gpu": gpu_run.GPU, "sizes": "full", "without": ()}
+_NAMES = {**_OPTIONS, **_CUDA_OPTIONS, **{name: f"--{name}" for name in _PART_OPTIONS}, "providers": "--provider"}
 _MEASURES = ["quick", "rounds", "shapes", "grid", "packages", "providers"]
 # Option: the options that it has no use for.
 _NOT_USED = {"profile": [*_OPTIONS, "providers"], "ladder": [name for name in (*_OPTIONS, "providers") if name != "rounds"],
              "result": _MEASURES, "grid": ["quick"],
-             "report": ["minutes", "out", "only", "rehearse", "architecture", "providers"],
-             "rehearse": ["minutes", "out", "only", "providers"]}
+             "report": ["minutes", "out", "only", "rehearse", "architecture", "providers", *_PART_OPTIONS],
+             "rehearse": ["minutes", "out", "only", "providers", *_PART_OPTIONS]}
+# Option: the one that it is for.
+_NEEDS = {"architecture": "rehearse", "seconds": "part", "without": "part"}
 _SHOWN = {report.STAGES: (report.screen, report.results_table, lambda *result_and_path: chart.draw(*result_and_path)),
           report.GRID: (grid.screen, grid.results_table, heatmap.draw_grid),
           report.GPU: (gpu_report.markdown, gpu_report.markdown, heatmap.draw_gpu)}  # of each kind: screen, README, picture
@@ -36,6 +40,9 @@ def main(argv=None, prog=None):
     parser = _parser(prog or hints.command("bench"))
     options = parser.parse_args(argv)
     _check(parser, options)
+    for name, default in _PART_OPTIONS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
     if options.device == "cuda":
         return _on_a_gpu(parser, options)
     if options.profile or options.ladder:
@@ -91,15 +98,21 @@ def _profile():
 
 def _check(parser, options):
     """See before anything is measured that every option counts and that the files can be written."""
-    def refuse(names, by):
-        unused = [_NAMES[name] for name in names if getattr(options, name)]
-        if unused:
-            parser.error(f"{', '.join(unused)}: not used by {by}")
+    def refuse(names, why):
+        given = [_NAMES[name] for name in names if getattr(options, name) not in (None, False)]
+        if given:
+            parser.error(f"{', '.join(given)}: {why}")
 
-    refuse(_OPTIONS if options.device == "cuda" else _CUDA_OPTIONS, f"--device {options.device}")
+    if options.device == "cuda":
+        refuse(_OPTIONS, "not used by --device cuda")
+    else:
+        refuse([*_CUDA_OPTIONS, *_PART_OPTIONS], "needs --device cuda")
     for one, others in _NOT_USED.items():
         if getattr(options, one):
-            refuse([name for name in others if name != one], _NAMES[one])
+            refuse([name for name in others if name != one], f"not used by {_NAMES[one]}")
+    for one, other in _NEEDS.items():
+        if not getattr(options, other):
+            refuse([one], f"needs {_NAMES[other]}")
     if options.packages and not os.path.isdir(options.packages):
         parser.error(f"--packages: {options.packages} is no folder")
     for file in filter(None, (options.json, options.png)):
@@ -129,8 +142,8 @@ def _parser(prog):
     parser = Parser(
         prog=prog, allow_abbrev=False,
         description="Time the recurrence and the whole training step: our kernel and operators, MXNet, PyTorch, JAX, onnxruntime "
-                    "and NumPy, in processes of their own and interleaved rounds, and the processor's peak beside them. About "
-                    "5 minutes on an idle machine with 2 cores. With --device cuda: check the kernels on a GPU, then time them.")
+                    "and NumPy, in processes of their own and interleaved rounds, and the processor's peak beside them. Some "
+                    "four minutes on an idle machine with 2 cores. With --device cuda: check the kernels on a GPU, then time them.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
     parser.add_argument("--provider", type=_provider, action="append", dest="providers", metavar="MODULE:CLASS",
                         help="time your own as well (repeatable): a class as rnn_ops_benchmarks.providers.Provider describes it, "
@@ -150,7 +163,7 @@ def _parser(prog):
                           "The training step is that of the first shape with tokens")
     cpu.add_argument("--grid", action="store_true",
                      help=f"measure {len(problems.GRID)} shapes, or those of --shape, with both inputs: our kernel and our "
-                          "operator against the best peer in each. About a quarter of an hour")
+                          "operator against the best peer in each. Some ten minutes")
     cpu.add_argument("--packages", type=path, metavar="DIR",
                      help="a folder made by 'pip install --target DIR jax onnxruntime': the processes of JAX, onnxruntime and "
                           "PyTorch take packages from there first. The newest JAX needs a newer NumPy than MXNet can have")
@@ -178,11 +191,9 @@ def _parser(prog):
                       help="all that a run does except the launches; needs no GPU. Prints a table; status 1 if something is off")
     cuda.add_argument("--architecture", type=int, choices=(70, 75, 80, 86, 89, 90), metavar="SM",
                       help="for which --rehearse compiles (default: 90)")
-    # Of the processes that do the parts, and of the tests.
-    for name, options in (("--part", {}), ("--seconds", {"type": float, "default": 3600}), ("--gpu", {"default": gpu_run.GPU}),
-                          ("--sizes", {"default": "full", "choices": gpu_parts.SIZES}),
-                          ("--without", {"action": "append", "default": []})):
-        parser.add_argument(name, help=argparse.SUPPRESS, **options)
+    for name, more in {**dict.fromkeys(_PART_OPTIONS, {}), "seconds": {"type": float}, "sizes": {"choices": gpu_parts.SIZES},
+                       "without": {"action": "append"}}.items():
+        parser.add_argument(_NAMES[name], help=argparse.SUPPRESS, **more)
     return parser
 
 

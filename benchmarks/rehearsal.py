@@ -21,6 +21,7 @@ from rnn_ops.backends.cuda.numpy_gpu import NumPyGpu
 from rnn_ops.backends.cuda.selftest import checks
 
 from . import gpu_floor, gpu_parts, gpu_report, gpu_work, heatmap, launches, microbench, report
+from .folder import FAILED, PARTS, RESULTS, Folder
 from .gpu_providers import OURS, TORCH
 from .machine_code import paths, sass
 from .machine_code import report as machine_code
@@ -171,11 +172,23 @@ def _small_run():
              f"{NumPyGpu.__module__}:{NumPyGpu.__name__}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=600)
         if process.returncode:
-            raise ValueError(process.stdout[-1000:])
+            raise ValueError(_reasons(Folder(out)) or process.stdout[-1000:])
         with open(os.path.join(out, "result.json"), encoding="utf-8") as file:
             result = json.load(file)
         ended = [its["status"] for its in result["parts"].values()]
         return f"{ended.count('done')} of {len(ended)} parts done, {len(process.stdout):,} characters printed"
+
+
+def _reasons(out):
+    """Which parts of a run have failed and why, as a sentence; "" if no part has."""
+    failed = {}
+    for name in out.names(PARTS):
+        record = out.read(PARTS, name)
+        if record["status"] == FAILED:
+            found = out.read(RESULTS, name) or {}
+            failed[name] = record["reason"] or next(iter(found.get("failed", ())), "no reason given")
+    reasons = dict.fromkeys(reason[:300] for reason in failed.values())  # several parts may fail for one reason
+    return f"parts {', '.join(failed)} failed: {'; '.join(reasons)}" if failed else ""
 
 
 def _no_mxnet():

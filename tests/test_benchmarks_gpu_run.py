@@ -568,6 +568,23 @@ def test_a_rehearsal_that_finds_something_says_so(capsys, monkeypatch):
     assert "rnn_ops_benchmarks.gpu_report" in found[0] and "needs at most 1000 bytes" in found[1]
 
 
+def test_a_rehearsal_names_the_parts_of_its_small_run_that_fail_and_why(monkeypatch):
+    """A reason that several parts give is said once."""
+    def failing_run(command, **_):
+        results = folder.Folder(command[command.index("--out") + 1])
+        results.make()
+        for part, status, reason in (("device", DONE, ""), ("compile", FAILED, "got NVRTC none"), ("quick", FAILED, ""),
+                                     ("microbench", FAILED, "got NVRTC none"), ("jax", LEFT_OUT, "JAX is not installed")):
+            results.write(PARTS, part, {"status": status, "reason": reason, "seconds": 1})
+        results.write(RESULTS, "quick", {"failed": ["5×2×7×20: no memory", "another"]})
+        return subprocess.CompletedProcess(command, 1, "quick   FAILED\n")
+
+    monkeypatch.setattr(subprocess, "run", failing_run)
+    with pytest.raises(ValueError) as raised:
+        rehearsal._small_run()
+    assert str(raised.value) == "parts compile, microbench, quick failed: got NVRTC none; 5×2×7×20: no memory"
+
+
 def test_a_kernel_that_does_not_compile_is_a_finding(monkeypatch, results):
     broken = launches.kernels(launches.record(H100, (3, 5, 7, 61)))[0]._replace(macros=(("PASS", "nothing"),))
     monkeypatch.setattr(launches, "kernels", lambda items: [broken])
