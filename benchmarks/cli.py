@@ -99,7 +99,7 @@ def _profile():
 def _check(parser, options):
     """See before anything is measured that every option counts and that the files can be written."""
     def refuse(names, why):
-        given = [_NAMES[name] for name in names if getattr(options, name) not in (None, False)]
+        given = [_NAMES[name] for name in names if getattr(options, name) != parser.get_default(name)]
         if given:
             parser.error(f"{', '.join(given)}: {why}")
 

@@ -332,12 +332,20 @@ def test_help_explains(capsys):
     for word in ("--only", "--minutes", "--out", "--report", "--rehearse", "RNN_OPS_CACHE", "Exit status", "goes on"):
         assert word in text
     assert "--part" not in text and "--gpu" not in text
+    assert "Some four minutes on an idle machine" in text and "best peer in each. Some ten minutes" in text
 
 
 @pytest.mark.parametrize("arguments, words", [
     (["--device", "cuda", "--only", "nothing"], "check"), (["--device", "cuda", "--minutes", "0"], "needs more than 0"),
     (["--device", "cuda", "--minutes", "many"], "needs more than 0"),
-    (["--minutes", "3", "--rehearse"], "--minutes, --rehearse: not used by --device cpu"),
+    (["--minutes", "3", "--rehearse"], "--minutes, --rehearse: needs --device cuda"),
+    (["--report", "x"], "error: --report: needs --device cuda"), (["--only", "check"], "error: --only: needs --device cuda"),
+    (["--part", "check"], "error: --part: needs --device cuda"), (["--gpu", "a:b"], "error: --gpu: needs --device cuda"),
+    (["--sizes", "full", "--seconds", "0", "--without", "grid"],
+     "error: --seconds, --sizes, --without: needs --device cuda"),
+    (["--device", "cuda", "--report", "x", "--sizes", "small"], "--sizes: not used by --report"),
+    (["--device", "cuda", "--architecture", "80"], "error: --architecture: needs --rehearse"),
+    (["--device", "cuda", "--seconds", "3"], "error: --seconds: needs --part"),
     (["--device", "cuda", "--shape", "3,2,5,4", "--ladder"], "--shape, --ladder: not used by --device cuda"),
     (["--device", "cuda", "--report", "x", "--only", "check"], "--only: not used by --report"),
     (["--device", "cuda", "--rehearse", "--out", "x"], "--out: not used by --rehearse"),
