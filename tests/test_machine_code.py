@@ -533,6 +533,31 @@ def test_the_command(capsys, tmp_path):
     assert "got 1 CALL in the loop over the steps" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("module", [command, predict], ids=["report", "predict"])
+@pytest.mark.parametrize("missing", ["nvdisasm", "NVRTC"])
+def test_a_command_without_its_tools_is_one_line(module, missing, monkeypatch, capsys):
+    def lacking(*_):
+        raise RuntimeError(f"{missing}: not found")
+
+    monkeypatch.setattr(compiler, "compile_all", None)
+    monkeypatch.setattr(sass if missing == "nvdisasm" else compiler, "nvdisasm" if missing == "nvdisasm" else "find", lacking)
+    with pytest.raises(SystemExit) as ended:
+        module.main([])
+    printed, said = capsys.readouterr()
+    assert (ended.value.code, printed) == (2, "") and len(said.splitlines()) == 1
+    assert f"error: {missing}: not found (rnn_ops[test] brings both NVRTC and nvdisasm)" in said
+
+
+def test_a_command_that_is_called_wrongly_does_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(compiler, "compile_all", None)
+    for module in command, predict:
+        for arguments, status in ((["--help"], 0), (["--no-such-option"], 2)):
+            with pytest.raises(SystemExit) as ended:
+                module.main(arguments)
+            assert ended.value.code == status
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_the_command_compiles_a_family(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RNN_OPS_CACHE", str(tmp_path))

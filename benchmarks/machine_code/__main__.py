@@ -6,17 +6,16 @@
 
 Needs no GPU, but nvdisasm (PyPI: nvidia-cuda-nvdisasm) and, but for --cubin, NVRTC.
 """
-import argparse
 import sys
 
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import report
+from . import report, tools
 
 
 def main(arguments=None):
     """The command; 1 if something is wrong with a kernel."""
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.split("\n", 1)[0])
+    parser = tools.Parser(prog=f"python -m {__package__}", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cubin", help="a file with one kernel; else all of a family that can serve a shape are compiled")
     parser.add_argument("--family", help="default: %(default)s", default="cluster", choices=variants.FAMILIES[:-1])
     parser.add_argument("--shape", metavar="B,H", help="default: %(default)s", default="32,256")
@@ -31,6 +30,7 @@ def main(arguments=None):
     parser.add_argument("--blocks", type=int, help="of a multiprocessor")
     parser.add_argument("--listing", action="store_true", help="one step, instruction by instruction")
     options = parser.parse_args(arguments)
+    parser.check_tools(None if options.cubin else options.architecture)
     given = {name: getattr(options, name) for name in ("threads", "in_shared", "tiles", "finishing", "blocks")
              if getattr(options, name) is not None}
     if options.cubin:

@@ -11,7 +11,7 @@ import sys
 
 from rnn_ops.backends.cuda import compiler, variants
 
-from . import paths, report, sass, schedule
+from . import paths, report, sass, schedule, tools
 
 ARCHITECTURE = 90
 
@@ -35,8 +35,11 @@ def predictions(cubins):
     return found
 
 
-def main():
+def main(arguments=None):
     """The command; 1 if a kernel does not compile."""
+    parser = tools.Parser(prog=f"python -m {__package__}.predict", description=__doc__.split("\n", 1)[0])
+    parser.parse_args(arguments)
+    parser.check_tools(ARCHITECTURE)
     tiles = kernels()
     files = compiler.compile_all(tiles, ARCHITECTURE)
     failed = [f"{kernel}: {file}" for kernel, file in files.items() if isinstance(file, compiler.CompileError)]
