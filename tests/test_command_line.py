@@ -514,6 +514,19 @@ def test_info_as_json(call):
     assert [line.split("  ", 1)[0] for line in shown.splitlines()] == [name for name in found if name != "wrong"]
 
 
+@pytest.mark.parametrize("words, command, said", [
+    (["train", "--no-such-option"], "train", "unrecognized arguments: --no-such-option"),
+    (["sample", "--checkpoint", "a", "--prompt", "b", "c"], "sample", "unrecognized arguments: c"),
+    (["info", "--shape", "1"], "info", "unrecognized arguments: --shape 1"), (["check", "x"], "check", "unrecognized arguments: x"),
+    (["bench", "--no-such-option"], "bench", "unrecognized arguments: --no-such-option"),
+    (["train", "--device", "cuda"], "train", "--device: not an option of train, which takes --step cuda to train on a GPU"),
+    (["train", "--device=cpu"], "train", "--device: not an option of train, which takes --step cuda to train on a GPU")])
+def test_an_unknown_option_points_to_the_help_of_its_command(call, words, command, said):
+    status, stdout, stderr = call(*words)
+    assert (status, stdout) == (2, "")
+    assert stderr == f"rnn-ops: error: {said} ({hints.command(command)} --help says more)\n"
+
+
 # --- what is printed ------------------------------------------------------------------------------------------------
 
 def test_version_by_every_door(tmp_path):

@@ -5,6 +5,13 @@ from rnn_ops_timemachine import hints, signals, streams
 from rnn_ops_timemachine.options import FAILURE, SIGNALLED, USAGE, CommandError, check_settings, importing, one_line, path
 
 
+class _NoDevice(argparse.Action):
+    """Says what takes the place of ``--device``, which the other commands have."""
+
+    def __call__(self, parser, *_):
+        parser.error("--device: not an option of train, which takes --step cuda to train on a GPU")
+
+
 def add_to(commands) -> None:
     """Add the command to the parser's."""
     parser = commands.add_parser("train", help="train a character model on a book", allow_abbrev=False,
@@ -18,6 +25,7 @@ def add_to(commands) -> None:
                         help="the computation: our native operator (default), our CustomOp in Python, our layer in a Gluon "
                              "network, the tutorial's ndarray loop, or our CUDA kernels on a GPU, for which MXNet is not "
                              "needed")
+    parser.add_argument("--device", action=_NoDevice, nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 15)")
     parser.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
     parser.add_argument("--batch-size", type=int, metavar="B", help="rows of a batch (default 32)")

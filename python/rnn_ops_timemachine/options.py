@@ -20,6 +20,14 @@ class CommandError(Exception):
 class Parser(argparse.ArgumentParser):
     """Its errors are one line; argparse's own parser prints its whole usage first."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse unknown arguments here: argparse's own parser of a command leaves them to the parser of all commands, which
+        would point to its own help."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def error(self, message):
         raise CommandError(USAGE, f"error: {message} ({self.prog} --help says more)")
 
