@@ -32,7 +32,7 @@ _NOT_USED = {"profile": [*_OPTIONS, "providers"], "ladder": [name for name in (*
 _NEEDS = {"architecture": "rehearse", "seconds": "part", "without": "part"}
 _SHOWN = {report.STAGES: (report.screen, report.results_table, lambda *result_and_path: chart.draw(*result_and_path)),
           report.GRID: (grid.screen, grid.results_table, heatmap.draw_grid),
-          report.GPU: (gpu_report.markdown, gpu_report.markdown, heatmap.draw_gpu)}  # of each kind: screen, README, picture
+          report.GPU: (gpu_report.screen, gpu_report.markdown, heatmap.draw_gpu)}  # of each kind: screen, README, picture
 
 
 def main(argv=None, prog=None):
@@ -143,7 +143,8 @@ def _parser(prog):
         prog=prog, allow_abbrev=False,
         description="Time the recurrence and the whole training step: our kernel and operators, MXNet, PyTorch, JAX, onnxruntime "
                     "and NumPy, in processes of their own and interleaved rounds, and the processor's peak beside them. Some "
-                    "four minutes on an idle machine with 2 cores. With --device cuda: check the kernels on a GPU, then time them.")
+                    "four minutes on an idle machine with 2 cores. With --device cuda: check the kernels on a GPU, then time "
+                    "them.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
     parser.add_argument("--provider", type=_provider, action="append", dest="providers", metavar="MODULE:CLASS",
                         help="time your own as well (repeatable): a class as rnn_ops_benchmarks.providers.Provider describes it, "

@@ -91,6 +91,11 @@ def markdown(result):
     return "\n".join(lines) + "\n"
 
 
+def screen(result):
+    """The same tables for a terminal, where no character needs to be escaped."""
+    return re.sub(r"\\([<>|])", r"\1", markdown(result))
+
+
 def _table(table, left=""):
     """Lines of Markdown and an empty one, from rows of cells, a header first; ``left`` has the numbers of the columns that are
     aligned to the left."""

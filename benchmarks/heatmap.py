@@ -48,9 +48,11 @@ def draw_grid(result, path):
 
 def draw_gpu(result, path):
     """Write a PNG of a run on a GPU: a box for each H and B, coloured by how many times as long cuDNN takes, or, where that was
-    not timed, by the floor's share of the time; µs a step and family in words."""
+    not timed, by the floor's share of the time; µs a step and family in words. A ValueError if no row has the tutorial's T."""
     rows = result["rows"]
     hidden, batches = gpu_report.axes(rows)
+    if not hidden:
+        raise ValueError(f"rows: got none of T = {TUTORIAL.T}, needs one: there is nothing to draw")
 
     def pair(H, B, direction):
         return gpu_report.at(rows, TUTORIAL._replace(B=B, H=H), direction)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -262,13 +263,33 @@ def test_picture(torch, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_picture_of_few_shapes_warns_of_nothing_and_one_of_none_is_a_line(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    every, file, picture = made_up(), tmp_path / "result.json", tmp_path / "gpu.png"
+    shapes = [row["shape"] for row in every["rows"]]
+    for wanted in ({(64, 1)}, {(64, 1), (64, 8)}, {(64, 1), (128, 1)}, set()):
+        rows = [row for row, (T, B, _, H) in zip(every["rows"], shapes) if T == 64 and (H, B) in wanted]
+        report.write_json(dict(every, rows=rows), file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert rnn_ops(["bench", "--from", str(file), "--png", str(picture)]) == int(not wanted)
+        said = capsys.readouterr().err
+        if wanted:
+            assert said == "" and picture.read_bytes().startswith(b"\x89PNG")
+            picture.unlink()
+    assert said == (f"rnn-ops: error: cannot draw {picture}: ValueError: rows: got none of T = 64, needs one: there is nothing "
+                    "to draw\n") and not picture.exists()
+
+
 def test_a_result_is_shown_again(tmp_path, capsys):
     """By the same command, of whatever device; one of version 0.1 too."""
     result, file = made_up(), tmp_path / "result.json"
     report.write_json(result, file)
+    assert rnn_ops(["bench", "--from", str(file), "--markdown"]) == 0
+    assert capsys.readouterr().out == gpu_report.markdown(result)
     assert rnn_ops(["bench", "--from", str(file)]) == 0
     text = capsys.readouterr().out
-    assert text == gpu_report.markdown(result)
+    assert text == gpu_report.screen(result) and "cluster: Tile<256>" in text and not re.search(r"\\[<>|]", text)
 
     def old(row):
         row = dict(row, **dict(zip("TBVH", row["shape"])), mode=row["direction"], p25=row["p20"], p75=row["p80"],
