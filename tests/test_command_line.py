@@ -517,7 +517,8 @@ def test_info_as_json(call):
 @pytest.mark.parametrize("words, command, said", [
     (["train", "--no-such-option"], "train", "unrecognized arguments: --no-such-option"),
     (["sample", "--checkpoint", "a", "--prompt", "b", "c"], "sample", "unrecognized arguments: c"),
-    (["info", "--shape", "1"], "info", "unrecognized arguments: --shape 1"), (["check", "x"], "check", "unrecognized arguments: x"),
+    (["info", "--shape", "1"], "info", "unrecognized arguments: --shape 1"),
+    (["check", "x"], "check", "unrecognized arguments: x"),
     (["bench", "--no-such-option"], "bench", "unrecognized arguments: --no-such-option"),
     (["train", "--device", "cuda"], "train", "--device: not an option of train, which takes --step cuda to train on a GPU"),
     (["train", "--device=cpu"], "train", "--device: not an option of train, which takes --step cuda to train on a GPU")])
