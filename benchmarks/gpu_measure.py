@@ -91,7 +91,7 @@ def stages(gpu, shape, rounds=ROUNDS, seconds=SECONDS, all_variants=False, among
         Before something is tried, its name and None. After it, the names of the providers that are done and their rows: one
         for each provider and direction.
     """
-    problem = problems.Recurrence(shape)
+    problem = problems.Sequence(shape)
     truth = checks.evaluate_on(gpu, problem.arguments.astype(np.float64))
     sets, size = make_sets(gpu, problem)
     clock = gpu.measure_clock()

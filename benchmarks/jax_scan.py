@@ -1,6 +1,6 @@
 """The recurrence as a user of JAX writes it: ``jax.lax.scan`` under ``jit``, its gradients by ``vjp``.
 
-There is more than one way to write it, and which is faster depends on the shape. `Recurrence` tries all at its shape, forward and
+There is more than one way to write it, and which is faster depends on the shape. `Scan` tries all at its shape, forward and
 both ways, and goes on with the fastest. JaxScan in providers.py times it on a CPU, `measure_on_gpu` on a GPU.
 """
 import jax
@@ -38,7 +38,7 @@ _DENSE = {"x·Wxh before the scan": _before, "x·Wxh inside the scan": _inside}
 _TOKENS = {"rows of Wxh gathered before the scan": _gathered}
 
 
-class Recurrence:
+class Scan:
     """A problem's arrays on JAX's device, and its two calls in their fastest forms, which do not wait."""
 
     def __init__(self, problem):
@@ -96,7 +96,7 @@ def measure_on_gpu(shape):
     row = {"stage": shape.sizes, "shape": list(shape[:4]), "input": shape.input, "provider": providers.JaxScan.name,
            "family": "XLA", "variant": "", "chosen": False}
     try:
-        made, known = worker.prepare(providers.JaxScan._replace(arguments=()), problems.Recurrence(shape))
+        made, known = worker.prepare(providers.JaxScan._replace(arguments=()), problems.Sequence(shape))
         launched = {FORWARD: made.recurrence.forward, BOTH: made.recurrence.both}
         return [dict(row, direction=direction, status=worker.OK, variant=f"{made.about}, on {jax.devices()[0].device_kind}",
                      error=known["errors"][direction], **_by_the_wall(call)) for direction, call in launched.items()]

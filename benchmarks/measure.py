@@ -30,7 +30,7 @@ def stages(shapes, more=()):
     further providers of the recurrence."""
     yield peak_stage()
     for shape in shapes:
-        problem = problems.Recurrence(shape)
+        problem = problems.Sequence(shape)
         yield Stage(problem.name, tuple((provider, problem) for provider in (*providers.for_shape(shape), *more)))
     for shape in [shape for shape in shapes if shape.tokens][:1]:
         problem = problems.TrainingStep(shape)
@@ -41,7 +41,7 @@ def grid_stages(sizes, more=()):
     """The processor's peak, and the recurrence at every (T, B, I, H): kernel, operator and peers, dense input and tokens."""
     yield peak_stage()
     for one in sizes:
-        both = [problems.Recurrence(problems.Shape(*one, tokens)) for tokens in (False, True)]
+        both = [problems.Sequence(problems.Shape(*one, tokens)) for tokens in (False, True)]
         yield Stage(both[0].shape.sizes, tuple((provider, problem) for problem in both
                                                for provider in (*providers.for_grid(problem.shape), *more)))
 

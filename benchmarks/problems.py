@@ -88,7 +88,7 @@ class _Problem:
         return type(self)(_SMALL._replace(tokens=self.shape.tokens))
 
 
-class Recurrence(_Problem):
+class Sequence(_Problem):
     """The recurrence over a whole sequence. Backward starts from a gradient of all the outputs, as in training."""
 
     directions = (FORWARD, BOTH)

@@ -137,7 +137,7 @@ class Kernel(Provider):
     process = "rnn_ops"
     packages = ("rnn_ops", "numpy")
 
-    def __init__(self, problem: problems.Recurrence):
+    def __init__(self, problem: problems.Sequence):
         from rnn_ops.backends import cpu
         self.backend = cpu
         self.about = f"{cpu.simd()}, {cpu.threads()} threads, NumPy {np.__version__}"
@@ -170,7 +170,7 @@ class NumPyLoop(Provider):
     process = "numpy"
     packages = ("numpy",)
 
-    def __init__(self, problem: problems.Recurrence):
+    def __init__(self, problem: problems.Sequence):
         self.about = f"NumPy {np.__version__}"
         self.problem = problem
         self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
@@ -386,7 +386,7 @@ class _JaxScan(Provider):
         self.jax = jax_scan.jax
         if platform:
             self.jax.config.update("jax_platforms", platform)
-        self.recurrence = jax_scan.Recurrence(problem)
+        self.recurrence = jax_scan.Scan(problem)
         self.about = (f"jax {jax_scan.jax.__version__}; forward: {self.recurrence.forward_form}; "
                       f"forward+backward: {self.recurrence.both_form}")
         self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
@@ -411,7 +411,7 @@ class OnnxRuntime(Provider):
     packages = ("onnxruntime", "onnx", "numpy")
     lacks = {BOTH: "it computes no gradients"}
 
-    def __init__(self, problem: problems.Recurrence):
+    def __init__(self, problem: problems.Sequence):
         from . import onnx_rnn
         self.about = f"onnxruntime {onnx_rnn.onnxruntime.__version__}"
         self.session = onnx_rnn.session(problem.shape, problem.Wxh, problem.Whh, problem.bh)

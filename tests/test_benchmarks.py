@@ -87,7 +87,7 @@ def central_differences(function, array, step=1e-6):
 
 @pytest.mark.parametrize("shape", [TINY, DENSE, Shape(1, 1, 1, 1, tokens=True)], ids=str)
 def test_truth_agrees_with_central_differences(shape):
-    problem = problems.Recurrence(shape)
+    problem = problems.Sequence(shape)
     arrays = {name: getattr(problem, name).astype(np.float64) for name in ("state", "Wxh", "Whh", "bh")}
     arrays["inputs"] = problem.inputs if shape.tokens else problem.inputs.astype(np.float64)
     truth = problem.truth("forward+backward")
@@ -217,7 +217,7 @@ def measured(problem, *members, yardsticks=True, packages=None, others=()):
 def test_only_verified_providers_are_timed_and_none_is_dropped(planted):
     members = (planted.WrongSign, planted.Absent, planted.Crashing, planted.LaterBroken, planted.ForwardOnly, planted.Right)
     found = {}
-    for row in measured(problems.Recurrence(TINY), *members):
+    for row in measured(problems.Sequence(TINY), *members):
         found.setdefault(row["provider"], []).append(row)
     assert list(found) == ["multiply-adds", "sgemm", "floor"] + [member.name for member in members]
     for name, status, reason in [("wrong sign", FAILED, "wrong result: dWhh has a relative error of 2.0e+00"),
@@ -239,8 +239,8 @@ def test_only_verified_providers_are_timed_and_none_is_dropped(planted):
 @pytest.mark.slow
 def test_memory_is_that_of_each_providers_own_calls(planted):
     """Of two in one process, one of which takes 30 MB: first, last, and between two calls of the other."""
-    small = problems.Recurrence(Shape(3, 2, 5, 4, tokens=False))
-    stage = measure.Stage("", tuple((provider, problem) for problem in (problems.Recurrence(TINY), small)
+    small = problems.Sequence(Shape(3, 2, 5, 4, tokens=False))
+    stage = measure.Stage("", tuple((provider, problem) for problem in (problems.Sequence(TINY), small)
                                     for provider in (planted.Greedy, planted.Right)), yardsticks=False)
     with Workers() as workers:
         rows = measure.measure(stage, workers, 1, 0.001, lambda it, _: it)
@@ -259,7 +259,7 @@ def test_others_may_have_packages_of_their_own(planted, tmp_path):
     try:
         path = list(sys.path)
         for others, folder in (["where"], "own"), (["right"], "installed"), ([], "installed"):
-            row, _ = measured(problems.Recurrence(TINY), planted.WhereItIs, yardsticks=False, packages=str(tmp_path / "own"),
+            row, _ = measured(problems.Sequence(TINY), planted.WhereItIs, yardsticks=False, packages=str(tmp_path / "own"),
                               others=others)
             assert row["about"] == str(tmp_path / folder / "planted_package.py") and sys.path == path
     finally:
@@ -275,7 +275,7 @@ def test_peers_compute_the_same(name, provider):
     pytest.importorskip(name)
     with Workers() as workers:
         for shape in TINY, DENSE, Shape(1, 1, 1, 1, tokens=True):
-            stage = measure.Stage(str(shape), ((provider, problems.Recurrence(shape)),), yardsticks=False)
+            stage = measure.Stage(str(shape), ((provider, problems.Sequence(shape)),), yardsticks=False)
             rows = measure.measure(stage, workers, 1, 0.001, lambda it, _: it)
             assert len(rows) == 2
             for row in rows:
@@ -364,7 +364,7 @@ def result():
 
 
 def test_floors_are_the_operations_at_the_processors_peak():
-    problem = problems.Recurrence(TINY)
+    problem = problems.Sequence(TINY)
     forward, both = measure.floors(timed("multiply-adds", "peak", 1e-3, flops=2_000_000), problem)
     assert forward["flops"] == 2 * 3 * 2 * 4 * 4 == 192
     assert forward["median"] == pytest.approx(192 / 2e9) and forward["best"] == pytest.approx(192 / 4e9)
@@ -806,7 +806,7 @@ def test_whole_command(tmp_path, capfd, planted):
 
 @pytest.mark.slow
 def test_a_call_of_several_steps_is_timed_as_one(planted):
-    problem = problems.Recurrence(TINY)
+    problem = problems.Sequence(TINY)
     problem.repeats = 1000
     rows = measured(problem, planted.ASecond)
     assert [row["median"] for row in rows if row["provider"] == "a second"] == [1 / 1000] * 2

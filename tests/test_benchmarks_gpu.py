@@ -153,7 +153,7 @@ def test_a_wrong_provider_is_not_timed():
 def test_peers_compute_the_same(peer):
     """On the CPU, where PyTorch's layer is the same one."""
     pytest.importorskip("torch")
-    problem = problems.Recurrence(Shape(5, 3, 7, 12, tokens=True))
+    problem = problems.Sequence(Shape(5, 3, 7, 12, tokens=True))
     provider = peer(problem, 2, device="cpu")
     assert verify(provider.results(), problem.truth(BOTH), 1e-5) < 1e-5
     for before, call in provider.calls.values():

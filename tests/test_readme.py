@@ -319,6 +319,6 @@ def test_the_provider_that_is_shown_is_verified():
     text, = [block for block in blocks("py", "benchmarks/README.md") if "class Mine" in block]
     module = {}
     exec(text, module)
-    problem = problems.Recurrence(problems.Shape(3, 2, 5, 4, tokens=True))
+    problem = problems.Sequence(problems.Shape(3, 2, 5, 4, tokens=True))
     provider, known = worker.prepare(module["Mine"], problem)
     assert known["errors"]["forward"] < 1e-6 and set(provider.lacks) | set(known["errors"]) == set(problem.directions)
