@@ -79,7 +79,7 @@ class Peak(Provider):
     process = "rnn_ops"
     packages = ("rnn_ops",)
 
-    def __init__(self, problem: problems.Peak):
+    def __init__(self, problem: problems.Peak) -> None:
         from rnn_ops.backends import cpu
         self.about = problem.name
         self.backend, self.problem = cpu, problem
@@ -99,7 +99,7 @@ class Tanh(Provider):
     process = Peak.process
     packages = Peak.packages
 
-    def __init__(self, problem: problems.Tanh):
+    def __init__(self, problem: problems.Tanh) -> None:
         from rnn_ops.backends import cpu
         self.about = f"{cpu.simd()}, 1 thread"
         self.backend, self.problem = cpu, problem
@@ -118,7 +118,7 @@ class Gemm(Provider):
     process = "numpy"
     packages = ("numpy",)
 
-    def __init__(self, problem: problems.Gemm):
+    def __init__(self, problem: problems.Gemm) -> None:
         self.about = f"NumPy {np.__version__}"
         self.problem = problem
         self.out = np.empty_like(problem.a)
@@ -137,7 +137,7 @@ class Kernel(Provider):
     process = "rnn_ops"
     packages = ("rnn_ops", "numpy")
 
-    def __init__(self, problem: problems.Sequence):
+    def __init__(self, problem: problems.Sequence) -> None:
         from rnn_ops.backends import cpu
         self.backend = cpu
         self.about = f"{cpu.simd()}, {cpu.threads()} threads, NumPy {np.__version__}"
@@ -170,7 +170,7 @@ class NumPyLoop(Provider):
     process = "numpy"
     packages = ("numpy",)
 
-    def __init__(self, problem: problems.Sequence):
+    def __init__(self, problem: problems.Sequence) -> None:
         self.about = f"NumPy {np.__version__}"
         self.problem = problem
         self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
@@ -411,7 +411,7 @@ class OnnxRuntime(Provider):
     packages = ("onnxruntime", "onnx", "numpy")
     lacks = {BOTH: "it computes no gradients"}
 
-    def __init__(self, problem: problems.Sequence):
+    def __init__(self, problem: problems.Sequence) -> None:
         from . import onnx_rnn
         self.about = f"onnxruntime {onnx_rnn.onnxruntime.__version__}"
         self.session = onnx_rnn.session(problem.shape, problem.Wxh, problem.Whh, problem.bh)

@@ -203,7 +203,7 @@ def untyped(functions):
     for function in functions:
         hints = typing.get_type_hints(function)
         missing = set(inspect.signature(function).parameters) - {"self"} - set(hints)
-        if missing or "return" not in hints and function.__name__ != "__init__":
+        if missing or "return" not in hints:
             yield function
 
 
