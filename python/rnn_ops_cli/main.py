@@ -41,7 +41,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             sys.stdout.flush()
             return status or streams.closed_status()
         except CommandError as error:
-            streams.complain(str(error))
+            if str(error):
+                streams.complain(str(error))
             return error.status
         except KeyboardInterrupt as interrupt:  # without a number: a Ctrl-C that was not held back
             streams.complain(str(interrupt) or "interrupted")

@@ -1,7 +1,8 @@
 """``rnn-ops train``: train the character model on a text, or go on with a run."""
 import argparse
 
-from rnn_ops_timemachine import hints, signals, streams
+from rnn_ops_cli import parallel
+from rnn_ops_timemachine import roles, signals, streams
 from rnn_ops_timemachine.options import FAILURE, SIGNALLED, USAGE, CommandError, check_settings, importing, one_line, path
 
 
@@ -39,6 +40,7 @@ def add_to(commands) -> None:
                         help="stop after N epochs without a new minimum of the loss on that part (default never)")
     parser.add_argument("--init-from", type=path, metavar="DIR|FILE",
                         help="begin with the parameters of another run, whose symbols must be those of the text or more")
+    parallel.add_to(parser)
     parser.add_argument("--out", type=path, metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
     parser.add_argument("--resume", action="store_true", default=False,
                         help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
@@ -49,15 +51,21 @@ def add_to(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0; a `CommandError` where the run cannot begin or has ended before its last epoch."""
+    given = {name: value for name, value in vars(arguments).items() if name != "run" and value is not False}
+    place = parallel.place()
+    if place and place.role != roles.WORKER:
+        return parallel.serve(place)
     with signals.held_back() as raise_interrupt:
-        return _run(arguments, raise_interrupt)
+        if "workers" in given and not place:
+            return parallel.run_job(given)
+        return _run(given, place, raise_interrupt)
 
 
-def _run(arguments, raise_interrupt):
+def _run(given, place, raise_interrupt):
     check_settings()
-    given = dict(vars(arguments))
-    resume, out, init_from = (given.pop(name, None) for name in ("resume", "out", "init_from"))
-    del given["run"], given["quiet"]
+    settings = {name: value for name, value in given.items()
+                if name not in (*parallel.OPTIONS, "resume", "out", "init_from", "quiet")}
+    resume, out, init_from, quiet = (given.get(name) for name in ("resume", "out", "init_from", "quiet"))
     with importing():
         from rnn_ops_timemachine import learners, opening
         from rnn_ops_timemachine.settings import Settings
@@ -65,23 +73,30 @@ def _run(arguments, raise_interrupt):
             from rnn_ops_timemachine import progress
         except ModuleNotFoundError:  # tqdm; a GPU or MXNet that the step needs and that is missing comes first
             with one_line(USAGE, ValueError):
-                opening.check_step(given.get("step") or learners.default())
+                opening.check_step(settings.get("step") or learners.default())
             raise
     raise_interrupt()
-    on_wait = progress.Waiting(raise_interrupt, arguments.quiet)
-    with one_line(FAILURE, ImportError), one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
+    on_wait = progress.Waiting(raise_interrupt, quiet)
+
+    def begin():
         if resume and not out:
             raise ValueError("out: --resume needs --out, the folder of the run to go on with")
         if resume and init_from:
             raise ValueError("init_from: a run that is resumed has its parameters already")
-        run = opening.resume(out, given, on_wait) if resume else opening.start(Settings(**given), out, init_from, on_wait)
-    with run:
-        for notice in run.notices:
-            streams.complain(notice)
-        try:
-            with one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
-                progress.follow(run, arguments.quiet)
-        except signals.Interrupted as interrupt:
-            raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
-                               "to go on: " + hints.command("train", "--resume", *hints.option("--out", run.folder))) from None
+        if resume:
+            return opening.resume(out, settings, on_wait, exchange)
+        return opening.start(Settings(**settings), out, init_from, on_wait, exchange)
+
+    with parallel.joined(given, place) as exchange:
+        with one_line(FAILURE, ImportError), one_line(USAGE, OSError, ValueError, MemoryError, RuntimeError):
+            run = parallel.opened(exchange, begin, settings, init_from, on_wait) if place else begin()
+        with run:
+            for notice in run.notices:
+                streams.complain(notice)
+            try:
+                with one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
+                    progress.follow(run, quiet)
+            except signals.Interrupted as interrupt:
+                raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
+                                   f"to go on: {parallel.to_go_on(given, run.folder)}") from None
     return 0

@@ -36,10 +36,8 @@ def save(path: str, checkpoint: Checkpoint) -> None:
     OSError
         It cannot be written; the file that was at ``path`` is still there.
     """
-    text = json.dumps(dict(checkpoint.settings, format=_FORMATS[-1]))
     with files.replacing(path) as file:
-        np.savez(file, symbols=np.array([ord(symbol) for symbol in checkpoint.vocabulary.symbols], np.uint32),
-                 settings=np.array(text), **checkpoint.parameters)
+        _write(file, checkpoint)
 
 
 def load(path: str) -> Checkpoint:
@@ -76,6 +74,19 @@ def load(path: str) -> Checkpoint:
         raise ValueError(f"checkpoint: {path} is damaged or not one ({type(error).__name__}: {said})") from error
 
 
+def to_bytes(checkpoint: Checkpoint) -> bytes:
+    """The content of a checkpoint's file."""
+    with io.BytesIO() as file:
+        _write(file, checkpoint)
+        return file.getvalue()
+
+
+def from_bytes(content: bytes) -> Checkpoint:
+    """A checkpoint from its file's content; a ValueError if that is none."""
+    with _SmallReads(io.BytesIO(content)) as file:
+        return _read(file)
+
+
 class _Misfit(ValueError):
     """A part that can be read but does not belong to a checkpoint."""
 
@@ -89,6 +100,12 @@ class _SmallReads(io.BufferedReader):
         if len(content) > self._MOST:
             raise ValueError("it declares a part far larger than a checkpoint has")
         return content
+
+
+def _write(file, checkpoint):
+    text = json.dumps(dict(checkpoint.settings, format=_FORMATS[-1]))
+    np.savez(file, symbols=np.array([ord(symbol) for symbol in checkpoint.vocabulary.symbols], np.uint32),
+             settings=np.array(text), **checkpoint.parameters)
 
 
 def _read(file):

@@ -14,6 +14,7 @@ from rnn_ops_timemachine.settings import METRICS, SAMPLES, is_integer, is_loss, 
 PLOT, BEST = "loss.png", "best.npz"
 FILES = (checkpoint.FILE, BEST, record.FILE, METRICS, SAMPLES, PLOT)
 METRICS_KEYS = ("epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds")
+WORKERS_KEY = "workers"  # comes next; not in the metrics of 0.2.0 and older
 VALIDATION_KEY = "validation_loss"  # comes last, in runs with a validation part
 
 _LONGEST_STEM = 200  # of a folder that is named for its text, in bytes; file systems take 255, and a time comes after it
@@ -122,7 +123,8 @@ def _metrics_line(line):
     try:
         values = files.parsed(line)
         keys = tuple(values) if type(values) is dict else ()
-        if keys in (METRICS_KEYS, METRICS_KEYS + (VALIDATION_KEY,)) and is_integer(values["epoch"], 1) and all(
+        more = tuple(key for key in (WORKERS_KEY, VALIDATION_KEY) if key in keys)
+        if keys == METRICS_KEYS + more and is_integer(values["epoch"], 1) and is_integer(values.get(WORKERS_KEY, 1), 1) and all(
                 is_loss(values[key]) if key.endswith("loss") else is_number(values[key], 0) for key in keys):
             return values
     except ValueError:

@@ -59,13 +59,18 @@ def why_not(step: str) -> Optional[str]:
     return reason and f"there is no native operator: {reason}"
 
 
-def make(step: str, arrays: Dict[str, np.ndarray]) -> Learner:
-    """The learner for a step that `why_not` has nothing against, with these first parameters."""
+def make(step: str, arrays: Dict[str, np.ndarray], exchange=None) -> Learner:
+    """The learner for a step that `why_not` has nothing against, with these first parameters.
+
+    ``exchange``, an exchange.Contexts or exchange.Workers, is for the steps in MXNet.
+    """
     module = _import(_MODULES[step])
-    if step in ("cuda", "gluon"):
+    if step == "cuda":
         return module.Learner(arrays)
+    if step == "gluon":
+        return module.Learner(arrays, exchange)
     recurrence = _import("rnn_ops.reference" if step == "reference" else f"rnn_ops.operators.{step}")
-    return module.Learner(arrays, recurrence.rnn_sequence)
+    return module.Learner(arrays, recurrence.rnn_sequence, exchange)
 
 
 def versions(step: str) -> Dict[str, str]:

@@ -24,9 +24,9 @@ class Parameters(NamedTuple):
     by: mx.nd.NDArray
 
 
-def trainable(arrays: Dict[str, np.ndarray]) -> Parameters:
-    """NumPy arrays by name → `Parameters` with gradients attached."""
-    parameters = Parameters(**{name: nd.array(array, dtype=array.dtype) for name, array in arrays.items()})
+def trainable(arrays: Dict[str, np.ndarray], context: Optional[mx.Context] = None) -> Parameters:
+    """NumPy arrays by name → `Parameters` on a context, with gradients attached."""
+    parameters = Parameters(**{name: nd.array(array, context, array.dtype) for name, array in arrays.items()})
     for parameter in parameters:
         parameter.attach_grad()
     return parameters

@@ -2,13 +2,14 @@
 
 Its parameters are those of model.py under Gluon's names, and its runs save and load the same checkpoints.
 """
-from typing import Dict, Iterator
+from typing import Dict
 
 import numpy as np
 
 from rnn_ops import gluon
 from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import parameters, training
+from rnn_ops_timemachine.exchange import Contexts
 
 
 class Network(mx.gluon.HybridBlock):
@@ -43,45 +44,55 @@ class Loss(mx.gluon.HybridBlock):
         return F.mean(self.cross_entropy(logits, labels)), state
 
 
-class Learner:
+class Learner(training.Replicas):
     """A `learners.Learner`: trains a `Network`.
 
     Parameters
     ----------
     arrays : dict
         The first parameters, NumPy arrays by the names of `parameters.NAMES`.
+    exchange : exchange.Contexts or exchange.Workers
+        By default one context, ``mx.cpu()``.
+
+    Attributes
+    ----------
+    network : Network
+        Of the first replica.
     """
 
-    def __init__(self, arrays: Dict[str, np.ndarray]):
+    def __init__(self, arrays: Dict[str, np.ndarray], exchange=None):
+        exchange = exchange or Contexts()
+        super().__init__([_Replica(arrays, context) for context in exchange.contexts], exchange)
+        self.network = self._replicas[0].network
+
+
+class _Replica:
+    """A `training.Replica` of a Gluon network."""
+
+    def __init__(self, arrays, context):
         V, H = arrays["Wxh"].shape
-        self._dtype = arrays["Wxh"].dtype
+        self.context, self._dtype = context, arrays["Wxh"].dtype
         self.network = Network(V, H, self._dtype.name)
-        self.network.initialize()
+        self.network.initialize(ctx=context)
         for parameter, value in zip(self._parameters(), (arrays[name].T for name in parameters.NAMES)):
             parameter.set_data(mx.nd.array(value, dtype=self._dtype))
         # The layer adds two biases. The model has one, and two would learn twice as fast.
         self.network.rnn.l0_h2h_bias.set_data(mx.nd.zeros(H, dtype=self._dtype))
         self.network.rnn.l0_h2h_bias.grad_req = "null"
-        self._loss = Loss(self.network)
+        self.gradients = [parameter.grad() for parameter in self._parameters()]
+        self.loss = Loss(self.network)
         self._trainer = mx.gluon.Trainer(self.network.collect_params(), "sgd", kvstore=None)
 
-    def train_epoch(self, inputs: training.Tokens, labels: training.Tokens, learning_rate: float) -> Iterator[float]:
-        """As `learners.Learner.train_epoch`; the tokens may be NDArrays too."""
+    def no_state(self, rows):
+        return mx.nd.zeros((1, rows, self.network.rnn.l0_h2h_bias.shape[0]), self.context, self._dtype)
+
+    def update(self, learning_rate):
         self._trainer.set_learning_rate(learning_rate)
-        return training.train_batches(inputs, labels, self._no_state(inputs), self._loss, lambda: self._trainer.step(1))
+        self._trainer.step(1)
 
-    def loss(self, inputs: training.Tokens, labels: training.Tokens) -> float:
-        """As `learners.Learner.loss`."""
-        return training.mean_loss(inputs, labels, self._no_state(inputs), self._loss)
-
-    def arrays(self) -> Dict[str, np.ndarray]:
-        """As `learners.Learner.arrays`."""
+    def arrays(self):
         return parameters.finite({name: parameter.data().asnumpy().T.copy()
                                   for name, parameter in zip(parameters.NAMES, self._parameters())})
-
-    def _no_state(self, inputs):
-        hidden_size = self.network.rnn.l0_h2h_bias.shape[0]
-        return mx.nd.zeros((1, inputs.shape[2], hidden_size), dtype=self._dtype)
 
     def _parameters(self):
         rnn, output = self.network.rnn, self.network.output

@@ -3,15 +3,17 @@ import contextlib
 import os
 from typing import Any, Callable, Dict, Optional
 
+import numpy as np
+
 from rnn_ops.folders import why_not_writable
 from rnn_ops_timemachine import checkpoint, data, files, learners, lock, record, text
 from rnn_ops_timemachine import folder as folders
-from rnn_ops_timemachine.run import Run
+from rnn_ops_timemachine.run import Follower, Run
 from rnn_ops_timemachine.settings import MAY_CHANGE, METRICS, SAMPLES, Settings, State
 
 
 def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[str] = None,
-          on_wait: Callable[[str], None] = lambda doing: None) -> Run:
+          on_wait: Callable[[str], None] = lambda doing: None, exchange=None) -> Run:
     """Begin a run in a folder that holds none yet. The folder is made if it does not exist, and holds a checkpoint at once.
 
     Parameters
@@ -24,6 +26,8 @@ def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[
         must have all characters of the text.
     on_wait : callable
         As that of `text.load`.
+    exchange : exchange.Contexts or exchange.Workers
+        If the batches are split.
 
     Raises
     ------
@@ -37,7 +41,9 @@ def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[
     settings = settings._replace(step=settings.step or learners.default(),
                                  hidden=hidden if settings.hidden is None else settings.hidden)
     settings.check()
-    check_step(settings.step)
+    check_step(settings.step, exchange)
+    if exchange:
+        exchange.check(settings.batch_size)
     if settings.hidden != hidden and initial:
         raise ValueError(f"hidden: got {settings.hidden}, but the model in {init_from} has {hidden}")
     # Before a text is fetched or a large one is read; both again below, when nobody else can begin a run there.
@@ -51,6 +57,7 @@ def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[
         raise ValueError(f"init_from: the model in {init_from} lacks characters of {book.source}: "
                          f"{data.listed(initial.vocabulary.missing(book.characters))}")
     run = Run(settings._replace(text=book.name), book, initial)
+    run.exchange = exchange
     origin = init_from and dict(path=init_from, text=initial.settings["text"], epoch=initial.settings["epoch"])
     with contextlib.ExitStack() as undo:  # if a step fails, the earlier ones are undone in reverse order
         try:
@@ -68,11 +75,11 @@ def start(settings: Settings, folder: Optional[str] = None, init_from: Optional[
             if error.strerror is None:  # a sentence already
                 raise
             raise OSError(f"out: cannot write to {folder or error.filename}: {error.strerror}") from error
-        undo.pop_all()
+        run.take_back = undo.pop_all().close
     return run
 
 
-def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = lambda doing: None) -> Run:
+def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = lambda doing: None, exchange=None) -> Run:
     """Go on with a run from its checkpoint.
 
     Parameters
@@ -81,8 +88,8 @@ def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = 
     given : dict
         Settings by name that the user has given again. ``epochs``, ``patience`` and ``learning_rate`` may be new; the
         others must be the run's. A new learning rate holds from the next epoch on, and is halved from there.
-    on_wait : callable
-        As that of `text.load`.
+    on_wait, exchange
+        As those of `start`.
 
     Raises
     ------
@@ -96,7 +103,7 @@ def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = 
         raise FileNotFoundError(f"checkpoint: {file} does not exist")
     owner = lock.Lock(folder)
     try:
-        run = _of(checkpoint.load(file), folder, given, on_wait)
+        run = _of(Run, checkpoint.load(file), f"the run in {folder}", given, MAY_CHANGE, on_wait, exchange)
         run.own(folder, owner)
         try:
             _take_up(run)
@@ -108,26 +115,46 @@ def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = 
     return run
 
 
-def _of(saved, folder, given, on_wait):
+def follow(content: bytes, given: Dict[str, Any], init_from: Optional[str], on_wait: Callable[[str], None], exchange) -> Follower:
+    """The run of worker 0, from its checkpoint's content, as another worker trains it.
+
+    Raises
+    ------
+    OSError, ValueError
+        A text, a setting or a model to begin with that is not worker 0's, or that cannot be used here.
+    """
+    saved = checkpoint.from_bytes(content)
+    run = _of(Follower, saved, "the run of worker 0", given, (), on_wait, exchange)
+    if init_from and os.path.exists(init_from) and not run.epoch:  # a worker without the file needs none
+        initial = checkpoint.load(init_from)
+        for name, array in saved.parameters.items():
+            if not np.array_equal(array, initial.parameters[name]):
+                raise ValueError(f"init_from: {init_from} has another {name} than the run of worker 0")
+    return run
+
+
+def _of(kind, saved, whose, given, may_change, on_wait, exchange):
     """The run of a checkpoint, with the settings that it goes on with."""
     settings, state = (kind(**{name: saved.settings[name] for name in kind._fields}) for kind in (Settings, State))
     for name, value in given.items():
         value = text.name_of(value) if name == "text" else value
-        if name not in MAY_CHANGE and value != getattr(settings, name):
-            raise ValueError(f"{name}: got {value!r}, but the run in {folder} has {getattr(settings, name)!r}")
+        if name not in may_change and value != getattr(settings, name):
+            raise ValueError(f"{name}: got {value!r}, but {whose} has {getattr(settings, name)!r}")
     if given.get("learning_rate", settings.learning_rate) != settings.learning_rate:
         state = state._replace(learning_rate_since=state.epoch + 1)
-    settings = settings._replace(**{name: given[name] for name in MAY_CHANGE if name in given})
+    settings = settings._replace(**{name: given[name] for name in may_change if name in given})
     settings.check()
-    check_step(settings.step)
+    check_step(settings.step, exchange)
+    if exchange:
+        exchange.check(settings.batch_size)
     if settings.epochs < state.epoch:
-        raise ValueError(f"epochs: got {settings.epochs}, needs at least the {state.epoch} that the run in {folder} has")
+        raise ValueError(f"epochs: got {settings.epochs}, needs at least the {state.epoch} that {whose} has")
     book = text.load(settings.text, on_wait)
     if book.sha256 != state.sha256:
-        raise ValueError(f"text: {book.source} is not the text of the run in {folder}: its sha256 is "
+        raise ValueError(f"text: {book.source} is not the text of {whose}: its sha256 is "
                          f"{book.sha256}, not {state.sha256}")
-    run = Run(settings, book, saved)
-    run.state, run.saved_epoch = state, state.epoch
+    run = kind(settings, book, saved)
+    run.state, run.saved_epoch, run.exchange = state, state.epoch, exchange
     return run
 
 
@@ -157,8 +184,10 @@ def _take_up(run):
     record.write(run.path(record.FILE), run, **kept)
 
 
-def check_step(step: str) -> None:
+def check_step(step: str, exchange=None) -> None:
     """Raise a ValueError where this machine or its environment cannot compute the step."""
+    if step == "cuda" and exchange:
+        raise ValueError("step: got 'cuda', which trains on one GPU and does not split batches (--ctx, --kvstore, --workers)")
     reason = learners.why_not(step)
     if reason:
         raise ValueError(f"step: got {step!r}, but {reason}")

@@ -8,7 +8,7 @@ import unicodedata
 from tqdm import tqdm
 
 from rnn_ops_timemachine import descent, hints, prompts, signals, streams
-from rnn_ops_timemachine.run import Run
+from rnn_ops_timemachine.run import Follower, Run
 
 
 def follow(run: Run, quiet: bool = False) -> None:
@@ -29,6 +29,11 @@ def follow(run: Run, quiet: bool = False) -> None:
     signals.Interrupted
         Ctrl-C was pressed, or another signal came; the current batch was finished.
     """
+    if isinstance(run, Follower):
+        with signals.held_back() as raise_interrupt:
+            for _ in run.train(lambda loss: raise_interrupt()):
+                pass
+        return
     batches, T, B = run.inputs.shape
     epochs, columns = run.settings.epochs, hints.columns()
 
@@ -52,7 +57,7 @@ def follow(run: Run, quiet: bool = False) -> None:
         show(*_wrapped(f"text: {run.text.name}, {len(run.text.characters):,} characters, {len(run.vocabulary)} symbols, "
                        f"{batches} batches of {B} x {T} an epoch, from {run.text.source}", columns),
              *_wrapped(f"model: {run.settings.hidden} hidden units, {run.parameter_count:,} parameters, "
-                       f"{run.settings.step} step; " + (
+                       f"{run.settings.step} step{_split(run.exchange)}; " + (
                            f"nothing is left to train in {run.folder}" if run.finished else
                            f"epochs {run.epoch + 1} to {epochs} go to {run.folder}"), columns))
         began, samples = time.monotonic(), None
@@ -83,6 +88,15 @@ def follow(run: Run, quiet: bool = False) -> None:
                    columns))
     if prompt:
         show(hints.command_lines("sample", *hints.option("--checkpoint", run.folder), *hints.option("--prompt", prompt)))
+
+
+def _split(exchange):
+    """How the batches are split, in words."""
+    if exchange is None:
+        return ""
+    workers = [f"{exchange.workers} worker{'s' * (exchange.workers > 1)}"] * (exchange.about()["kvstore"] == "dist_sync")
+    contexts = [", ".join(map(str, exchange.contexts))] * (len(exchange.contexts) > 1)
+    return "".join(f" on {part}" for part in workers + contexts)
 
 
 class Waiting:

@@ -43,6 +43,7 @@ def write(path: str, run, asked: str, init_from: Optional[dict], sessions: List[
         sessions = sessions + [dict(
             first_epoch=run.epoch + 1, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **{name: getattr(run.settings, name) for name in MAY_CHANGE},
+            **({} if run.exchange is None else run.exchange.about()),
             versions=dict(python=platform.python_version(), numpy=np.__version__, **learners.versions(run.settings.step),
                           rnn_ops=rnn_ops.__version__))]
     record = dict(

@@ -13,7 +13,7 @@ from typing import Callable, Iterator, List, Optional, Tuple
 import numpy as np
 
 import rnn_ops
-from rnn_ops_timemachine import checkpoint, data, descent, files, learners, parameters, plot, prompts, record
+from rnn_ops_timemachine import checkpoint, data, descent, files, learners, parameters, plot, prompts, record, roles, signals
 from rnn_ops_timemachine import folder as folders
 from rnn_ops_timemachine.lock import Lock
 from rnn_ops_timemachine.settings import METRICS, SAMPLES, Settings, State
@@ -57,9 +57,11 @@ class Run:
         Lines that the user should read before the run trains.
     not_drawn : str or None
         Why the plot could not be drawn the last time.
+    exchange : exchange.Contexts or exchange.Workers or None
+        Joins the parts that a batch is split into; None if it is not split.
     """
 
-    not_drawn = None
+    not_drawn = exchange = None
 
     def __init__(self, settings: Settings, book: Text, initial: Optional[checkpoint.Checkpoint] = None):
         self.settings, self.text, self.notices = settings, book, [book.notice] if book.notice else []
@@ -95,6 +97,10 @@ class Run:
     def close(self) -> None:
         """Release the folder: another process may train the run."""
         self._owner.release()
+
+    def take_back(self) -> None:
+        """Let go of a run that cannot begin after all; `opening.start` sees to it that a new one leaves nothing behind."""
+        self.close()
 
     def __enter__(self):
         return self
@@ -142,17 +148,17 @@ class Run:
             A file could not be written, memory is not enough, or MXNet or CuPy has failed. The same holds.
         """
         try:
-            learner, drawn = learners.make(self.settings.step, self.parameters), time.monotonic()
+            learner, self._drawn = learners.make(self.settings.step, self.parameters, self.exchange), time.monotonic()
             while not self.finished:
                 self._train_epoch(learner, on_batch)
-                samples = self.samples()
-                self._write(samples)
-                if time.monotonic() - drawn > _PLOT_PAUSE:
-                    self._draw()
-                    drawn = time.monotonic()
-                yield self.metrics[-1], samples
+                yield self.metrics[-1], self._keep()
         except BaseException as error:
             self._draw()
+            if isinstance(error, roles.Left):
+                if error.signal:
+                    raise signals.Interrupted(error.signal) from error
+            elif self.exchange:
+                self.exchange.leave(str(_in_words(error)) or type(error).__name__, getattr(error, "number", 0))
             if isinstance(error, (FloatingPointError, OSError, MemoryError, RuntimeError)):  # MXNet's and CuPy's are the last
                 raise self.ended_by(error) from error
             raise
@@ -160,19 +166,8 @@ class Run:
 
     def ended_by(self, error: Exception) -> Exception:
         """An error that ended the training, as a sentence that also says which epoch is saved."""
-        kind, said = type(error), str(error)
-        if isinstance(error, FloatingPointError):
-            kind, said = FloatingPointError, f"{error}; try a smaller learning rate"
-        elif isinstance(error, OSError):
-            kind, said = OSError, f"cannot write to {error.filename}: {error.strerror}" if error.strerror else said
-        elif isinstance(error, MemoryError):
-            kind, said = MemoryError, f"not enough memory ({said or type(error).__name__})"
-        else:
-            libraries = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy"}
-            library = libraries.get(kind.__module__.partition(".")[0], kind.__name__)
-            kind = MemoryError if "memory" in said.lower() else RuntimeError
-            said = f"{library}: {(said.strip() or 'no reason given').splitlines()[-1]}"
-        return kind(f"epoch {self.saved_epoch + 1}: {said}. {self.path(checkpoint.FILE)} holds epoch {self.saved_epoch}")
+        said = _in_words(error)
+        return type(said)(f"epoch {self.saved_epoch + 1}: {said}. {self.path(checkpoint.FILE)} holds epoch {self.saved_epoch}")
 
     def _train_epoch(self, learner, on_batch):
         state, losses = self.state, []
@@ -187,7 +182,8 @@ class Run:
         seconds = time.perf_counter() - began
         loss = float(np.mean(losses))
         line = dict(epoch=epoch, loss=loss, moving_loss=moving_loss, perplexity=descent.perplexity(loss), lr=learning_rate,
-                    tokens_per_second=self.inputs.size / seconds, seconds=seconds)
+                    tokens_per_second=self.inputs.size / seconds, seconds=seconds,
+                    workers=self.exchange.workers if self.exchange else 1)
         best = {}
         if self.held_out:
             line[folders.VALIDATION_KEY] = held_out_loss = learner.loss(*self.held_out)
@@ -200,6 +196,15 @@ class Run:
         """(prompt, continuation) of each prompt by the model as it is now."""
         return prompts.continued(self.prompts, self.parameters, self.vocabulary, self.settings.seed, self.epoch)
 
+    def _keep(self):
+        """Write the epoch to the folder → its samples."""
+        samples = self.samples()
+        self._write(samples)
+        if time.monotonic() - self._drawn > _PLOT_PAUSE:
+            self._draw()
+            self._drawn = time.monotonic()
+        return samples
+
     def _write(self, samples):
         files.append(self.path(SAMPLES), prompts.written(samples, self.epoch, self.metrics[-1]["loss"]))
         files.append(self.path(METRICS), json.dumps(self.metrics[-1]) + "\n")
@@ -209,11 +214,15 @@ class Run:
         """Write the checkpoint."""
         self.state = self.state._replace(rnn_ops=rnn_ops.__version__, written={
             name: files.size(self.path(name)) for name in (METRICS, SAMPLES)})
-        saved = checkpoint.Checkpoint(self.parameters, self.vocabulary, dict(self.settings._asdict(), **self.state._asdict()))
+        saved = self.checkpoint()
         checkpoint.save(self.path(checkpoint.FILE), saved)
         self.saved_epoch = self.epoch
         if self.state.best_epoch == self.epoch:  # second: after a crash in between --resume writes it
             checkpoint.save(self.path(folders.BEST), saved)
+
+    def checkpoint(self) -> checkpoint.Checkpoint:
+        """The run as it is now."""
+        return checkpoint.Checkpoint(self.parameters, self.vocabulary, dict(self.settings._asdict(), **self.state._asdict()))
 
     def read_best(self) -> None:
         """Read best.npz. A FileNotFoundError or a ValueError if it is not the model of the best epoch."""
@@ -257,3 +266,39 @@ class Run:
     def path(self, name: str) -> str:
         """The path of one of its files."""
         return os.path.join(self.folder, name)
+
+
+class Follower(Run):
+    """The run as a worker other than worker 0 trains it: it has no folder, and writes nothing."""
+
+    def _keep(self):
+        self.saved_epoch = self.epoch
+        return []
+
+    def _draw(self):
+        pass
+
+    def ended_by(self, error):
+        return _in_words(error)
+
+    def close(self):
+        pass
+
+
+def _in_words(error):
+    """An error that ended a training, as one of the few that `Run.train` raises; others as they are."""
+    kind, said = type(error), str(error)
+    if isinstance(error, FloatingPointError):
+        return FloatingPointError(f"{error}; try a smaller learning rate")
+    if isinstance(error, OSError):
+        return OSError(f"cannot write to {error.filename}: {error.strerror}" if error.strerror else said)
+    if isinstance(error, MemoryError):
+        return MemoryError(f"not enough memory ({said or type(error).__name__})")
+    if isinstance(error, roles.Left):
+        return RuntimeError(said)
+    if isinstance(error, RuntimeError):
+        libraries = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy"}
+        library = libraries.get(kind.__module__.partition(".")[0], kind.__name__)
+        kind = MemoryError if "memory" in said.lower() else RuntimeError
+        return kind(f"{library}: {(said.strip() or 'no reason given').splitlines()[-1]}")
+    return error

@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Callable, Iterator
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _came = None  # numbers of the signals that came while they are held back; None while they are not
 
 
@@ -31,7 +31,7 @@ def held_back() -> Iterator[Callable[[], None]]:
     if _came is not None or threading.current_thread() is not threading.main_thread():
         yield _raise
         return
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    before = {number: signal.getsignal(number) for number in NUMBERS}
     before = {number: handler for number, handler in before.items()
               if handler in (signal.SIG_DFL, signal.default_int_handler)}
     _came = []

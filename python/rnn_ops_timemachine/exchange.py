@@ -1,0 +1,216 @@
+"""Sums over all contexts of all workers, by MXNet's KVStore.
+
+`Contexts` are those of one process. `Workers` are the processes of a distributed job (``dist_sync``), each with its contexts.
+The server sums the workers' arrays in the order in which they arrive. Two summands give the same sum in either order. More are
+sent as float64, rounded to multiples of 2⁻⁴⁶: while all sums stay below 2⁷ they are exact, so the order does not matter. A
+gradient of a mean loss beyond that belongs to a training that has diverged.
+
+`Workers` has one kind of sum once training has begun, the round, and every worker takes part in every round. So a worker that
+cannot go on takes part in one more, which says so, and none waits for it.
+"""
+import contextlib
+import ctypes
+import re
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from rnn_ops._mxnet import mx
+from rnn_ops_timemachine.roles import Left
+
+nd = mx.nd
+
+NOTE = 8  # bytes that a round carries for each worker
+_GRID = 2.0 ** 46
+_MESSAGE = 4096  # bytes that `Workers.gather` carries for each worker
+_GATHER, _BROADCAST, _ROUND = range(3)  # the KVStore's keys
+
+
+def contexts(names: str) -> List[mx.Context]:
+    """Contexts by their names in MXNet, as in "cpu(0),cpu(1)" and "gpu(0),gpu(1)". A ValueError if one is wrong or missing."""
+    found = []
+    for name in names.split(","):
+        known = re.fullmatch(r"\s*(cpu|gpu)\(([0-9]{1,3})\)\s*", name)
+        if not known:
+            raise ValueError(f"ctx: got {name!r}, needs cpu(0), or several such as cpu(0),cpu(1) or gpu(0),gpu(1)")
+        context = mx.Context(known[1], int(known[2]))
+        if context in found:
+            raise ValueError(f"ctx: got {name.strip()} twice")
+        if known[1] == "gpu" and int(known[2]) >= _gpus():
+            raise ValueError(f"ctx: got {name.strip()}, but MXNet finds {_gpus()} GPUs")
+        found.append(context)
+    if len({context.device_type for context in found}) > 1:
+        raise ValueError(f"ctx: got {names!r}, needs either CPUs or GPUs")
+    return found
+
+
+def _gpus():
+    with contextlib.suppress(mx.MXNetError):  # the driver is missing
+        return mx.context.num_gpus()
+    return 0
+
+
+class Contexts:
+    """The contexts of a single process. ``kvstore`` is MXNet's "local" or "device".
+
+    Attributes
+    ----------
+    rank, workers : int
+        Which worker this process is, of how many.
+    contexts : list of mx.Context
+    told : bool
+        Whether all workers have heard why the job ends early.
+    """
+    rank, workers, told = 0, 1, True
+
+    def __init__(self, contexts: Sequence[mx.Context] = (), kvstore: str = "device"):
+        self.contexts = list(contexts) or [mx.cpu()]
+        self._store = mx.kv.create(kvstore) if len(self.contexts) > 1 else None
+
+    def about(self) -> Dict[str, Any]:
+        """Facts for the record of a run."""
+        return dict(workers=self.workers, kvstore=self._store and self._store.type, ctx=",".join(map(str, self.contexts)))
+
+    def check(self, batch_size: int) -> None:
+        """Raise a ValueError where a batch has fewer rows than there are contexts."""
+        parts = self.workers * len(self.contexts)
+        if batch_size < parts:
+            raise ValueError(f"batch_size: got {batch_size}, needs at least {parts}, a row for each context of each worker")
+
+    def rows(self, batch_size: int):
+        """The rows of a batch for each of this worker's contexts: (begin, end)."""
+        parts, first = self.workers * len(self.contexts), self.rank * len(self.contexts)
+        return [(batch_size * part // parts, batch_size * (part + 1) // parts)
+                for part in range(first, first + len(self.contexts))]
+
+    def begin(self, size: int, dtype) -> None:
+        """Prepare `round` for vectors of a size and a dtype."""
+        self._store.init(_ROUND, nd.zeros(size, self.contexts[0], dtype))
+
+    def round(self, vectors: Optional[List[mx.nd.NDArray]], note: bytes) -> List[bytes]:
+        """Make every vector, one on each context, the sum of all; None stands for zeros → the notes of all workers, by rank."""
+        if vectors is not None:
+            self._store.pushpull(_ROUND, vectors, out=vectors)
+        return [note]
+
+    def leave(self, reason: str, signal: int = 0) -> None:
+        """Tell the other workers that this one cannot go on. If it was a signal, they end as by that."""
+
+    def close(self) -> None:
+        """End the job, when every worker calls this."""
+
+
+class Workers(Contexts):
+    """The workers of a job, as one of them sees them.
+
+    Parameters
+    ----------
+    store, watch
+        From `roles.join`.
+    contexts : list of mx.Context
+        By default ``mx.cpu()``.
+    threshold : float
+        Of MXNet's 2bit gradient compression: of each number a worker sends -threshold, 0 or threshold, and adds the rest to the
+        number of the next step. A power of two keeps the sums exact. By default nothing is compressed.
+    """
+
+    def __init__(self, store, contexts: Sequence[mx.Context] = (), threshold: Optional[float] = None, watch=None):
+        self.contexts, self._store, self._watch = list(contexts) or [mx.cpu()], store, watch
+        self.rank, self.workers = store.rank, store.num_workers
+        self.told = False
+        self._threshold, self._compressed, self._unit = threshold, False, 1.0
+        self._reason, self._size = b"", None
+        self._store.init(_GATHER, nd.zeros(self.workers * _MESSAGE * 8))
+
+    def about(self):
+        """As `Contexts.about`."""
+        return dict(super().about(), gradient_compression=self._threshold and f"2bit:{self._threshold:g}")
+
+    def gather(self, message: bytes) -> List[bytes]:
+        """Every worker's message of at most 4,096 bytes, by rank; it is cut there."""
+        sent = nd.array(self._bits(message[:_MESSAGE], _MESSAGE))
+        self._sum(_GATHER, [sent])
+        return [message.rstrip(b"\0") for message in self._messages(sent.asnumpy(), _MESSAGE)]
+
+    def broadcast(self, content: Optional[bytes], size: int) -> bytes:
+        """The content that worker 0 gives, which has so many bytes. It can be called once."""
+        # A KVStore takes floating-point numbers only.
+        array = nd.array(np.frombuffer(content, np.uint8) if content else np.zeros(size, np.uint8), dtype="float32")
+        self._store.broadcast(_BROADCAST, array, out=array)
+        return array.asnumpy().astype(np.uint8).tobytes()
+
+    def begin(self, size, dtype):
+        """As `Contexts.begin`."""
+        if self._threshold:
+            if np.dtype(dtype) != np.float32:
+                raise ValueError(f"gradient_compression: got parameters of {np.dtype(dtype)}, needs float32")
+            self._store.set_gradient_compression({"type": "2bit", "threshold": self._threshold})
+            self._store._barrier()  # worker 0 tells the servers, which must know it before the first round
+            self._compressed, self._unit = True, self._threshold
+        many = self.workers > 2 and not self._compressed
+        self._size, self._dtype, self._on_grid = size, "float64" if many else dtype, many
+        self._store.init(_ROUND, nd.zeros(size + self.workers * (1 + NOTE) * 8, dtype=self._dtype))
+
+    def round(self, vectors, note):
+        """As `Contexts.round`. A `Left` if a worker cannot go on."""
+        control = self._bits(bytes([bool(self._reason)]) + note, 1 + NOTE)
+        sent = []
+        for number, context in enumerate(self.contexts):
+            part = nd.zeros(self._size, context, self._dtype) if vectors is None else vectors[number].astype(self._dtype)
+            if self._on_grid:
+                part = nd.rint(part * _GRID) / _GRID
+            sent.append(nd.concat(part, nd.array(control if number == 0 else 0 * control, context, self._dtype), dim=0))
+        self._sum(_ROUND, sent)
+        notes = self._messages(sent[0][self._size:].asnumpy(), 1 + NOTE)
+        if any(note[0] for note in notes):
+            reasons = self.gather(self._reason)
+            self.told = True
+            for rank, reason in enumerate(reasons):
+                if reason:
+                    raise Left(rank, reason[1:].decode("utf-8", "replace"), reason[0] - 1)
+        for vector, whole in zip(vectors or [], sent):
+            vector[:] = whole[:self._size]
+        return [note[1:] for note in notes]
+
+    def leave(self, reason, signal=0):
+        """As `Contexts.leave`."""
+        if self._size is None:  # no rounds yet, and none to come
+            self.abandon()
+            return
+        self._reason = bytes([signal + 1]) + reason.encode()[:_MESSAGE - 1]
+        with contextlib.suppress(Left):
+            self.round(None, bytes(NOTE))
+
+    def close(self):
+        """As `Contexts.close`."""
+        nd.waitall()
+        self._store._barrier()
+        if self._watch:
+            self._watch.stop()
+        self._store = None  # MXNet takes its leave of the servers and the scheduler
+
+    def abandon(self) -> None:
+        """Let this process end without the others. They notice that by its missing heartbeat."""
+        if self._watch:
+            self._watch.stop()
+        mx.base.check_call(mx.base._LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
+
+    def _sum(self, key, arrays):
+        """Make each array the sum of all."""
+        if self._compressed:
+            self._store.push(key, arrays)
+            self._store.pull(key, out=arrays)
+        else:
+            self._store.pushpull(key, arrays, out=arrays)
+
+    def _bits(self, message, length):
+        """An array with a number for each bit that each worker may send, those of this worker filled in. So a message also
+        comes through a compression, and through any sum."""
+        bits = np.zeros((self.workers, length * 8), np.float32)
+        padded = message + bytes(length - len(message))
+        bits[self.rank] = self._unit * np.unpackbits(np.frombuffer(padded, np.uint8))
+        return bits.ravel()
+
+    def _messages(self, bits, length):
+        """The messages of all workers from the sum of their `_bits`."""
+        return [row.tobytes() for row in np.packbits((bits > self._unit / 2).reshape(self.workers, length * 8), axis=1)]
