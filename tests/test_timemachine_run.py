@@ -52,7 +52,7 @@ def test_what_a_run_leaves(train, book_file, step):
         losses = train_by_hand(parameters, inputs, labels, 0.5, rnn_sequence)
         for loss in losses:
             moving_loss = loss if moving_loss is None else 0.99 * moving_loss + 0.01 * loss
-        assert list(line) == ["epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds"]
+        assert list(line) == ["epoch", "loss", "moving_loss", "perplexity", "lr", "tokens_per_second", "seconds", "workers"]
         assert (line["epoch"], line["lr"]) == (epoch, 0.5)
         assert line["loss"] == pytest.approx(np.mean(losses), rel=tolerance)
         assert line["moving_loss"] == pytest.approx(moving_loss, rel=tolerance)
