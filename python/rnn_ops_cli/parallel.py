@@ -1,4 +1,4 @@
-"""The options of ``rnn-ops train`` that split its batches over several contexts, processes and machines, and what they ask for."""
+"""Options of ``rnn-ops train`` that split its batches over contexts, processes and machines, and how they are followed."""
 import contextlib
 import re
 import signal

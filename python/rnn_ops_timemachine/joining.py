@@ -7,8 +7,8 @@ import json
 from typing import Any, Callable, Dict, Optional
 
 import rnn_ops
-from rnn_ops_timemachine import opening
 from rnn_ops_timemachine import checkpoint as checkpoints
+from rnn_ops_timemachine import opening
 from rnn_ops_timemachine.roles import Left
 from rnn_ops_timemachine.run import Run
 
