@@ -67,6 +67,16 @@ GPUs
 21. The GPU wheels hold no PTX and no machine code for compute capability 9.0 and newer: MXNet's own kernels do not run there.
     Arrays stay in ``mx.cpu()``, and each call copies. → rnn_ops/operators/devices.py: Offload
 
+The distributed KVStore (ps-lite). The workarounds are in the workload, python/rnn_ops_timemachine: exchange.py, roles.py, job.py.
+
+- A role that dies, or that does not come, is waited for without end. We watch the heartbeats and the processes.
+- The server sums the workers' arrays in the order in which they arrive, so sums of three or more differ from run to run. We send
+  numbers whose sums are exact.
+- After push, pull writes the sum into the array that was pushed, too. A second KVStore in one process hangs. A KVStore takes
+  floating-point numbers only.
+- An import of MXNet with DMLC_ROLE=server or scheduler does not return until the job ends. We hide the variable from it.
+- ``launch.py`` calls ``Thread.isAlive``, which Python 3.9 has dropped, and then leaves the scheduler running.
+
 Bugs that are not in our way: ``mx.gluon.rnn.RNN`` gives the lower ones of several layers wrong gradients in float64 on a CPU;
 ``FullyConnected`` gives the bias a zero gradient if the weight needs none; in ``contrib.foreach`` in a hybridized block, ``bx +
 bh`` in the body gives a wrong gradient.
