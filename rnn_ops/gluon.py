@@ -15,6 +15,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops.backends import arguments
 from rnn_ops.layer_graph import WEIGHTS, layer_graph, mask, matrices, with_dense_gradients, within
 from rnn_ops.operators import in_use, looks_at_tokens, rnn_step
+from rnn_ops.operators.devices import check_context
 from rnn_ops.operators.native import guard
 from rnn_ops.operators.ndarray import no_array
 from rnn_ops.operators.one_node import OneNode
@@ -74,6 +75,7 @@ i2h_weight_initializer, h2h_weight_initializer, i2h_bias_initializer, h2h_bias_i
                 raise TypeError(no_array("inputs", inputs))
             self._check_inputs(inputs)
             _check_not_empty(inputs)
+            check_context(inputs.context)
             inputs, states, sequence_length = _each((inputs, states, sequence_length), _in_cpu)
             steps, rows = (inputs.shape[self._layout.find(letter)] for letter in "TN")
             self._check_states(states, rows)
@@ -289,6 +291,7 @@ i2h_bias_initializer, h2h_bias_initializer
                 raise TypeError(no_array("inputs", value))
             if isinstance(value, mx.nd.NDArray):
                 _check_not_empty(value)
+                check_context(value.context)
         inputs, begin_state, valid_length = _each((inputs, begin_state, valid_length), _in_cpu)
         inputs, begin_state = _each((inputs, begin_state), lambda value: _from_amp(value, self.i2h_weight.dtype))
         sequence, _, F, batch_size = _format_sequence(length, inputs, "TNC" if listed else layout, True)

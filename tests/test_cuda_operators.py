@@ -349,7 +349,8 @@ def test_info_says_what_a_gpu_would_run_and_why(gpus, capfd):
     assert re.search(r"GPU 0, B=3, H=300 +cluster: a cluster of \d+ blocks .*; estimated cycles a step \d+; ", printed)
     assert "resident cannot: 300 hidden units: at most 256" in printed
     assert "cluster cannot: compute capability 80: clusters need 90 or more" in printed
-    assert "after rnn_ops.use('cuda') by GPU 0: each call copies" in printed
+    assert "arrays in mx.cpu(i) computed on by the CPU; after rnn_ops.use('cuda') by GPU i" in printed
+    assert "after rnn_ops.use('cuda:0') all by GPU 0: each call copies" in printed
 
 
 def test_info_without_a_gpu_says_why():

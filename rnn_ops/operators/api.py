@@ -185,9 +185,7 @@ def _check(step, arrays, operator):
     for name, array in zip(arguments.NAMES, arrays):
         if _device(array.context) != _device(context):
             raise ValueError(f"{name}: got an array on {array.context}, needs one on {context}, the context of inputs")
-    reason = devices.why_no_device(context)
-    if reason:
-        raise ValueError(reason)
+    devices.check_context(context)
     if signature.tokens and operator.looks_at_tokens(context):
         arguments.check_tokens(inputs.asnumpy(), signature.I)
 

@@ -3,7 +3,8 @@
 - `Cpu`: memory of the CPU, CPU kernels.
 - `Gpu`: memory of a GPU, CUDA kernels, no copies.
 - `Offload`: memory of the CPU, CUDA kernels; arguments and results are copied. `use` chooses it. It is for GPUs that MXNet 1.9.1
-  has no kernels for (compute capability 9.0 and newer): there all of MXNet's arrays stay in ``mx.cpu()``.
+  has no kernels for (compute capability 9.0 and newer): there all of MXNet's arrays stay in ``mx.cpu()``. Several such GPUs work
+  side by side under MXNet's data parallelism, where ``mx.cpu(i)`` stands for GPU i.
 """
 import contextlib
 
@@ -13,10 +14,12 @@ from rnn_ops.backends import arguments, cpu, cuda
 from rnn_ops.backends.cuda.launcher import Launcher
 from rnn_ops.operators import ndarray
 
-__all__ = ["use", "in_use", "device_for", "why_no_device", "Cpu", "Gpu", "Offload"]
+__all__ = ["use", "in_use", "check_context", "device_for", "Cpu", "Gpu", "Offload"]
 
 _CPU_CONTEXTS = ("cpu", "cpu_pinned", "cpu_shared")  # a DataLoader's workers hand over arrays of the last kind
-_offload = None  # the number of the GPU that computes for arrays on the CPU, or None
+_SAME_NUMBER = "same number"
+# What computes for arrays on the CPU. None: the CPU. A number: that GPU. _SAME_NUMBER: the GPU with the number of the context.
+_offload = None
 
 
 def use(device: str) -> None:
@@ -25,10 +28,16 @@ def use(device: str) -> None:
     Parameters
     ----------
     device : str
-        "cpu", the default, or a GPU: "cuda" or "cuda:1". With a GPU, each call of an operator copies its arguments there and
-        its results back. That is the way to compute on GPUs that MXNet 1.9.1 has no kernels for (compute capability 9.0 and
-        newer). Arrays in ``mx.gpu(i)`` are always computed on GPU i. Choose before graphs are made: a Symbol, or a block
-        that has been called after it was hybridized, stays with the device that it has.
+        - "cpu", the default.
+        - "cuda": arrays in ``mx.cpu(i)`` are computed on GPU i. So MXNet's data parallelism over ``mx.cpu(0)``, ``mx.cpu(1)``,
+          ... keeps as many GPUs busy. A call with arrays in an ``mx.cpu(i)`` that has no GPU is a ValueError, in a graph an
+          MXNetError.
+        - "cuda:1": arrays in every ``mx.cpu(i)`` are computed on GPU 1.
+
+        With a GPU, each call of an operator copies its arguments there and its results back. That is the way to compute on GPUs
+        that MXNet 1.9.1 has no kernels for (compute capability 9.0 and newer). Arrays in ``mx.gpu(i)`` are always computed on
+        GPU i. Choose before graphs are made: a Symbol, or a block that has been called after it was hybridized, stays with the
+        device that it has.
 
     Raises
     ------
@@ -44,32 +53,39 @@ def use(device: str) -> None:
     if device == "cpu":
         _offload = None
     else:
-        _offload = cuda.gpu(int(number or 0)).index
+        first = cuda.gpu(int(number or 0)).index
+        _offload = first if number else _SAME_NUMBER
 
 
 def in_use() -> str:
-    """The device that `use` has chosen, in its words: "cpu" or "cuda:0"."""
-    return "cpu" if _offload is None else f"cuda:{_offload}"
+    """The device that `use` has chosen, in its words: "cpu", "cuda" (the GPU with the context's number) or "cuda:1"."""
+    return {None: "cpu", _SAME_NUMBER: "cuda"}.get(_offload, f"cuda:{_offload}")
 
 
-def why_no_device(context):
-    """Why nothing computes on arrays of a context, as a sentence. None where something does."""
+def check_context(context):
+    """Raise a ValueError that says why nothing computes on arrays of a context, if that is so."""
+    needs = None
     if context.device_type in _CPU_CONTEXTS:
-        return None
-    if context.device_type != "gpu":
-        return f"inputs: got an array on {context}, needs one on cpu or gpu"
-    reason = cuda.why_not()
-    return reason and f"inputs: got an array on {context}, needs one on cpu, since {reason}"
+        if _offload is _SAME_NUMBER and context.device_id >= cuda.platform().count():
+            count = cuda.platform().count()
+            here = "cpu(0), since this process has 1 GPU" if count == 1 else (
+                f"cpu(0) to cpu({count - 1}), since this process has {count} GPUs")
+            needs = f"{here} and use('cuda') computes arrays in cpu(i) on GPU i"
+    elif context.device_type != "gpu":
+        needs = "cpu or gpu"
+    elif cuda.why_not():
+        needs = f"cpu, since {cuda.why_not()}"
+    if needs:
+        raise ValueError(f"inputs: got an array on {context}, needs one on {needs}")
 
 
 def device_for(context):
-    """The device for arrays of a context, a new one for each operator. A ValueError says why the context has no device."""
-    reason = why_no_device(context)
-    if reason:
-        raise ValueError(reason)
+    """The device for arrays of a context, a new one for each operator. The errors are those of `check_context`."""
+    check_context(context)
     if context.device_type == "gpu":
         return Gpu(cuda.gpu(context.device_id))
-    return Cpu() if _offload is None else Offload(cuda.gpu(_offload))
+    number = context.device_id if _offload is _SAME_NUMBER else _offload
+    return Cpu() if number is None else Offload(cuda.gpu(number))
 
 
 class Cpu:

@@ -49,9 +49,9 @@ def platform(*devices):
     """Inside, `rnn_ops.backends.cuda` finds these devices and no others."""
     found, stand_in = cuda.platform, Platform(*devices)
     cuda.platform = lambda: stand_in
-    cuda._gpu.cache_clear()
+    cuda._made.cache_clear()
     try:
         yield stand_in
     finally:
         cuda.platform = found
-        cuda._gpu.cache_clear()
+        cuda._made.cache_clear()

@@ -10,6 +10,7 @@ The modules: `launcher` makes the launches in their order, `variants` chooses th
 import functools
 import importlib
 import importlib.util
+import threading
 from types import ModuleType
 from typing import Any, Dict, Optional
 
@@ -17,6 +18,7 @@ from rnn_ops.backends import arguments
 from rnn_ops.backends.cuda import libraries
 from rnn_ops.backends.cuda.launcher import Launcher
 
+_one_at_a_time = threading.Lock()  # MXNet's threads ask for GPUs at the same time
 _OPTIONAL = ("doutputs", "dlast_state", "dinputs", "dstate", "dWxh", "dWhh", "dbh")
 
 
@@ -141,8 +143,13 @@ def platform() -> ModuleType:
 
 
 @functools.lru_cache(maxsize=None)
-def _gpu(index):
+def _made(index):
     return platform().Runtime(index)
+
+
+def _gpu(index):
+    with _one_at_a_time:  # a cache makes a value twice if two threads ask for it at once
+        return _made(index)
 
 
 def gpu(index: int) -> Any:

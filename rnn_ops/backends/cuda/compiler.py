@@ -20,6 +20,7 @@ import re
 import shutil
 import struct
 import tempfile
+import threading
 from typing import NamedTuple
 
 from rnn_ops.backends.cuda import libraries, sources
@@ -27,6 +28,9 @@ from rnn_ops.backends.cuda import libraries, sources
 _SONAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2")  # the last is that of all versions 11.2 to 11.8
 _VERBOSE = "--ptxas-options=-v"  # for `resources`
 _FTZ = "-ftz=true"  # float32 numbers below 1.2e-38 count as zero
+
+_compiling = threading.Lock()  # several GPUs of one kind want the same kernel at the same time
+_elsewhere = {}  # path → path of the same cubin, if its folder cannot be written
 
 
 class CompileError(Exception):
@@ -180,7 +184,11 @@ def cubin_of_text(text, options, architecture, driver=None):
     path = _path(text, options, architecture, nvrtc)
     if _is_whole(path):
         return path
-    return _store(nvrtc.compile(text, options, architecture).cubin, path)
+    with _compiling:
+        for kept in path, _elsewhere.get(path, path):  # another thread may have compiled it
+            if _is_whole(kept):
+                return kept
+        return _store(nvrtc.compile(text, options, architecture).cubin, path)
 
 
 def compile_all(kernels, architecture, driver=None, progress=None):
@@ -244,7 +252,8 @@ def _store(machine_code, path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return _write(machine_code, path)
     except OSError:
-        return _write(machine_code, os.path.join(_own_folder(), os.path.basename(path)))
+        _elsewhere[path] = _write(machine_code, os.path.join(_own_folder(), os.path.basename(path)))
+        return _elsewhere[path]
 
 
 def _write(machine_code, path):

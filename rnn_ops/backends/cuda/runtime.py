@@ -7,6 +7,7 @@ library that only a CUDA toolkit has) or have clusters of 16 blocks, and matrix 
 import contextlib
 import ctypes
 import functools
+import threading
 
 import cupy
 import numpy as np
@@ -131,16 +132,24 @@ class Runtime:
         nvrtc(index)  # fails now instead of at the first launch
         self._blas = Blas(self.functions())
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
+        self._one_at_a_time = threading.Lock()  # for `_functions`: several threads may compute on one GPU
+        self._of_thread = threading.local()
 
     @contextlib.contextmanager
     def current(self):
+        """Makes the GPU current in this thread. At the end the one before is current again."""
         with cupy.cuda.Device(self.index):
+            if not hasattr(self._of_thread, "has_context"):
+                # With CUDA 11 a thread has no context until it calls a function of the runtime, and a launch of ours, which goes to
+                # the driver, would fail. CuPy does the same before launches of its own.
+                cuda_runtime.memGetInfo()
+                self._of_thread.has_context = True
             yield self
 
     @contextlib.contextmanager
     def default_stream(self):
         """As `current`, and with the legacy default stream as the current one."""
-        with cupy.cuda.Device(self.index), cupy.cuda.Stream.null:
+        with self.current(), cupy.cuda.Stream.null:
             yield self
 
     def launch(self, launch, arguments):
@@ -153,12 +162,13 @@ class Runtime:
 
     def function(self, launch):
         """The CUfunction of a launch, a number that stays valid. It may use as much shared memory as the launch needs."""
-        function, shared = self._functions.get(launch.kernel) or (self.compile(launch.kernel), 48 * 1024)
-        if launch.shared > shared:
-            shared = launch.shared
-            cuda_driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
-        self._functions[launch.kernel] = function, shared
-        return function.ptr
+        with self._one_at_a_time:
+            function, shared = self._functions.get(launch.kernel) or (self.compile(launch.kernel), 48 * 1024)
+            if launch.shared > shared:
+                shared = launch.shared
+                cuda_driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, shared)
+            self._functions[launch.kernel] = function, shared
+            return function.ptr
 
     def compile(self, kernel):
         """The function of a `sources.Kernel`, compiled or taken from the cache on disk."""
