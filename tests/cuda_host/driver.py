@@ -28,7 +28,9 @@ def _launch(name, function, grid, block, shared, stream, arguments):
                   zip(emulator.argument_sizes(known.kernel), ctypes.cast(arguments, ctypes.POINTER(_pointer)))]
         assert block[1:] == (1, 1)
         streams.append(stream)
-        emulator.launch(Launch(known.kernel, grid, block[0], shared, known.cluster, name == "launch_cooperative"), values)
+        with emulator.current():  # MXNet's threads have it current
+            emulator.launch(Launch(known.kernel, grid, block[0], shared, known.cluster, name == "launch_cooperative"),
+                            values)
     return _status(name, call)
 
 

@@ -27,6 +27,7 @@ _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 _FOLDER = "RNN_OPS_CUDA_HOST"  # the variable that names it
 MOST_THREADS = 1024  # a block
 _one_at_a_time = threading.Lock()
+_of_thread = threading.local()  # its `stack`: the emulators that are current, the innermost last
 
 
 class KernelError(Exception):
@@ -128,10 +129,14 @@ class Emulator:
         A function: family and text of its kernels → the text to compile instead.
     sanitize : bool
         Compile with AddressSanitizer and UBSan instead of the emulator's own checks. Python must run with their library.
+    index : int or None
+        The GPU's number if there may be several. Then it is a KernelError if work comes while another one is current, or no one,
+        and if it uses another one's memory.
     """
 
-    def __init__(self, device, seed=0, edit=None, sanitize=False):
+    def __init__(self, device, seed=0, edit=None, sanitize=False, index=None):
         self.device = device
+        self.index = index
         self.launches = []  # each Launch, for tests to look at
         self._seed = seed
         self._edit = edit
@@ -139,12 +144,36 @@ class Emulator:
         self._arrays = {}  # (address, bytes) → all owners of the memory: one thread's view may go while another one's is in use
         self._arrays_guard = threading.Lock()
 
+    @contextlib.contextmanager
     def current(self):
-        return contextlib.nullcontext(self)
+        stack = _of_thread.__dict__.setdefault("stack", [])
+        stack.append(self)
+        try:
+            yield self
+        finally:
+            stack.pop()
 
     default_stream = current
 
+    def _check_current(self):
+        stack = getattr(_of_thread, "stack", [])
+        if self.index is not None and (not stack or stack[-1] is not self):
+            raise KernelError(f"work for GPU {self.index} while GPU {stack[-1].index if stack else 'none'} is current")
+
+    def _own(self, array):
+        """The array, whose memory from now on is this GPU's."""
+        array = array.view(_Array)
+        array.home = self
+        return array
+
+    def _check_own(self, *arrays):
+        for array in arrays:
+            home = getattr(array, "home", self)
+            if self.index is not None and home is not self:
+                raise KernelError(f"memory of GPU {home.index} on GPU {self.index}")
+
     def launch(self, launch, arguments):
+        self._check_current()
         with _one_at_a_time:  # MXNet calls operators from several threads
             self._launch(launch, arguments)
 
@@ -189,6 +218,7 @@ class Emulator:
 
     def function(self, launch):
         """A number for driver.py to launch the kernel by."""
+        self._check_current()
         return driver.number_of(self, launch)
 
     def functions(self):
@@ -202,18 +232,23 @@ class Emulator:
         return library.sizes()[:library.count()]
 
     def multiply(self, a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
+        self._check_current()
+        self._check_own(a, b, out)
         product = driver.product(a.T if transpose_a else a, b.T if transpose_b else b)
         out[...] = out + product if accumulate else product
 
     def empty(self, shape, dtype):
-        return np.full(shape, np.nan, dtype)  # NaN, so that reading before writing shows
+        self._check_current()
+        return self._own(np.full(shape, np.nan, dtype))  # NaN, so that reading before writing shows
 
     def zeros(self, shape, dtype):
-        return np.zeros(shape, dtype)
+        self._check_current()
+        return self._own(np.zeros(shape, dtype))
 
     def address(self, array):
         """A launch may use the array from now on, for as long as its memory is there."""
         assert array.flags.c_contiguous
+        self._check_own(array)
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
@@ -223,20 +258,29 @@ class Emulator:
 
     def view(self, address, shape, dtype):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+        return self._own(np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape))
 
     def to_device(self, array):
-        copy = self.empty(array.shape, array.dtype) if array.dtype.kind == "f" else np.empty_like(array)
-        copy[...] = array
-        return copy
+        self._check_current()
+        return self._own(np.array(array))
 
     def to_host(self, array, out=None):
-        out = np.empty_like(array) if out is None else out
+        self._check_current()
+        self._check_own(array)
+        out = np.empty(array.shape, array.dtype) if out is None else out
         out[...] = array
         return out
 
     def synchronize(self):
-        pass
+        self._check_current()
+
+
+class _Array(np.ndarray):
+    """An array in the memory of an `Emulator`, its ``home``; so are its parts."""
+
+    def __array_finalize__(self, of):
+        if hasattr(of, "home"):
+            self.home = of.home
 
 
 def _line(path, code):

@@ -27,8 +27,7 @@ class Platform:
         return "the C++ compiler"
 
     def Runtime(self, index):
-        emulator = self.emulators[index] = Emulator(self._devices[index])
-        emulator.index = index
+        emulator = self.emulators[index] = Emulator(self._devices[index], index=index)
         return emulator
 
     def array(self, name, value):
