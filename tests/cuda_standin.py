@@ -10,6 +10,10 @@ signatures, real argument checks, real machine code whose kernels and parameters
   taken one level higher: CuPy's other modules call `cupy_backends.cuda.api.runtime` through the table of C functions
   that every Cython module has, and `install` puts those of `Runtime` into the table, with the very signatures, before CuPy
   is imported.
+
+There may be several GPUs. Each thread has one current, at first GPU 0. A kernel, a stream and memory belong to the GPU that was
+current when they were made, and to use them while another one is current is an error, which ``Driver.errors`` keeps. (CUDA lets
+some of that pass: it copies from any GPU to any other. But then nothing orders the copy with the work of the other GPU.)
 """
 import collections
 import ctypes
@@ -20,7 +24,9 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 
+_GPUS = "RNN_OPS_STANDIN_GPUS"  # the variable that says how many there are
 _LIMIT = 232448  # bytes of shared memory a block, on compute capability 9.0
 
 # A library whose functions hand their arguments, integers and pointers, to what has been set for them. 801: not supported.
@@ -38,12 +44,12 @@ GEMM = {"cublasCreate_v2": "create_handle", "cublasSetStream_v2": "set_stream", 
 class Function:
     """A kernel in a module: what the driver knows of it."""
 
-    def __init__(self, name, parameters, cubin):
-        self.name, self.parameters, self.cubin = name, parameters, cubin
+    def __init__(self, name, parameters, cubin, device):
+        self.name, self.parameters, self.cubin, self.device = name, parameters, cubin, device
         self.attributes = {}
 
 
-Launched = collections.namedtuple("Launched", "function grid block shared stream arguments cooperative")
+Launched = collections.namedtuple("Launched", "function grid block shared stream arguments cooperative device")
 
 
 class Driver:
@@ -56,6 +62,7 @@ class Driver:
         self.clusters = {2: 66, 4: 32, 8: 16, 16: 7}  # others than are estimated
         self._modules, self._functions, self._texts = [], [], {}
         self.run = None  # called with each launch, if it is to do something
+        self.runtime = None  # which knows what is current, and whose memory is where
 
     def function(self, number):
         return self._functions[number - 1]
@@ -74,7 +81,7 @@ class Driver:
     def _load(self, module, cubin):
         if cubin[:4] != b"\x7fELF":
             return 200  # CUDA_ERROR_INVALID_IMAGE
-        self._modules.append(cubin)
+        self._modules.append((cubin, self.runtime.device_with_context()))
         _put(module, len(self._modules))
         return 0
 
@@ -82,11 +89,11 @@ class Driver:
         return 0
 
     def cuModuleGetFunction(self, function, module, name):
-        name, cubin = ctypes.string_at(name).decode(), self._modules[module - 1]
+        name, (cubin, device) = ctypes.string_at(name).decode(), self._modules[module - 1]
         sections = elf_sections(cubin)
         if f".text.{name}" not in sections:
             return 500  # CUDA_ERROR_NOT_FOUND
-        self._functions.append(Function(name, parameters(sections[f".nv.info.{name}"]), cubin))
+        self._functions.append(Function(name, parameters(sections[f".nv.info.{name}"]), cubin, device))
         _put(function, len(self._functions))
         return 0
 
@@ -109,24 +116,39 @@ class Driver:
 
     def _launch(self, function, grid, block, shared, stream, arguments, cooperative):
         function = self.function(function)
+        device = self.runtime.device_with_context()
+        if function.device != device:
+            raise WrongGpu(f"kernel {function.name} of GPU {function.device} launched while GPU {device} is current")
+        self.runtime.check_stream(stream)
         grid, block = (tuple(number & 0xffffffff for number in numbers) for numbers in (grid, block))
         shared &= 0xffffffff
         if shared > function.attributes.get(8, 48 << 10) or min(grid + block) < 1 or block[0] * block[1] * block[2] > 1024:
             return 1  # CUDA_ERROR_INVALID_VALUE
         addresses = ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p))
         values = [ctypes.string_at(addresses[n], size) for n, size in enumerate(function.parameters)]
-        self.launches.append(Launched(function, grid, block, shared, stream, values, cooperative))
+        for value in values:  # addresses may be anywhere in a structure
+            for at in range(0, len(value) - 7, 8):
+                self.runtime.check_memory(struct.unpack_from("<Q", value, at)[0])
+        self.launches.append(Launched(function, grid, block, shared, stream, values, cooperative, device))
         if self.run:
             self.run(self.launches[-1])
         return 0
 
     def cuMemsetD8Async(self, to, value, count, stream):
+        self._check(stream, to)
         ctypes.memset(to, value & 0xff, count)
         return 0
 
     def cuMemcpyDtoDAsync_v2(self, to, source, count, stream):
+        self._check(stream, to, source)
         ctypes.memmove(to, source, count)
         return 0
+
+    def _check(self, stream, *addresses):
+        self.runtime.device_with_context()
+        self.runtime.check_stream(stream)
+        for address in addresses:
+            self.runtime.check_memory(address)
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, count, function, block, shared):
         if shared > self.function(function).attributes.get(8, 48 << 10):
@@ -182,6 +204,10 @@ def parameters(info):
     return [found[ordinal] for ordinal in sorted(found)]
 
 
+class WrongGpu(Exception):
+    """Something of one GPU is used while another one is current."""
+
+
 class Runtime:
     """The functions of the CUDA runtime, as `cupy_backends.cuda.api.runtime` has them. A stream's work is done at once."""
 
@@ -191,24 +217,66 @@ class Runtime:
                   "MemoryClockRate": 2619000, "L2CacheSize": 50 << 20, "WarpSize": 32, "MaxThreadsPerBlock": 1024,
                   "MaxGridDimX": 2 ** 31 - 1, "MaxBlockDimX": 1024}
 
-    def __init__(self, real, version):
-        self._real = real
+    def __init__(self, real, version, driver):
+        self._real, self._driver = real, driver
         self.version, self.driver_version = version, max(version, 13000)
-        self.device, self.memory, self.handles = 0, {}, 0
+        self.count = int(os.environ.get(_GPUS, 1))
+        self._of_thread = threading.local()
+        self.memory = {}   # address → the buffer, its size and the GPU, None for the CPU's
+        self.handles = {}  # of streams, events and graphs → the GPU
         self.capturing = None  # the stream that is captured
         self.graphs = 0        # that have been launched
         numbers = {"ComputeCapabilityMajor": 75, "ComputeCapabilityMinor": 76}
         self._values = {numbers.get(name) or getattr(real, f"cudaDevAttr{name}"): value
                         for name, value in self.ATTRIBUTES.items()}
 
+    # What is current, and what belongs to which GPU.
+
+    def device_with_context(self):
+        """The current GPU for a function of the driver. The thread needs a context there, which functions of the runtime make."""
+        device = self.getDevice()
+        if device not in self._contexts():
+            self._wrong(f"a thread calls the driver without a context on GPU {device}")
+        return device
+
+    def _contexts(self):
+        return self._of_thread.__dict__.setdefault("contexts", set())
+
+    def use(self, *addresses, stream=0):
+        """What every function does first that works on the current GPU."""
+        self._contexts().add(self.getDevice())
+        self.check_stream(stream)
+        for address in addresses:
+            self.check_memory(address)
+
+    def check_memory(self, address):
+        for begin, (_, size, device) in list(self.memory.items()):
+            if begin <= address < begin + size and device not in (None, self.getDevice()):
+                self._wrong(f"memory of GPU {device} used while GPU {self.getDevice()} is current")
+
+    def check_stream(self, handle):
+        device = self.handles.get(handle, self.getDevice())  # 0: each GPU has one
+        if device != self.getDevice():
+            self._wrong(f"stream or event of GPU {device} used while GPU {self.getDevice()} is current")
+
+    def _wrong(self, sentence):
+        error = WrongGpu(sentence)
+        self._driver.errors.append(error)  # of a call from C nothing else is heard
+        raise error
+
+    # CUDA's functions.
+
     def getDeviceCount(self):
-        return 1
+        return self.count
 
     def getDevice(self):
-        return self.device
+        return getattr(self._of_thread, "device", 0)
 
     def setDevice(self, device):
-        self.device = device
+        assert 0 <= device < self.count
+        self._of_thread.device = device
+        if self.version >= 12000:
+            self._contexts().add(device)
 
     def driverGetVersion(self):
         return self.driver_version
@@ -226,48 +294,69 @@ class Runtime:
         return dict(self.PROPERTIES)
 
     def malloc(self, size):
+        self.use()
+        return self._allocate(size, self.getDevice())
+
+    def _allocate(self, size, device):
         memory = ctypes.create_string_buffer(size + 512)
         address = -(-ctypes.addressof(memory) // 512) * 512
         ctypes.memset(address, 0xff, size)  # what is read before it is written shows
-        self.memory[address] = memory
+        self.memory[address] = memory, size, device
         return address
 
     def free(self, address):
         del self.memory[address]
 
     def memGetInfo(self):
+        self.use()
         return 70 << 30, 80 << 30
 
     def hostAlloc(self, size, flags):
-        return self.malloc(size)
+        self.use()
+        return self._allocate(size, None)
 
     def freeHost(self, address):
         self.free(address)
 
     def memcpy(self, to, source, size, kind):
+        self.use(to, source)
         ctypes.memmove(to, source, size)
 
     def memcpyAsync(self, to, source, size, kind, stream):
+        self.use(to, source, stream=stream)
         ctypes.memmove(to, source, size)
 
     def memset(self, to, value, size):
+        self.use(to)
         ctypes.memset(to, value, size)
 
     def memsetAsync(self, to, value, size, stream):
+        self.use(to, stream=stream)
         ctypes.memset(to, value, size)
 
     def pointerGetMemoryType(self, address):
-        return 2 if address in self.memory else 0  # cudaMemoryType: unregistered, device
+        kind, _ = self._attributes(address)
+        return kind
 
     def pointerGetAttributes(self, address):
-        return self._real.PointerAttributes(self.device, address, address, self.pointerGetMemoryType(address))
+        kind, device = self._attributes(address)
+        return self._real.PointerAttributes(device, address, address, kind)
+
+    def _attributes(self, address):
+        """cudaMemoryType (unregistered, host, device), and the GPU."""
+        for begin, (_, size, device) in list(self.memory.items()):
+            if begin <= address < begin + size:
+                return (1, self.getDevice()) if device is None else (2, device)
+        return 0, self.getDevice()
 
     def deviceSynchronize(self):
-        pass
+        self.use()
 
     def _handle(self):
-        self.handles += 1
-        return 0x1000 * self.handles
+        self.use()
+        handle = 0x1000 * (len(self.handles) + 1)
+        self.handles[handle] = self.getDevice()
+        return handle
 
     def streamCreate(self):
         return self._handle()
@@ -285,6 +374,7 @@ class Runtime:
         pass
 
     def streamSynchronize(self, stream):
+        self.use(stream=stream)
         assert self.capturing is None, "synchronized while captured"
 
     def streamQuery(self, stream):
@@ -306,6 +396,7 @@ class Runtime:
         return self._handle()
 
     def graphLaunch(self, graph, stream):
+        self.use(stream=stream)
         self.graphs += 1
 
     def graphDestroy(self, graph):
@@ -321,7 +412,8 @@ class Runtime:
         return self._handle()
 
     def eventRecord(self, event, stream):
-        pass
+        self.use(stream=stream)
+        self.check_stream(event)
 
     def eventQuery(self, event):
         return 0
@@ -336,7 +428,7 @@ class Runtime:
         pass
 
     def _ensure_context(self):
-        pass
+        self.use()
 
     def names(self):
         return [name for name in vars(type(self)) if name in self._real.__pyx_capi__ or hasattr(self._real, name)
@@ -377,9 +469,9 @@ def cublas_names():
     return version, [name for name in found if name.startswith("cublas")]
 
 
-def environment(folder):
+def environment(folder, gpus=1):
     """Of a process in which `install` is to be called."""
-    return dict(os.environ, LD_LIBRARY_PATH=str(folder), RNN_OPS_CACHE=os.path.join(folder, "cubins"),
+    return dict(os.environ, **{_GPUS: str(gpus)}, LD_LIBRARY_PATH=str(folder), RNN_OPS_CACHE=os.path.join(folder, "cubins"),
                 CUPY_CACHE_DIR=os.path.join(folder, "cupy"), PYTHONPATH=os.path.join(folder, "wheels"))
 
 
@@ -400,7 +492,7 @@ def install():
     for name in driver.names():
         _set(library, name, getattr(driver, name), driver)
     version, _ = cublas_names()
-    runtime = Runtime(real, 1000 * version + 80 * (version == 11))
+    runtime = driver.runtime = Runtime(real, 1000 * version + 80 * (version == 11), driver)
     table = real.__pyx_capi__
     for name in runtime.names():
         function = getattr(runtime, name)

@@ -58,6 +58,7 @@ def gpu():
     cublas = ctypes.CDLL(f"libcublas.so.{VERSION}")
     for name, role in cuda_standin.GEMM.items():
         getattr(cublas, f"set_{name}")(ctypes.c_void_p(host_driver.functions()[role]))
+    host_driver.runtime = RUNTIME
     return gpu
 
 
@@ -338,7 +339,7 @@ if importlib.util.find_spec("mxnet"):
             assert np.array_equal(self.results[1].asnumpy(), outputs[-1])
 
         def backward(self, inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, activation="tanh", **gradients):
-            mx.autograd.backward(list(self.results), [mx.nd.array(array) for array in (doutputs, dlast_state)])
+            mx.autograd.backward(list(self.results), [mx.nd.array(array, dtype=array.dtype) for array in (doutputs, dlast_state)])
             for name, array in zip(("inputs", "state", "Wxh", "Whh", "bh"), self.given):
                 if "d" + name in gradients:
                     gradients["d" + name][...] = array.grad.asnumpy()

@@ -27,9 +27,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, *arguments, **more):
+def run(folder, *arguments, gpus=1, **more):
     """(exit status, what it printed) of a Python that finds the stand-in driver and no CUDA toolkit."""
-    environment = dict(cuda_standin.environment(str(folder)), CUDA_PATH=str(folder / "no toolkit"))
+    environment = dict(cuda_standin.environment(str(folder), gpus), CUDA_PATH=str(folder / "no toolkit"))
     environment.update(more)
     done = subprocess.run([sys.executable, *arguments], env=environment, cwd=HERE, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True)
@@ -39,7 +39,7 @@ def run(folder, *arguments, **more):
 # At its end a process would call functions of Python that are gone by then.
 CASES = """
 import os, pytest, sys
-status = pytest.main(["-q", "-p", "no:cacheprovider", "standin_cases.py"])
+status = pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1]])
 sys.stdout.flush()
 os._exit(status)
 """
@@ -47,7 +47,14 @@ os._exit(status)
 
 @pytest.mark.slow
 def test_all_cases_pass(folder):
-    status, printed = run(folder, "-c", CASES)
+    status, printed = run(folder, "-c", CASES, "standin_cases.py")
+    assert status == 0 and " passed" in printed and "skipped" not in printed, printed
+
+
+@pytest.mark.parametrize("gpus", [2, 8])
+@pytest.mark.slow
+def test_all_cases_of_several_gpus_pass(folder, gpus):
+    status, printed = run(folder, "-c", CASES, "standin_gpus_cases.py", gpus=gpus)
     assert status == 0 and " passed" in printed and "skipped" not in printed, printed
 
 

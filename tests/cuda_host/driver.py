@@ -11,6 +11,8 @@ from rnn_ops.backends.cuda.launcher import Launch
 _launches = []   # (Emulator, a Launch with the kernel) by number of the function, counted from 1
 streams = []     # of each call, in order; cuBLAS calls have that of their handle
 _handles = []    # of cuBLAS: the stream of each, by number, counted from 1
+_homes = []      # the GPU of each handle, if there is a `runtime`
+runtime = None   # a `cuda_standin.Runtime`, if the memory is its. It knows which GPU is current
 fail_with = {}   # name of a function → the status that it returns instead of doing anything
 
 _int, _unsigned, _pointer, _address, _size = ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t
@@ -54,6 +56,7 @@ def _cu_memcpy_dtod_async(to, source, count, stream):
 def _cublas_create(handle):
     def call():
         _handles.append(None)
+        _homes.append(runtime and runtime.getDevice())
         handle[0] = len(_handles)
     return _status("create_handle", call)
 
@@ -77,6 +80,9 @@ def _gemm(name, real):
     def gemm(handle, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
         def call():
             streams.append(_handles[handle - 1])
+            if runtime:
+                runtime.use(a, b, c, stream=_handles[handle - 1])
+                assert _homes[handle - 1] == runtime.getDevice(), "a cuBLAS handle of another GPU"
             left = matrix(a, lda, m).T[:, :k] if transpose_a else matrix(a, lda, k)[:m]
             right = matrix(b, ldb, k).T[:, :n] if transpose_b else matrix(b, ldb, n)[:k]
             out = matrix(c, ldc, n)[:m]
