@@ -46,8 +46,8 @@ def collect(batch_size: int = 32, hidden_size: int = 256) -> Dict[str, str]:
             facts[f"GPU {number}, compiler"] = _compiler(number)
             facts[f"GPU {number}, B={batch_size}, H={hidden_size}"] = kernel_for(device, batch_size, hidden_size)
         facts["arrays in mx.cpu(i)"] = (
-            "computed on by the CPU; after rnn_ops.use('cuda') by GPU i, after rnn_ops.use('cuda:0') all by GPU 0: each call copies "
-            "tokens, parameters, results and gradients, the states for the backward pass stay there")
+            "computed on by the CPU; after rnn_ops.use('cuda') by GPU i, after rnn_ops.use('cuda:0') all by GPU 0: each call "
+            "copies tokens, parameters, results and gradients, the states for the backward pass stay there")
     facts["settings"] = ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none"
     facts["settings"] = "; ".join([facts["settings"], *wrong_folders()])
     return facts

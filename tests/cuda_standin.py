@@ -260,9 +260,7 @@ class Runtime:
             self._wrong(f"stream or event of GPU {device} used while GPU {self.getDevice()} is current")
 
     def _wrong(self, sentence):
-        error = WrongGpu(sentence)
-        self._driver.errors.append(error)  # of a call from C nothing else is heard
-        raise error
+        self._driver.errors.append(WrongGpu(sentence))  # not raised: Cython would go on with what C has got
 
     # CUDA's functions.
 

@@ -10,11 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from standin_cases import DRIVER, RUNTIME, SHAPES, check, computed, computed_launch, cupy, gpu, random_case  # noqa: F401
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import compiler, variants
-from rnn_ops.backends.cuda.cupy_gpu import Gpu
 from rnn_ops.backends.cuda.launcher import Launcher
+from standin_cases import DRIVER, RUNTIME, SHAPES, check, computed, computed_launch, cupy, gpu, random_case  # noqa: F401
 
 ALL = range(RUNTIME.count)
 LAST = RUNTIME.count - 1
@@ -224,6 +223,7 @@ def test_gpus_of_one_kind_compile_a_kernel_once(monkeypatch, tmp_path):
 
 
 def test_the_gpu_of_the_benchmark_can_be_another_one(computed):
+    from rnn_ops.backends.cuda.cupy_gpu import Gpu
     found = Gpu(1)
     launched_on()
     with found.current():

@@ -140,8 +140,8 @@ class Runtime:
         """Makes the GPU current in this thread. At the end the one before is current again."""
         with cupy.cuda.Device(self.index):
             if not hasattr(self._of_thread, "has_context"):
-                # With CUDA 11 a thread has no context until it calls a function of the runtime, and a launch of ours, which goes to
-                # the driver, would fail. CuPy does the same before launches of its own.
+                # With CUDA 11 a thread has no context until it calls a function of the CUDA runtime. A launch of ours goes to the
+                # driver, and would fail. CuPy does the same before its own launches.
                 cuda_runtime.memGetInfo()
                 self._of_thread.has_context = True
             yield self
