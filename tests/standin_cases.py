@@ -96,7 +96,7 @@ def computed(gpu, monkeypatch):
     errors = DRIVER.errors + host_driver.errors
     DRIVER.errors.clear()
     host_driver.errors.clear()
-    assert errors == []
+    assert errors == [], errors
 
 
 def test_it_finds_the_gpu():

@@ -97,14 +97,13 @@ def test_work_on_the_wrong_gpu_is_noticed(computed, gpu):
         notice(cupy.RawKernel('extern "C" __global__ void use(float* a) {}', "use"), (1,), (1,), (array,))
         notice(cuda.platform().cuda_driver.launchKernel, function, 1, 1, 1, 32, 1, 1, 0, 0, 0, 0)
     thread = threading.Thread(target=notice, args=(cuda.platform().cuda_driver.launchKernel, function, *[1] * 6, *[0] * 4))
-    if RUNTIME.version < 12000:  # newer ones make the context when a GPU is made current
-        thread.start()
-        thread.join()
+    thread.start()
+    thread.join()
     assert noticed == [
         "memory of GPU 0 used while GPU 1 is current", "memory of GPU 0 used while GPU 1 is current",
         "stream or event of GPU 0 used while GPU 1 is current", "memory of GPU 0 used while GPU 1 is current",
         f"kernel {launch.kernel.name} of GPU 0 launched while GPU 1 is current",
-        "a thread calls the driver without a context on GPU 0"][:5 + (RUNTIME.version < 12000)]
+        "a thread calls the driver without a context on GPU 0"]
 
 
 # rnn_ops.backends.cuda.
@@ -241,7 +240,7 @@ def test_the_gpu_of_the_benchmark_can_be_another_one(computed):
 if importlib.util.find_spec("mxnet"):
     import rnn_ops
     from rnn_ops._mxnet import mx
-    from standin_cases import Operators
+    from standin_cases import OnDriver, Operators, library
 
     @pytest.fixture
     def use():
@@ -283,6 +282,27 @@ if importlib.util.find_spec("mxnet"):
         for _ in range(3):
             in_threads(*(lambda n=n: check(In(n), SHAPES["resident"], "float32", n % 2 == 0) for n in ALL))
         assert launched_on() == set(ALL)
+
+    class OnItsOwn(OnDriver):
+        """`OnDriver` as MXNet's worker threads call it: the arrays' GPU is current."""
+
+        def call(self, *arguments, **options):
+            with cupy.cuda.Device(self._device):
+                cupy.zeros(1)  # MXNet has used the GPU in this thread
+                super().call(*arguments, **options)
+
+    @pytest.mark.parametrize("family", ["cluster", "stepwise"])
+    def test_the_native_operator_has_programs_for_each_gpu(computed, gpu, monkeypatch, family):
+        choose = variants.choose
+        monkeypatch.setattr(variants, "choose", lambda device, dtype, B, H, _=None: choose(device, dtype, B, H, family))
+        library.rnn_ops_native_forget_programs()
+        try:
+            for number in (*ALL, *ALL):
+                launched_on()
+                check(OnItsOwn(gpu.host, device=number), SHAPES[family], "float32", False)
+                assert launched_on() == {number} and RUNTIME.getDevice() == 0
+        finally:
+            library.rnn_ops_native_forget_programs()
 
     def test_in_float64_too(computed, use):
         """Products are cuBLAS's, with a handle for each thread and GPU."""

@@ -198,6 +198,24 @@ def test_threads_compute_on_their_gpus_at_once(gpus, kind):
         assert all(np.array_equal(found[0][name], array) for name, array in values.items())
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_gpus_compute_side_by_side(gpus, monkeypatch, direction):
+    """One thread of the user's is enough: each GPU waits here for all others to have begun."""
+    arguments, cotangents = draw("tokens", "float32")
+    begun = threading.Barrier(gpus.count(), timeout=60)
+    compute = getattr(devices.Offload, direction)
+
+    def wait_and_compute(*given, **named):
+        begun.wait()
+        return compute(*given, **named)
+
+    monkeypatch.setattr(devices.Offload, direction, wait_and_compute)
+    results = [forward_and_backward(here(arguments, context), here(cotangents, context)) for context in contexts(gpus)]
+    for found in results:
+        assert all(np.array_equal(array.asnumpy(), results[0][name].asnumpy()) for name, array in found.items())
+    assert not begun.broken and sorted(launched(gpus)) == list(range(gpus.count()))
+
+
 # ---- which GPU
 
 
