@@ -336,6 +336,23 @@ def test_with_one_gpu_the_error_says_so():
             rnn_ops.use("cpu")
 
 
+@two
+def test_a_gpu_that_cannot_be_used(gpus, monkeypatch):
+    """One of another kind than GPU 0, say, that no compiler here compiles for."""
+    runtime = gpus.Runtime
+
+    def refuse(index):
+        if index == 1:
+            raise RuntimeError("GPU 1 (sm_90): compute capability 9.0: got NVRTC none, needs 12.1 or newer: pip install it")
+        return runtime(index)
+
+    monkeypatch.setattr(gpus, "Runtime", refuse)
+    with pytest.raises(RuntimeError, match="GPU 1 .*: compute capability 9.0: got NVRTC none"):
+        rnn_ops.rnn_sequence(*here(draw()[0], mx.cpu(1)))
+    rnn_ops.rnn_sequence(*here(draw()[0], mx.cpu(0)))[0].wait_to_read()
+    assert list(launched(gpus)) == [0]
+
+
 def test_a_context_without_a_gpu_is_well_on_the_cpu(gpus):
     rnn_ops.use("cpu")
     rnn_ops.rnn_sequence(*here(draw()[0], mx.cpu(9)))[0].wait_to_read()

@@ -63,20 +63,30 @@ def in_use() -> str:
 
 
 def check_context(context):
-    """Raise a ValueError that says why nothing computes on arrays of a context, if that is so."""
+    """Raise an error that says why nothing computes on arrays of a context, if that is so.
+
+    ValueError: the context is not one that arrays are computed in. RuntimeError: its GPU cannot be used.
+    """
     needs = None
     if context.device_type in _CPU_CONTEXTS:
-        if _offload is _SAME_NUMBER and context.device_id >= cuda.platform().count():
-            count = cuda.platform().count()
-            here = "cpu(0), since this process has 1 GPU" if count == 1 else (
-                f"cpu(0) to cpu({count - 1}), since this process has {count} GPUs")
-            needs = f"{here} and use('cuda') computes arrays in cpu(i) on GPU i"
+        needs = _why_no_gpu(context.device_id) if _offload is _SAME_NUMBER else None
     elif context.device_type != "gpu":
         needs = "cpu or gpu"
     elif cuda.why_not():
         needs = f"cpu, since {cuda.why_not()}"
     if needs:
         raise ValueError(f"inputs: got an array on {context}, needs one on {needs}")
+
+
+def _why_no_gpu(number):
+    """What is needed instead of a context on the CPU with this number, if no GPU has the number."""
+    count = cuda.platform().count()
+    if number < count:
+        cuda.gpu(number)  # raises a RuntimeError here, in the user's thread, if this GPU cannot be used
+        return None
+    here = "cpu(0), since this process has 1 GPU" if count == 1 else (
+        f"cpu(0) to cpu({count - 1}), since this process has {count} GPUs")
+    return f"{here} and use('cuda') computes arrays in cpu(i) on GPU i"
 
 
 def device_for(context):
