@@ -46,6 +46,7 @@ def same(found, wanted):
 
 
 @pytest.mark.parametrize("context", [mx.cpu(1), mx.cpu(7)], ids=str)
+@pytest.mark.slow
 def test_gradients(context):
     """Everything that `gradcheck` makes is in this context, the reference too."""
     cases = [Case("sequence", T, B, I, H, kind) for kind in gradcheck.INPUTS] + [Case("step", 1, B, I, H)]
@@ -145,6 +146,45 @@ def test_one_block_in_several_contexts(name, hybridize):
         assert {array.context for array in [outputs, *states, *gradients]} == {context}
         found.append([array.asnumpy() for array in [outputs, *states, *gradients]])
     same(*found)
+
+
+@pytest.mark.parametrize("make", [lambda: gluon.RNN(H, 2, bidirectional=True), lambda: gluon.RNNCell(H)], ids=["RNN", "RNNCell"])
+def test_a_block_that_first_sees_inputs_in_another_context(make):
+    """Its parameters get their shapes then, in all contexts."""
+    net = make()
+    net.initialize(ctx=[mx.cpu(0), mx.cpu(1)])
+    for context in mx.cpu(1), mx.cpu(0):
+        inputs = of_case("dense", context)[0][0]
+        outputs = net(inputs) if isinstance(net, gluon.RNN) else net.unroll(T, inputs, layout="TNC", merge_outputs=True)[0]
+        outputs.wait_to_read()
+        assert outputs.context == context
+
+
+def trained(where, kvstore, sparse, V):
+    """The parameters after three training steps with the batch split over contexts."""
+    net = gluon.TokenRNN(H, input_size=V, sparse_grad=sparse, dtype="float64", prefix="net_")
+    mx.random.seed(2)
+    net.initialize(mx.init.Uniform(0.5), ctx=where)
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1}, kvstore=kvstore)
+    tokens = np.random.RandomState(0).randint(V, size=(T, B))
+    for _ in range(3):
+        losses = []
+        with mx.autograd.record():
+            for context, part in zip(where, np.array_split(tokens, len(where), axis=1)):
+                losses.append((net(mx.nd.array(part, dtype="int32", ctx=context)) ** 2).sum())
+        mx.autograd.backward(losses)
+        trainer.step(B)
+    return [parameter.data(where[-1]).asnumpy() for _, parameter in sorted(net.collect_params().items())]
+
+
+@pytest.mark.parametrize("kvstore", ["device", "local"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense gradient", "sparse gradient"])
+@pytest.mark.parametrize("V", [I, lookup.MANY], ids=["small", "large"])
+@pytest.mark.slow
+def test_a_trainer_over_several_contexts(kvstore, sparse, V):
+    wanted = trained([mx.cpu(0)], None, sparse, V)
+    for found, values in zip(trained([mx.cpu(0), mx.cpu(1), mx.cpu(5)], kvstore, sparse, V), wanted):
+        assert gradcheck.relative_error(found, values) <= 1e-12
 
 
 def test_several_contexts_at_once():

@@ -109,27 +109,27 @@ def test_a_batch_split_over_gpus_has_the_gradients_of_one_device(gpus, kind):
     assert launched(gpus) == {}
 
 
-def network(kind, number_of_layers=1):
+def network(kind):
     net = mx.gluon.nn.HybridSequential(prefix="net_")
     with net.name_scope():
-        if kind == "tokens":
-            net.add(gluon.TokenRNN(H, number_of_layers, "tanh", input_size=I, dtype="float64"))
+        if kind == "dense":
+            net.add(gluon.RNN(H, 2, input_size=I, dtype="float64"))
         else:
-            net.add(gluon.RNN(H, number_of_layers, "tanh", input_size=I, dtype="float64"))
+            net.add(gluon.TokenRNN(H, 2, input_size=I, dtype="float64", sparse_grad=kind == "sparse"))
         net.add(mx.gluon.nn.Dense(I, flatten=False, dtype="float64", in_units=H))
     return net
 
 
-def train(kind, where, hybridize=None, kvstore="device"):
+def train(kind, where, hybridize=None):
     """Three training steps with the rows of the batch split over contexts → the parameters by their names."""
-    arguments, _ = draw(kind)
+    arguments, _ = draw("dense" if kind == "dense" else "tokens")
     labels = np.random.RandomState(1).randint(I, size=(T, B)).astype("float64")
     net = network(kind)
     mx.random.seed(3)
     net.initialize(mx.init.Uniform(0.5), ctx=where)
     if hybridize is not None:
         net.hybridize(**hybridize)
-    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.5}, kvstore=kvstore)
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.5}, kvstore="device")
     loss = mx.gluon.loss.SoftmaxCrossEntropyLoss(batch_axis=1)
     for _ in range(3):
         losses = []
@@ -146,7 +146,8 @@ def train(kind, where, hybridize=None, kvstore="device"):
 
 
 @pytest.mark.parametrize("hybridize", [None, {}, {"static_alloc": True, "static_shape": True}], ids=["not", "alloc", "static"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + ["sparse"])
+@pytest.mark.slow
 @two
 def test_a_gluon_trainer_on_two_gpus_learns_what_one_device_learns(gpus, kind, hybridize):
     found = train(kind, contexts(gpus), hybridize)
