@@ -14,6 +14,9 @@ signatures, real argument checks, real machine code whose kernels and parameters
 There may be several GPUs. Each thread has one current, at first GPU 0. A kernel, a stream and memory belong to the GPU that was
 current when they were made, and to use them while another one is current is an error, which ``Driver.errors`` keeps. (CUDA lets
 some of that pass: it copies from any GPU to any other. But then nothing orders the copy with the work of the other GPU.)
+
+For the driver, the current GPU is that of the thread's context, and a new thread has none. The runtime makes the context of its
+GPU current when it does something there; from CUDA 12 on, already when the GPU is chosen.
 """
 import collections
 import ctypes
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import threading
 
+_CONTEXTS = 0x900  # GPU 0's; the others follow
 _GPUS = "RNN_OPS_STANDIN_GPUS"  # the variable that says how many there are
 _LIMIT = 232448  # bytes of shared memory a block, on compute capability 9.0
 
@@ -81,7 +85,7 @@ class Driver:
     def _load(self, module, cubin):
         if cubin[:4] != b"\x7fELF":
             return 200  # CUDA_ERROR_INVALID_IMAGE
-        self._modules.append((cubin, self.runtime.device_with_context()))
+        self._modules.append((cubin, self.runtime.of_context()))
         _put(module, len(self._modules))
         return 0
 
@@ -116,10 +120,10 @@ class Driver:
 
     def _launch(self, function, grid, block, shared, stream, arguments, cooperative):
         function = self.function(function)
-        device = self.runtime.device_with_context()
+        device = self.runtime.of_context()
         if function.device != device:
             raise WrongGpu(f"kernel {function.name} of GPU {function.device} launched while GPU {device} is current")
-        self.runtime.check_stream(stream)
+        self.runtime.check(stream)
         grid, block = (tuple(number & 0xffffffff for number in numbers) for numbers in (grid, block))
         shared &= 0xffffffff
         if shared > function.attributes.get(8, 48 << 10) or min(grid + block) < 1 or block[0] * block[1] * block[2] > 1024:
@@ -128,27 +132,31 @@ class Driver:
         values = [ctypes.string_at(addresses[n], size) for n, size in enumerate(function.parameters)]
         for value in values:  # addresses may be anywhere in a structure
             for at in range(0, len(value) - 7, 8):
-                self.runtime.check_memory(struct.unpack_from("<Q", value, at)[0])
+                self.runtime.check(0, struct.unpack_from("<Q", value, at)[0])
         self.launches.append(Launched(function, grid, block, shared, stream, values, cooperative, device))
         if self.run:
             self.run(self.launches[-1])
         return 0
 
     def cuMemsetD8Async(self, to, value, count, stream):
-        self._check(stream, to)
+        self.runtime.check(stream, to)
         ctypes.memset(to, value & 0xff, count)
         return 0
 
     def cuMemcpyDtoDAsync_v2(self, to, source, count, stream):
-        self._check(stream, to, source)
+        self.runtime.check(stream, to, source)
         ctypes.memmove(to, source, count)
         return 0
 
-    def _check(self, stream, *addresses):
-        self.runtime.device_with_context()
-        self.runtime.check_stream(stream)
-        for address in addresses:
-            self.runtime.check_memory(address)
+    def cuCtxGetCurrent(self, context):
+        found = self.runtime.context()
+        _put(context, 0 if found is None else _CONTEXTS + found)
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        assert 0 <= context - _CONTEXTS < self.runtime.count
+        self.runtime.set_context(context - _CONTEXTS)
+        return 0
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, count, function, block, shared):
         if shared > self.function(function).attributes.get(8, 48 << 10):
@@ -232,32 +240,33 @@ class Runtime:
 
     # What is current, and what belongs to which GPU.
 
-    def device_with_context(self):
-        """The current GPU for a function of the driver. The thread needs a context there, which functions of the runtime make."""
-        device = self.getDevice()
-        if device not in self._contexts():
-            self._wrong(f"a thread calls the driver without a context on GPU {device}")
-        return device
+    def context(self):
+        """The GPU of the thread's context, or None."""
+        return getattr(self._of_thread, "context", None)
 
-    def _contexts(self):
-        return self._of_thread.__dict__.setdefault("contexts", set())
+    def set_context(self, device):
+        self._of_thread.context = device
+
+    def of_context(self):
+        """The GPU that is current for a function of the driver."""
+        if self.context() is None:
+            self._wrong("a thread calls the driver without a context")
+        return self.context()
 
     def use(self, *addresses, stream=0):
-        """What every function does first that works on the current GPU."""
-        self._contexts().add(self.getDevice())
-        self.check_stream(stream)
+        """What every function of the runtime does first that works on the current GPU."""
+        self.set_context(self.getDevice())
+        self.check(stream, *addresses)
+
+    def check(self, handle, *addresses):
+        """Whether a stream (0: each GPU has one) or an event and memory are those of the current GPU."""
+        current = self.of_context()
+        if self.handles.get(handle, current) != current:
+            self._wrong(f"stream or event of GPU {self.handles[handle]} used while GPU {current} is current")
         for address in addresses:
-            self.check_memory(address)
-
-    def check_memory(self, address):
-        for begin, (_, size, device) in list(self.memory.items()):
-            if begin <= address < begin + size and device not in (None, self.getDevice()):
-                self._wrong(f"memory of GPU {device} used while GPU {self.getDevice()} is current")
-
-    def check_stream(self, handle):
-        device = self.handles.get(handle, self.getDevice())  # 0: each GPU has one
-        if device != self.getDevice():
-            self._wrong(f"stream or event of GPU {device} used while GPU {self.getDevice()} is current")
+            for begin, (_, size, device) in list(self.memory.items()):
+                if begin <= address < begin + size and device not in (None, current):
+                    self._wrong(f"memory of GPU {device} used while GPU {current} is current")
 
     def _wrong(self, sentence):
         self._driver.errors.append(WrongGpu(sentence))  # not raised: Cython would go on with what C has got
@@ -274,7 +283,7 @@ class Runtime:
         assert 0 <= device < self.count
         self._of_thread.device = device
         if self.version >= 12000:
-            self._contexts().add(device)
+            self.set_context(device)
 
     def driverGetVersion(self):
         return self.driver_version
@@ -411,7 +420,7 @@ class Runtime:
 
     def eventRecord(self, event, stream):
         self.use(stream=stream)
-        self.check_stream(event)
+        self.check(event)
 
     def eventQuery(self, event):
         return 0

@@ -56,7 +56,7 @@ def _cu_memcpy_dtod_async(to, source, count, stream):
 def _cublas_create(handle):
     def call():
         _handles.append(None)
-        _homes.append(runtime and runtime.getDevice())
+        _homes.append(runtime and runtime.of_context())
         handle[0] = len(_handles)
     return _status("create_handle", call)
 
@@ -81,8 +81,8 @@ def _gemm(name, real):
         def call():
             streams.append(_handles[handle - 1])
             if runtime:
-                runtime.use(a, b, c, stream=_handles[handle - 1])
-                assert _homes[handle - 1] == runtime.getDevice(), "a cuBLAS handle of another GPU"
+                runtime.check(_handles[handle - 1], a, b, c)
+                assert _homes[handle - 1] == runtime.of_context(), "a cuBLAS handle of another GPU"
             left = matrix(a, lda, m).T[:, :k] if transpose_a else matrix(a, lda, k)[:m]
             right = matrix(b, ldb, k).T[:, :n] if transpose_b else matrix(b, ldb, n)[:k]
             out = matrix(c, ldc, n)[:m]

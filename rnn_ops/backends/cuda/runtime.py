@@ -101,7 +101,7 @@ def _clusters(index, device):
         return ()
     try:
         path = compiler.cubin_of_text(_PROBE, (), device.compute_capability, cuda_runtime.driverGetVersion())
-        with cupy.cuda.Device(index):
+        with _current(index):
             probe = cupy.RawModule(path=path).get_function("probe").kernel
             cuda_driver.funcSetAttribute(probe.ptr, _MAX_DYNAMIC_SHARED, device.shared_memory)
             cuda_driver.funcSetAttribute(probe.ptr, _NON_PORTABLE_CLUSTER, 1)
@@ -123,6 +123,21 @@ def _active_clusters(function, size, threads, shared):
     return count.value
 
 
+@contextlib.contextmanager
+def _current(index):
+    """Makes a GPU current in this thread. At the end the one before is current again.
+
+    MXNet and CuPy have a CUDA runtime each, and neither of them knows what the other one has made current. The driver knows.
+    """
+    before = cuda_driver.ctxGetCurrent()
+    try:
+        with cupy.cuda.Device(index):
+            yield
+    finally:
+        if before:
+            cuda_driver.ctxSetCurrent(before)
+
+
 class Runtime:
     """One GPU, and on it the stream that CuPy has current. Methods need the GPU to be current: ``with runtime.current():``."""
 
@@ -130,20 +145,19 @@ class Runtime:
         self.index = index
         self.device = device(index)
         nvrtc(index)  # fails now instead of at the first launch
+        with _current(index):
+            cuda_runtime.memGetInfo()  # makes the context, if this is the first use of the GPU
+            self._context = cuda_driver.ctxGetCurrent()
         self._blas = Blas(self.functions())
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
         self._one_at_a_time = threading.Lock()  # for `_functions`: several threads may compute on one GPU
-        self._of_thread = threading.local()
 
     @contextlib.contextmanager
     def current(self):
-        """Makes the GPU current in this thread. At the end the one before is current again."""
-        with cupy.cuda.Device(self.index):
-            if not hasattr(self._of_thread, "has_context"):
-                # With CUDA 11 a thread has no context until it calls a function of the CUDA runtime. A launch of ours goes to the
-                # driver, and would fail. CuPy does the same before its own launches.
-                cuda_runtime.memGetInfo()
-                self._of_thread.has_context = True
+        """Makes the GPU current in this thread, as `_current` does."""
+        with _current(self.index):
+            # The runtime may leave this to its next call. Our launches go to the driver, which needs it now.
+            cuda_driver.ctxSetCurrent(self._context)
             yield self
 
     @contextlib.contextmanager
