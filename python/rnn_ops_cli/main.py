@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Optional, Sequence
 
-from rnn_ops_cli import check, info, sample, train
+from rnn_ops_cli import check, info, launch, sample, train
 from rnn_ops_timemachine import hints, streams
 from rnn_ops_timemachine.options import SIGNALLED, CommandError, Parser, importing
 
@@ -73,6 +73,7 @@ def _parser():
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train.add_to(commands)
+    launch.add_to(commands)
     sample.add_to(commands)
     check.add_to(commands)
     commands.add_parser("bench", help="measure the operators against others (bench --help says more)")

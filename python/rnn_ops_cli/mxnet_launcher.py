@@ -1,0 +1,117 @@
+"""MXNet's own launcher in a process of its own, with what it lacks. `launch` starts it, and says there how a job ends.
+
+``python mxnet_launcher.py SCRIPT IP ARGUMENTS…``: SCRIPT is mxnet/tools/launch.py; IP is the scheduler's address, or nothing.
+The launcher calls `Thread.isAlive`, which Python 3.9 removed, and other names that may go. When a role fails it prints that
+role's whole environment and leaves the others running. So the roles are started and waited for here, and the first that fails
+ends the job.
+"""
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from rnn_ops_timemachine import streams
+from rnn_ops_timemachine.options import FAILURE
+
+GRACE = 5  # seconds that the roles have to end after SIGTERM
+_processes = []  # all roles that were started, each with the shell or the ssh around it
+_starting = threading.Lock()  # held for ever from the moment the job is ended
+
+
+def main() -> None:
+    """Exit status 0 where every role has ended well; else 1, after a line that says why."""
+    script, host_ip, *arguments = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: _in_background(_end, "error: MXNet's launcher was ended by SIGTERM"))
+    _in_background(_end_with_stdin)
+    before = threading.enumerate()
+    try:
+        _lend(host_ip)
+        spec = importlib.util.spec_from_file_location("mxnet_tools_launch", script)
+        launcher = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(launcher)
+        sys.argv = [script, *arguments]
+        launcher.main()
+    except (ImportError, OSError, RuntimeError) as error:
+        _end(f"error: MXNet's launcher: {error}")
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join()  # the launcher itself waits for the scheduler only
+
+
+def _lend(host_ip):
+    threading.Thread.isAlive = threading.Thread.is_alive
+    threading.Thread.setDaemon = lambda thread, daemon: setattr(thread, "daemon", daemon)
+    logging.warn = logging.warning
+    subprocess.call = subprocess.check_call = _run_role
+    from dmlc_tracker import tracker
+    try:
+        host_ip = host_ip or tracker.get_host_ip()
+    except OSError as error:
+        _end(f"error: --host-ip: got none, and this machine's address was not found ({error}), needs the address")
+    tracker.get_host_ip = lambda _: host_ip
+    os.environ.setdefault("DMLC_NODE_HOST", host_ip)  # of the roles on this machine; ps-lite would look for a network
+    with socket.socket() as free:  # two launchers would both find the first port that the tracker tries
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    tracker.PSTracker = functools.partial(tracker.PSTracker, port=port, port_end=port + 1)
+
+
+def _in_background(do, *arguments):
+    threading.Thread(target=do, args=arguments, daemon=True).start()
+
+
+def _end_with_stdin():
+    """End the job when `launch` closes its end of the pipe, or is killed."""
+    os.read(0, 1)
+    _end()
+
+
+def _run_role(command, **keywords):
+    """`subprocess.call` for the launcher: does not return where a role fails."""
+    with _starting:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **keywords)
+        _processes.append(process)
+    status = process.wait()
+    if status:
+        _end(f"error: {_role(command, keywords.get('env', {}))} {_ended(status)}; the rest of the job was ended")
+    return status
+
+
+def _role(command, environment):
+    """The role that a command is, by its environment or by what ssh and mpirun are to export."""
+    exported = dict(re.findall(r"(DMLC_ROLE|DMLC_NODE_HOST)=([^\s;]+)", command))
+    role = exported.get("DMLC_ROLE") or environment["DMLC_ROLE"]
+    host = f" on {exported['DMLC_NODE_HOST']}" if "DMLC_NODE_HOST" in exported else ""
+    return f"{'the' if role == 'scheduler' else 'a'} {role}{host}"
+
+
+def _ended(status):
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+
+
+def _end(reason=None):
+    """End the session that this process leads: SIGTERM, some time, SIGKILL. The last is left to `launch` where it lives."""
+    _starting.acquire()
+    if reason:
+        with streams.prepared():
+            streams.complain(reason)
+    os.killpg(0, signal.SIGTERM)
+    latest = time.monotonic() + GRACE
+    for process in _processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, latest - time.monotonic()))
+    if reason:
+        os._exit(FAILURE)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file, whose names are not modules
+    main()
