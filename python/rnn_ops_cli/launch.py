@@ -6,10 +6,12 @@ process ends what is left of the session.
 """
 import argparse
 import importlib.util
+import ipaddress
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,9 +41,9 @@ def add_to(commands) -> None:
     parser.add_argument("--launcher", choices=tuple(_PROGRAMS), default="ssh",
                         help="local: all on this machine; ssh (default): it must need no password, and COMMAND starts in a "
                              "folder with the path of this one; mpi: mpirun")
-    parser.add_argument("--host-ip", type=path, metavar="IP",
-                        help="this machine's address, where the others find the scheduler (default: 127.0.0.1 for local, else "
-                             "the address that its name or its default route has)")
+    parser.add_argument("--host-ip", type=_address, metavar="IP",
+                        help="this machine's address, where the others find the scheduler (default: 127.0.0.1 for local, the "
+                             "address in the network of the first host for ssh, that of the machine's name for mpi)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME",
                         help="an environment variable that COMMAND gets on every host, such as PATH or RNN_OPS_DATA; again for "
                              "more (local needs none)")
@@ -49,18 +51,29 @@ def add_to(commands) -> None:
 
 
 def run(arguments) -> int:
-    """0 where every role has ended well; a `CommandError` where the job cannot begin."""
+    """0 where every role has ended well, 1 where one has not; a `CommandError` where the job cannot begin."""
     command = _command(arguments)
     words = ["-n", str(arguments.num_workers), "-s", str(arguments.num_servers or arguments.num_workers),
              "--launcher", arguments.launcher]
+    host_ip = arguments.host_ip or ("127.0.0.1" if arguments.launcher == "local" else "")
     if arguments.launcher != "local":
-        words += ["-H", _hosts(arguments)]
+        hosts = _hosts(arguments)
+        words += ["-H", arguments.hostfile]
+        if arguments.launcher == "ssh":
+            host_ip = host_ip or _address_towards(_checked(hosts)[0])
     for program in _PROGRAMS[arguments.launcher]:
         if shutil.which(program) is None:
             raise CommandError(FAILURE, f"error: --launcher {arguments.launcher}: needs the program {program}, which is not on "
                                "the PATH")
-    host_ip = arguments.host_ip or ("127.0.0.1" if arguments.launcher == "local" else "")
     return _supervise([sys.executable, mxnet_launcher.__file__, _script(), host_ip, *words, command])
+
+
+def _address(text):
+    """The type of --host-ip."""
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs an IPv4 address") from None
 
 
 def _script():
@@ -76,18 +89,38 @@ def _script():
 
 
 def _hosts(arguments):
-    """The file of hosts, if there is one and it can be followed."""
+    """The lines of the file of hosts that are not empty."""
     if arguments.hostfile is None:
         raise CommandError(USAGE, f"error: --hostfile: --launcher {arguments.launcher} needs it, a file with a host a line")
     try:
         with open(arguments.hostfile) as file:
-            hosts = file.read().split("\n")
+            hosts = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(USAGE, f"error: --hostfile: cannot read {arguments.hostfile}: "
                            f"{getattr(error, 'strerror', 'not text')}") from error
-    if not any(host.strip() for host in hosts):
+    if not hosts:
         raise CommandError(USAGE, f"error: --hostfile: got no host in {arguments.hostfile}, needs one a line")
-    return arguments.hostfile
+    return hosts
+
+
+def _checked(hosts):
+    """The addresses of hosts for ssh. A role gets its host's address from the launcher and listens there, which ps-lite cannot
+    do by a name."""
+    found = [re.fullmatch(r"(\d+\.\d+\.\d+\.\d+)(:\d+)?(\s*slots=.*)?", host) for host in hosts]
+    if not all(found):
+        raise CommandError(USAGE, f"error: --hostfile: got {hosts[found.index(None)]!r}, needs IPv4 addresses, such as 10.0.0.5 or "
+                           "10.0.0.5:22: MXNet's roles cannot listen on a name")
+    return [match.group(1) for match in found]
+
+
+def _address_towards(host):
+    """This machine's address in the network of a host. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        try:
+            route.connect((host, 1))
+        except OSError as error:
+            raise CommandError(FAILURE, f"error: --hostfile: no way to {host}: {error.strerror}") from error
+        return route.getsockname()[0]
 
 
 def _command(arguments):
@@ -121,7 +154,8 @@ def _supervise(words):
             os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)
             raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: the job was ended") from None
         finally:
-            os.killpg(launcher.pid, signal.SIGKILL)  # before the wait: until then nobody else can get the number
+            launcher.kill()
+            mxnet_launcher.kill_session(launcher.pid)  # before the wait: until then nobody else can get the number
             launcher.wait()
     if launcher.returncode < 0:
         raise CommandError(FAILURE, f"error: MXNet's launcher was ended by {signal.Signals(-launcher.returncode).name}")

@@ -22,7 +22,6 @@ from rnn_ops_timemachine import streams
 from rnn_ops_timemachine.options import FAILURE
 
 GRACE = 5  # seconds that the roles have to end after SIGTERM
-_processes = []  # all roles that were started, each with the shell or the ssh around it
 _starting = threading.Lock()  # held for ever from the moment the job is ended
 
 
@@ -77,7 +76,6 @@ def _run_role(command, **keywords):
     """`subprocess.call` for the launcher: does not return where a role fails."""
     with _starting:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **keywords)
-        _processes.append(process)
     status = process.wait()
     if status:
         _end(f"error: {_role(command, keywords.get('env', {}))} {_ended(status)}; the rest of the job was ended")
@@ -97,19 +95,39 @@ def _ended(status):
 
 
 def _end(reason=None):
-    """End the session that this process leads: SIGTERM, some time, SIGKILL. The last is left to `launch` where it lives."""
+    """End every other process of the session that this one leads, by SIGTERM and, after some time, SIGKILL; then this one."""
     _starting.acquire()
     if reason:
         with streams.prepared():
             streams.complain(reason)
-    os.killpg(0, signal.SIGTERM)
     latest = time.monotonic() + GRACE
-    for process in _processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0, latest - time.monotonic()))
-    if reason:
-        os._exit(FAILURE)
-    os.killpg(0, signal.SIGKILL)
+    signal_session(os.getpid(), signal.SIGTERM)
+    while signal_session(os.getpid(), 0) and time.monotonic() < latest:
+        time.sleep(0.05)
+    kill_session(os.getpid())
+    os._exit(FAILURE)
+
+
+def signal_session(leader: int, number: int) -> bool:
+    """Send a signal to every process of a session but its leader; False if there is none.
+
+    They need not be of one process group: mpirun makes groups.
+    """
+    others = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            with open(f"/proc/{pid}/stat") as file:
+                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+            if int(session) == leader != int(pid) and state != "Z":
+                os.kill(int(pid), number)
+                others.append(pid)
+    return bool(others)
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session but its leader."""
+    while signal_session(leader, signal.SIGKILL):
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
