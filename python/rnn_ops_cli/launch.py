@@ -28,7 +28,7 @@ def add_to(commands) -> None:
     """Add the command to the parser's."""
     parser = commands.add_parser(
         "launch", help="start a job on several machines, by MXNet's own launcher", allow_abbrev=False,
-        usage="%(prog)s -n N [-s M] [-H FILE] [--launcher NAME] [--host-ip IP] [--env NAME] COMMAND ...",
+        usage="%(prog)s -n N [OPTION ...] COMMAND ...",
         description="Run MXNet's own launcher (mxnet/tools/launch.py): it starts a scheduler on this machine, and servers and "
                     "workers on the hosts, each with the same COMMAND, such as: rnn-ops train --kvstore dist_sync. When one of "
                     "them fails, a line says which, and the others are ended.")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Set
 
 from rnn_ops_timemachine import streams
 from rnn_ops_timemachine.options import FAILURE
@@ -100,34 +101,44 @@ def _end(reason=None):
     if reason:
         with streams.prepared():
             streams.complain(reason)
-    latest = time.monotonic() + GRACE
-    signal_session(os.getpid(), signal.SIGTERM)
-    while signal_session(os.getpid(), 0) and time.monotonic() < latest:
+    latest, told = time.monotonic() + GRACE, set()
+    while True:
+        others = others_of_session(os.getpid())
+        if not others or time.monotonic() > latest:
+            break
+        _signal(others - told, signal.SIGTERM)  # those that were just started too, but nobody twice: mpirun would give up
+        told |= others
         time.sleep(0.05)
     kill_session(os.getpid())
     os._exit(FAILURE)
 
 
-def signal_session(leader: int, number: int) -> bool:
-    """Send a signal to every process of a session but its leader; False if there is none.
-
-    They need not be of one process group: mpirun makes groups.
-    """
-    others = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended
-            with open(f"/proc/{pid}/stat") as file:
-                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
-            if int(session) == leader != int(pid) and state != "Z":
-                os.kill(int(pid), number)
-                others.append(pid)
-    return bool(others)
-
-
 def kill_session(leader: int) -> None:
     """Kill every process of a session but its leader."""
-    while signal_session(leader, signal.SIGKILL):
+    while True:
+        others = others_of_session(leader)
+        if not others:
+            break
+        _signal(others, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def others_of_session(leader: int) -> Set[int]:
+    """The numbers of all processes of a session that have not ended, but for its leader's. They need not be of one process
+    group: mpirun makes groups."""
+    others = set()
+    for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError), open(f"/proc/{number}/stat") as file:  # it may just end
+            state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+            if int(session) == leader != number and state != "Z":
+                others.add(number)
+    return others
+
+
+def _signal(processes, number):
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 if __name__ == "__main__":
