@@ -34,7 +34,7 @@ def launched(start, tmp_path):
     what the keywords say."""
     def begin(*options, first="", **roles):
         (tmp_path / "role.sh").write_text(ROLE % first)
-        todo = {name.upper(): "sleep 1000" for name in ("worker", "server", "scheduler")}
+        todo = {name.upper(): "exec sleep 1000" for name in ("worker", "server", "scheduler")}
         todo.update({name.upper(): text for name, text in roles.items()})
         return start([SCRIPT, "launch", "-n", "2", "-s", "1", *(options or ["--launcher", "local"]), "bash", "role.sh"],
                      cwd=str(tmp_path), env=dict(os.environ, **todo), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -145,7 +145,7 @@ def test_the_schedulers_address_can_be_given(ssh):
 
 def test_a_failure_over_ssh_names_the_host(ssh, capfd):
     (ssh / "hosts").write_text("127.0.0.1\n127.0.0.3\n")
-    status = main(["launch", "-n", "1", "-s", "1", "-H", "hosts", "bash", "-c", "eval $WORKER; sleep 1000"])
+    status = main(["launch", "-n", "1", "-s", "1", "-H", "hosts", "bash", "-c", "eval $WORKER; sleep 1"])
     assert status == 1
     assert capfd.readouterr().err in [f"rnn-ops: error: a {role} ended with exit status 9; the rest of the job was ended\n"
                                       for role in ("worker on 127.0.0.3", "server on 127.0.0.1")]
@@ -154,15 +154,29 @@ def test_a_failure_over_ssh_names_the_host(ssh, capfd):
 # --- every end
 
 @pytest.mark.parametrize("role, text, line", [
-    ("worker", "mkdir one && exit 3; sleep 1000", "a worker ended with exit status 3"),
-    ("worker", "mkdir one && kill -9 $$; sleep 1000", "a worker was ended by SIGKILL"),
-    ("server", "exit 1", "a server ended with exit status 1"),
+    ("worker", "mkdir one && kill -9 $$; exec sleep 1000", "a worker was ended by SIGKILL"),
     ("server", "kill -SEGV $$", "a server was ended by SIGSEGV"),
+    ("scheduler", "kill -9 $$", "the scheduler was ended by SIGKILL")])
+def test_a_role_that_is_killed_ends_the_job(launched, roles, role, text, line):
+    process = launched(**{role: text})
+    assert end(process) == (1, [f"rnn-ops: error: {line}; the rest of the job was ended"])
+    assert not any(running(number) for _, number in roles())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role, text, line", [
+    ("worker", "mkdir one && exit 3; exec sleep 1000", "a worker ended with exit status 3"),
+    ("server", "exit 1", "a server ended with exit status 1"),
     ("scheduler", "exit 200", "the scheduler ended with exit status 200")])
 def test_a_role_that_fails_ends_the_job(launched, roles, role, text, line):
     process = launched(**{role: text})
     assert end(process) == (1, [f"rnn-ops: error: {line}; the rest of the job was ended"])
     assert not any(running(number) for _, number in roles())
+
+
+def test_the_others_may_say_why_a_role_fails(launched):
+    process = launched(worker="mkdir one && exit 3; sleep 1; echo rnn-ops: why", server="sleep 2", scheduler="sleep 2")
+    assert end(process) == (1, ["rnn-ops: why", "rnn-ops: error: a worker ended with exit status 3; the rest of the job was ended"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -200,7 +214,7 @@ def test_a_launcher_that_is_ended_ends_the_job(launched, roles, number):
 
 @pytest.mark.slow
 def test_roles_that_do_not_end_are_killed(launched, roles):
-    process = launched(first="trap '' TERM; bash -c 'set -m; sleep 1000 & wait; true' &", server="exit 1")
+    process = launched(first="trap '' INT TERM; bash -c 'set -m; sleep 1000 & wait; true' &", server="exit 1")
     started = roles()
     session, = launchers(process)
     others = mxnet_launcher.others_of_session(session)
@@ -265,8 +279,8 @@ def test_mxnet_that_is_missing_is_named(monkeypatch, capfd):
 
 
 def test_help_fits_a_small_screen():
-    shown = subprocess.run([SCRIPT, "launch", "--help"], stdout=subprocess.PIPE, universal_newlines=True,
-                           env=dict(os.environ, COLUMNS="80", PATH=os.path.dirname(SCRIPT))).stdout
+    shown = subprocess.run([SCRIPT, "launch", "--help"], stdout=subprocess.PIPE,
+                           env=dict(os.environ, COLUMNS="80", PATH=os.path.dirname(SCRIPT))).stdout.decode()
     assert shown.startswith("usage: rnn-ops launch -n N [OPTION ...] COMMAND ...\n")
     assert [line for line in shown.splitlines() if len(line) > 80] == []
 

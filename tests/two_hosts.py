@@ -57,8 +57,7 @@ def two_hosts():
 
 
 def _ip(*words):
-    return subprocess.run(["ip", *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True).stdout
+    return subprocess.run(["ip", *words], check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def _remove_left():

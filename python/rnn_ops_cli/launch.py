@@ -108,8 +108,8 @@ def _checked(hosts):
     do by a name."""
     found = [re.fullmatch(r"(\d+\.\d+\.\d+\.\d+)(:\d+)?(\s*slots=.*)?", host) for host in hosts]
     if not all(found):
-        raise CommandError(USAGE, f"error: --hostfile: got {hosts[found.index(None)]!r}, needs IPv4 addresses, such as 10.0.0.5 or "
-                           "10.0.0.5:22: MXNet's roles cannot listen on a name")
+        raise CommandError(USAGE, f"error: --hostfile: got {hosts[found.index(None)]!r}, needs IPv4 addresses, such as 10.0.0.5 "
+                           "or 10.0.0.5:22: MXNet's roles cannot listen on a name")
     return [match.group(1) for match in found]
 
 

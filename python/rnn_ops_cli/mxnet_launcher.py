@@ -22,14 +22,15 @@ from typing import Set
 from rnn_ops_timemachine import streams
 from rnn_ops_timemachine.options import FAILURE
 
-GRACE = 5  # seconds that the roles have to end after SIGTERM
+GRACE = 5  # seconds that the others have to end: after a role that has said why it ends, and after each signal
 _starting = threading.Lock()  # held for ever from the moment the job is ended
 
 
 def main() -> None:
     """Exit status 0 where every role has ended well; else 1, after a line that says why."""
     script, host_ip, *arguments = sys.argv[1:]
-    signal.signal(signal.SIGTERM, lambda *_: _in_background(_end, "error: MXNet's launcher was ended by SIGTERM"))
+    signal.signal(signal.SIGTERM, lambda *_: _in_background(
+        _end, [signal.SIGINT, signal.SIGTERM], "error: MXNet's launcher was ended by SIGTERM"))
     _in_background(_end_with_stdin)
     before = threading.enumerate()
     try:
@@ -40,7 +41,7 @@ def main() -> None:
         sys.argv = [script, *arguments]
         launcher.main()
     except (ImportError, OSError, RuntimeError) as error:
-        _end(f"error: MXNet's launcher: {error}")
+        _end([signal.SIGTERM], f"error: MXNet's launcher: {error}")
     for thread in set(threading.enumerate()) - set(before):
         thread.join()  # the launcher itself waits for the scheduler only
 
@@ -54,7 +55,7 @@ def _lend(host_ip):
     try:
         host_ip = host_ip or tracker.get_host_ip()
     except OSError as error:
-        _end(f"error: --host-ip: got none, and this machine's address was not found ({error}), needs the address")
+        _end([], f"error: --host-ip: got none, and this machine's address was not found ({error}), needs the address")
     tracker.get_host_ip = lambda _: host_ip
     os.environ.setdefault("DMLC_NODE_HOST", host_ip)  # of the roles on this machine; ps-lite would look for a network
     with socket.socket() as free:  # two launchers would both find the first port that the tracker tries
@@ -70,7 +71,7 @@ def _in_background(do, *arguments):
 def _end_with_stdin():
     """End the job when `launch` closes its end of the pipe, or is killed."""
     os.read(0, 1)
-    _end()
+    _end([signal.SIGINT, signal.SIGTERM])
 
 
 def _run_role(command, **keywords):
@@ -79,7 +80,8 @@ def _run_role(command, **keywords):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **keywords)
     status = process.wait()
     if status:
-        _end(f"error: {_role(command, keywords.get('env', {}))} {_ended(status)}; the rest of the job was ended")
+        _end([signal.SIGTERM] if status < 0 else [0, signal.SIGTERM],
+             f"error: {_role(command, keywords.get('env', {}))} {_ended(status)}; the rest of the job was ended")
     return status
 
 
@@ -95,21 +97,23 @@ def _ended(status):
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
 
-def _end(reason=None):
-    """End every other process of the session that this one leads, by SIGTERM and, after some time, SIGKILL; then this one."""
+def _end(numbers, reason=None):
+    """End every other process of the session that this one leads, by signals, each with some time, and at last by SIGKILL; then
+    this process. SIGINT first, where a user ends the job: workers then end together, and servers wait for them."""
     _starting.acquire()
+    for number in numbers:
+        latest, told = time.monotonic() + GRACE, set()
+        while True:
+            others = others_of_session(os.getpid())
+            if not others or time.monotonic() > latest:
+                break
+            _signal(others - told, number)  # those that were just started too, but nobody twice: mpirun would give up
+            told |= others
+            time.sleep(0.05)
+    kill_session(os.getpid())
     if reason:
         with streams.prepared():
             streams.complain(reason)
-    latest, told = time.monotonic() + GRACE, set()
-    while True:
-        others = others_of_session(os.getpid())
-        if not others or time.monotonic() > latest:
-            break
-        _signal(others - told, signal.SIGTERM)  # those that were just started too, but nobody twice: mpirun would give up
-        told |= others
-        time.sleep(0.05)
-    kill_session(os.getpid())
     os._exit(FAILURE)
 
 
