@@ -176,7 +176,9 @@ def test_a_role_that_fails_ends_the_job(launched, roles, role, text, line):
 
 def test_the_others_may_say_why_a_role_fails(launched):
     process = launched(worker="mkdir one && exit 3; sleep 1; echo rnn-ops: why", server="sleep 2", scheduler="sleep 2")
-    assert end(process) == (1, ["rnn-ops: why", "rnn-ops: error: a worker ended with exit status 3; the rest of the job was ended"])
+    status, lines = end(process)
+    assert status == 1
+    assert lines == ["rnn-ops: why", "rnn-ops: error: a worker ended with exit status 3; the rest of the job was ended"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -20,6 +20,10 @@ class TwoHosts:
         """The words that run a command on a host."""
         return ["ip", "netns", "exec", self.names[host], *words]
 
+    def processes(self) -> set:
+        """The numbers of all processes on the hosts."""
+        return {int(number) for name in self.names for number in _ip("netns", "pids", name).split()}
+
     def cut(self) -> None:
         """Unplug the cable."""
         _ip("-n", self.names[0], "link", "set", "cable", "down")
@@ -43,7 +47,7 @@ def two_hosts():
         raise RuntimeError("network namespaces need root")
     if shutil.which("ip") is None:
         raise RuntimeError("network namespaces need the program ip (iproute2)")
-    _remove_left()
+    remove_left()
     hosts = TwoHosts()
     try:
         try:
@@ -56,14 +60,20 @@ def two_hosts():
             _remove(name)
 
 
-def _ip(*words):
-    return subprocess.run(["ip", *words], check=True, capture_output=True, encoding="utf-8").stdout
+def namespaces() -> list:
+    """The names of the hosts of all processes that made some."""
+    return re.findall(rf"^{PREFIX}\d+[ab]", _ip("netns", "list"), re.M)
 
 
-def _remove_left():
-    for name in re.findall(rf"^{PREFIX}\d+[ab]", _ip("netns", "list"), re.M):
+def remove_left() -> None:
+    """Remove the hosts of processes that have ended without."""
+    for name in namespaces():
         if not os.path.exists(f"/proc/{name[len(PREFIX):-1]}"):
             _remove(name)
+
+
+def _ip(*words):
+    return subprocess.run(["ip", *words], check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def _remove(name):
