@@ -37,7 +37,7 @@ def add_to(commands) -> None:
     parser.add_argument("-s", "--num-servers", type=positive, metavar="M", help="servers (default as many as workers)")
     parser.add_argument("-H", "--hostfile", type=path, metavar="FILE",
                         help="the hosts, a line each, for ssh (address or address:port) and mpi; servers and then workers go "
-                             "to them in turn")
+                             "to them in turn; worker 0, which writes the run's folder, is on the last in the order of text")
     parser.add_argument("--launcher", choices=tuple(_PROGRAMS), default="ssh",
                         help="local: all on this machine; ssh (default): it must need no password, and COMMAND starts in a "
                              "folder with the path of this one; mpi: mpirun")
