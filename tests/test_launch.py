@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,6 +142,26 @@ def test_the_schedulers_address_can_be_given(ssh):
     (ssh / "hosts").write_text("127.0.0.1")
     assert main(["launch", "-n", "1", "-H", "hosts", "--host-ip", "127.0.0.7", sys.executable, "-c", SAY]) == 0
     assert said(ssh, "worker")[2]["DMLC_PS_ROOT_URI"] == "127.0.0.7"
+
+
+def test_the_schedulers_address_is_not_a_loopback_address_for_other_hosts(ssh):
+    (ssh / "hosts").write_text("127.0.0.1\n192.0.2.1\n")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        try:
+            route.connect(("192.0.2.1", 1))
+        except OSError:
+            pytest.skip("this machine has no network")
+        address = route.getsockname()[0]
+    assert main(["launch", "-n", "1", "-s", "1", "-H", "hosts", sys.executable, "-c", SAY]) == 0
+    assert said(ssh, "worker")[2]["DMLC_PS_ROOT_URI"] == address
+
+
+def test_a_folder_that_ssh_would_not_find_is_refused(ssh, monkeypatch, capfd):
+    (ssh / "hosts").write_text("127.0.0.1")
+    (ssh / "a folder").mkdir()
+    monkeypatch.chdir(ssh / "a folder")
+    assert main(["launch", "-n", "1", "-H", "../hosts", "x"]) == 2
+    assert capfd.readouterr().err.startswith(f"rnn-ops: error: this folder: got {os.getcwd()!r}, needs a path of letters")
 
 
 def test_a_failure_over_ssh_names_the_host(ssh, capfd):
@@ -317,10 +338,10 @@ def test_mxnets_workers_sum(tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not here")
 def test_mpi(launched, roles, tmp_path, monkeypatch):
-    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    (tmp_path / "the hosts").write_text("localhost slots=2\n")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-    process = launched("--launcher", "mpi", "-H", "hosts", "--host-ip", "127.0.0.1", scheduler="exit 3")
+    process = launched("--launcher", "mpi", "-H", "the hosts", "--host-ip", "127.0.0.1", scheduler="exit 3")
     started = roles()
     assert end(process) == (1, ["rnn-ops: error: the scheduler ended with exit status 3; the rest of the job was ended"])
     assert not any(running(number) for _, number in started)  # mpirun puts them into groups of their own

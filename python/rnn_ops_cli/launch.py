@@ -58,9 +58,10 @@ def run(arguments) -> int:
     host_ip = arguments.host_ip or ("127.0.0.1" if arguments.launcher == "local" else "")
     if arguments.launcher != "local":
         hosts = _hosts(arguments)
-        words += ["-H", arguments.hostfile]
+        words += ["-H", arguments.hostfile if arguments.launcher == "ssh" else _quoted(arguments.hostfile)]
         if arguments.launcher == "ssh":
-            host_ip = host_ip or _address_towards(_checked(hosts)[0])
+            addresses = _checked(hosts)
+            host_ip = host_ip or _address_towards(next((ip for ip in addresses if not ip.startswith("127.")), addresses[0]))
     for program in _PROGRAMS[arguments.launcher]:
         if shutil.which(program) is None:
             raise CommandError(FAILURE, f"error: --launcher {arguments.launcher}: needs the program {program}, which is not on "
@@ -105,11 +106,14 @@ def _hosts(arguments):
 
 def _checked(hosts):
     """The addresses of hosts for ssh. A role gets its host's address from the launcher and listens there, which ps-lite cannot
-    do by a name."""
+    do by a name. The launcher goes to this folder on each, and does not quote its name."""
     found = [re.fullmatch(r"(\d+\.\d+\.\d+\.\d+)(:\d+)?(\s*slots=.*)?", host) for host in hosts]
     if not all(found):
         raise CommandError(USAGE, f"error: --hostfile: got {hosts[found.index(None)]!r}, needs IPv4 addresses, such as 10.0.0.5 "
                            "or 10.0.0.5:22: MXNet's roles cannot listen on a name")
+    if _quoted(os.getcwd()) != os.getcwd():
+        raise CommandError(USAGE, f"error: this folder: got {os.getcwd()!r}, needs a path of letters, digits and signs that a "
+                           "shell leaves alone: MXNet's launcher does not quote it for ssh")
     return [match.group(1) for match in found]
 
 
@@ -124,8 +128,7 @@ def _address_towards(host):
 
 
 def _command(arguments):
-    """The command as one word for MXNet's launcher, which gives it to a shell: to two, one in the other, with ssh, and within
-    single quotes. So backslashes quote here."""
+    """The command as one word for MXNet's launcher, which gives it to a shell."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise CommandError(USAGE, "error: COMMAND: got none, needs the command that every role runs, such as: rnn-ops train "
@@ -138,7 +141,12 @@ def _command(arguments):
         if "\n" in word or "'" in word:
             raise CommandError(USAGE, f"error: COMMAND: got {word!r}, needs words without ' and line feeds, which MXNet's "
                                "launcher cannot hand on")
-    return " ".join(re.sub(r"[^\w%+,./:=@-]", r"\\\g<0>", word, flags=re.ASCII) or '""' for word in words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word):
+    """A word for a shell. For ssh it is within single quotes already, for a shell in a shell: so backslashes quote it."""
+    return re.sub(r"[^\w%+,./:=@-]", r"\\\g<0>", word) or '""'
 
 
 def _supervise(words):
