@@ -4,7 +4,7 @@ import re
 import signal
 
 from rnn_ops_timemachine import hints, job, roles
-from rnn_ops_timemachine.options import FAILURE, USAGE, CommandError, importing, one_line, positive
+from rnn_ops_timemachine.options import FAILURE, USAGE, CommandError, check_settings, importing, one_line, positive
 
 OPTIONS = "ctx", "kvstore", "workers", "servers", "gradient_compression"
 _THRESHOLD = 2.0 ** -8  # of 2bit
@@ -44,6 +44,7 @@ def serve(place) -> int:
 
 def run_job(given: dict) -> int:
     """Run the command in all roles of a job on this machine."""
+    check_settings()
     with one_line(USAGE, OSError, ValueError):
         if given.get("kvstore", "dist_sync") != "dist_sync":
             raise ValueError(f"kvstore: got {given['kvstore']!r}, but --workers needs dist_sync")
@@ -55,7 +56,8 @@ def run_job(given: dict) -> int:
         if made:
             given["out"] = folders.make(None, text.name_of(given.get("text", "timemachine")))
     try:
-        ended = job.run(job.command(["train", *_words(given)]), given["workers"], given.get("servers", 1))
+        with one_line(USAGE, ValueError), one_line(FAILURE, OSError):
+            ended = job.run(job.command(["train", *_words(given)]), given["workers"], given.get("servers", 1))
     finally:
         if made:
             folders.remove_empty(given["out"])

@@ -29,13 +29,22 @@ class Ended(NamedTuple):
 
 
 def run(command: List[str], workers: int, servers: int) -> Ended:
-    """Start a command in every role of a new job and wait for its end. Signals that come are passed to the workers."""
+    """Start a command in every role of a new job and wait for its end. Signals that come are passed to the workers.
+
+    Raises
+    ------
+    ValueError
+        An environment variable for the roles is wrong.
+    OSError
+        A process cannot be started.
+    """
     ports = _free_ports(workers + 1)
     environment = dict(
         os.environ, DMLC_NUM_WORKER=str(workers), DMLC_NUM_SERVER=str(servers), DMLC_PS_ROOT_URI=_HOST,
         DMLC_PS_ROOT_PORT=str(ports.pop()), DMLC_NODE_HOST=_HOST, **{_STARTED_BY: str(os.getpid())})
     if workers > 1:  # together they have the processors
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+    roles.of_environment(dict(environment, DMLC_ROLE=roles.WORKER))
     processes = {}
     with _passed_on(processes):
         try:
@@ -71,7 +80,7 @@ def _watch(processes):
         codes = {key: process.poll() for key, process in processes.items()}
         for (role, number), code in codes.items():
             if code is not None and code < 0:
-                name = role if role == roles.SCHEDULER else f"{role} {number}"
+                name = "the scheduler" if role == roles.SCHEDULER else f"{role} {number}"
                 return Ended(1, f"{name} was killed by {signal.Signals(-code).name}")
             if code and first is None:
                 first = code, time.monotonic()

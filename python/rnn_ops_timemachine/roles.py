@@ -1,24 +1,28 @@
 """The roles of a distributed job, each a process: workers, which train, servers, which sum, and the scheduler.
 
 MXNet's launcher starts them with the environment variables DMLC_*; `job` does the same on one machine. The parameter server
-(ps-lite) would wait for ever for a role that does not come or that has died. Here a role that cannot join says so, and each
-watches the heartbeats: the scheduler those of all others, these the scheduler's.
+(ps-lite) would wait for ever for a role that does not come or that has died. Here a role that cannot join says so. The scheduler
+watches the heartbeats of all others, which ask it whether the job goes on and watch its heartbeats.
 """
 import contextlib
 import ctypes
+import functools
+import math
 import os
 import re
 import socket
 import threading
 import time
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Mapping, NamedTuple, Optional
 
-from rnn_ops_timemachine import streams
+from rnn_ops_timemachine import inquiry, streams
 
 WORKER, SERVER, SCHEDULER = "worker", "server", "scheduler"
 _INTERVAL = 2  # seconds between two heartbeats, unless PS_HEARTBEAT_INTERVAL says otherwise
 _NODE = {SCHEDULER: 1, SERVER: 8, WORKER: 9}  # ps-lite's number of the first node of a role; the next are 2 apart
 _EVERY = 0.2  # seconds between two looks
+_LINGER = 2  # seconds that the scheduler stays to answer why the job ends
+_LATE = 5  # seconds after which a role without a rank in a job that runs is one too many
 
 
 class Job(NamedTuple):
@@ -32,29 +36,38 @@ class Job(NamedTuple):
     dead_seconds: int  # a role without a heartbeat for so long is dead
 
 
-def of_environment() -> Optional[Job]:
+def of_environment(environment: Mapping[str, str] = os.environ) -> Optional[Job]:
     """This process's place in a job; None outside of one. A ValueError says which variable is wrong."""
-    role = os.environ.get("DMLC_ROLE")
+    role = environment.get("DMLC_ROLE")
     if role is None:
         return None
     if role not in _NODE:
         raise ValueError(f"DMLC_ROLE: got {role!r}, needs {WORKER}, {SERVER} or {SCHEDULER}")
-    host = os.environ.get("DMLC_PS_ROOT_URI")
+    host = environment.get("DMLC_PS_ROOT_URI")
     if not host:
         raise ValueError("DMLC_PS_ROOT_URI: is not set, needs the address of the scheduler")
-    return Job(role, _number("DMLC_NUM_WORKER"), _number("DMLC_NUM_SERVER"), host, _number("DMLC_PS_ROOT_PORT", 65535),
-               _number("RNN_OPS_JOIN_TIMEOUT", otherwise=60), _number("PS_HEARTBEAT_TIMEOUT", otherwise=20))
+    number = functools.partial(_number, environment)
+    job = Job(role, number("DMLC_NUM_WORKER"), number("DMLC_NUM_SERVER"), host, number("DMLC_PS_ROOT_PORT", 65535),
+              number("RNN_OPS_JOIN_TIMEOUT", otherwise=60), number("PS_HEARTBEAT_TIMEOUT", otherwise=20))
+    interval = number("PS_HEARTBEAT_INTERVAL", otherwise=_INTERVAL)
+    if job.dead_seconds < interval + 2:  # ps-lite counts in whole seconds
+        raise ValueError(f"PS_HEARTBEAT_TIMEOUT: got {job.dead_seconds}, needs at least {interval + 2}, "
+                         f"two more than PS_HEARTBEAT_INTERVAL")
+    return job
 
 
 def serve(job: Job) -> None:
     """Be a server or the scheduler until the job ends. A RuntimeError if it cannot begin."""
     if job.role == SCHEDULER:
         _check_port(job)
+    else:
+        _wait_for_scheduler(job)
     mx = _mxnet(job)
     from mxnet.kvstore import kvstore_server
-    store = mx.kv.create("dist")
-    watch = Watch(job, store)
-    kvstore_server.KVStoreServer(store).run()
+    with _in_words(mx):
+        store = mx.kv.create("dist")
+        watch = Watch(job, store)
+        kvstore_server.KVStoreServer(store).run()
     watch.stop()
 
 
@@ -66,14 +79,15 @@ def join(job: Job, outlook: Callable[[], str]) -> tuple:
     Raises
     ------
     RuntimeError
-        No scheduler answers.
+        No scheduler answers, or ps-lite cannot begin.
     """
     _wait_for_scheduler(job)
     mx = _mxnet(job)
     watch = Watch(job, outlook=outlook)
     # The arrays are summed by all servers, each a part, and not by one of them.
     os.environ.setdefault("MXNET_KVSTORE_BIGARRAY_BOUND", "4096")
-    watch.store = mx.kv.create("dist_sync")
+    with _in_words(mx):
+        watch.store = mx.kv.create("dist_sync")
     return watch.store, watch
 
 
@@ -88,13 +102,15 @@ class Left(RuntimeError):
 class Watch:
     """A thread that ends the process, with a line on stderr, when the job cannot begin or when another role is dead.
 
-    MXNet waits in C++ then, from where no exception can come.
+    MXNet waits in C++ then, from where no exception can come. The scheduler finds the dead role and answers with it to the
+    others. So all end, and one says why: worker 0, which also knows what is saved; the scheduler if worker 0 does not ask or if
+    no worker has a rank yet.
     """
 
     def __init__(self, job: Job, store=None, outlook: Callable[[], str] = str):
         self.store = store
         self._job, self._outlook, self._stopped = job, outlook, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._schedule if job.role == SCHEDULER else self._take_part, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -103,32 +119,74 @@ class Watch:
         self._thread.join()
         self.store = None
 
-    def _run(self):
-        job, deadline = self._job, time.monotonic() + self._job.join_seconds
-        while not self._joined():
+    def _schedule(self):
+        job, answers, came = self._job, inquiry.Answers(_own_host(self._job), self._job.port), {}
+        deadline = time.monotonic() + job.join_seconds
+        # Every node that has come has a heartbeat that is older than -1 seconds. Before ps-lite listens it must not be asked.
+        while _answers(job) is not None or not self._dead(WORKER, 0, -1):
+            came.update((address, (name, time.monotonic())) for address, name in answers.give(inquiry.WAITS).items())
             if self._stopped.wait(_EVERY):
                 return
             if time.monotonic() > deadline:
-                self._end(f"not all of {job.workers} workers and {job.servers} servers have come to the scheduler "
-                          f"({job.host}:{job.port}) within {job.join_seconds} s")
-        others = [(f"{role} {rank}", role, rank) for role, count in ((WORKER, job.workers), (SERVER, job.servers))
-                  for rank in range(count)] if job.role == SCHEDULER else [("the scheduler", SCHEDULER, 0)]
+                reason = _not_all(job)
+                if came:
+                    heard = [name for name, when in came.values() if time.monotonic() - when < _LATE]
+                    reason += "; it hears " + " and ".join(_count(heard.count(role), role) for role in (WORKER, SERVER))
+                self._say(reason)
+                self._end_all(answers, reason)
+        roles = [(f"{role} {rank}", role, rank) for role, count in ((WORKER, job.workers), (SERVER, job.servers))
+                 for rank in range(count)]
         while not self._stopped.wait(_EVERY):
-            for name, role, rank in others:
+            answers.give(inquiry.RUNS)
+            for name, role, rank in roles:
                 if self._dead(role, rank, job.dead_seconds):
-                    self._end(f"{name} has had no heartbeat for {job.dead_seconds} s: "
-                              + ("it has died" if job.role == SCHEDULER else "it has died, or has ended the job"))
+                    reason = f"{name} has had no heartbeat for {job.dead_seconds} s: it has died"
+                    self._end_all(answers, reason, lambda: self._say(reason))
 
-    def _joined(self):
-        """Whether all roles have come to the scheduler."""
-        if self._job.role == WORKER:
-            return self.store is not None
-        if self._job.role == SERVER:  # ps-lite puts its rank into the environment, which os.environ does not see
-            getenv = ctypes.CDLL(None).getenv
-            getenv.restype = ctypes.c_char_p
-            return getenv(b"DMLC_RANK") is not None
-        # Every node that has come has a heartbeat that is older than -1 seconds. Before ps-lite listens it must not be asked.
-        return _answers(self._job) is None and self._dead(WORKER, 0, -1)
+    def _end_all(self, answers, reason, without_worker_0=lambda: None):
+        """End, when the others know the reason or have had time to ask for it."""
+        deadline, asked = time.monotonic() + _LINGER, {}
+        while time.monotonic() < deadline and len(asked) < self._job.workers + self._job.servers - 1:
+            asked.update(answers.give(inquiry.ENDS, reason))
+            time.sleep(_EVERY / 4)
+        if "worker 0" not in asked.values():
+            without_worker_0()
+        os._exit(streams.FAILURE)
+
+    def _take_part(self):
+        job, questions = self._job, inquiry.Questions(self._job.host, self._job.port)
+        began, answered, ran = time.monotonic(), None, None  # when the last answer came, and the first that the job runs
+        while not self._stopped.wait(_EVERY):
+            now, rank = time.monotonic(), _rank()
+            answer = questions.ask(job.role if rank is None else f"{job.role} {rank}")
+            if answer:
+                answered = now
+                if answer.state == inquiry.ENDS:
+                    self._end(answer.reason, rank == 0)
+                if answer.state == inquiry.RUNS and ran is None:
+                    ran = now
+            if rank is None and ran and now - ran > _LATE:
+                self._end(f"the job of the scheduler at {job.host}:{job.port} has its {_all(job)} already")
+            if rank is not None and self.store is not None:
+                if self._dead(SCHEDULER, 0, job.dead_seconds):
+                    self._end(f"the scheduler has had no heartbeat for {job.dead_seconds} s: it has died"
+                              + ("" if answered else ", or has ended the job"), rank == 0)
+            elif answered and now - answered > job.dead_seconds:
+                self._end(f"the scheduler at {job.host}:{job.port} has not answered for {job.dead_seconds} s: it has died",
+                          not rank)
+            elif not answered and now - began > job.join_seconds:
+                self._end(f"{_not_all(job)}, or somebody else listens there", not rank)
+
+    def _end(self, reason, say=True):
+        if not self._stopped.is_set():
+            if say and (self._job.role == WORKER or _rank() is None):
+                self._say(f"{reason}{self._outlook()}")
+            os._exit(streams.FAILURE)
+
+    @staticmethod
+    def _say(reason):
+        with contextlib.suppress(Exception):
+            streams.complain(f"error: {reason}")
 
     def _dead(self, role, rank, seconds):
         from mxnet.base import _LIB
@@ -136,18 +194,30 @@ class Watch:
         failed = _LIB.MXKVStoreGetNumDeadNode(self.store.handle, _NODE[role] + 2 * rank, ctypes.byref(number), seconds)
         return not failed and number.value > 0
 
-    def _end(self, reason):
-        if self._stopped.is_set():
-            return
-        rank = self.store.rank if self._job.role == WORKER and self.store is not None else 0
-        if rank == 0 and self._job.role != SERVER:
-            with contextlib.suppress(Exception):
-                streams.complain(f"error: {reason}{self._outlook()}")
-        os._exit(streams.FAILURE)
+
+def _rank():
+    """This process's rank among those of its role, None before all roles have come. ps-lite puts it into the environment, which
+    os.environ does not see."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    rank = getenv(b"DMLC_RANK")
+    return None if rank is None else int(rank)
 
 
-def _number(name, most=10 ** 6, otherwise=None):
-    value = os.environ.get(name)
+def _count(number, role):
+    return f"{number} {role}{'s' * (number != 1)}"
+
+
+def _all(job):
+    return f"{_count(job.workers, WORKER)} and {_count(job.servers, SERVER)}"
+
+
+def _not_all(job):
+    return f"not all of {_all(job)} have come to the scheduler at {job.host}:{job.port} within {job.join_seconds} s"
+
+
+def _number(environment, name, most=10 ** 6, otherwise=None):
+    value = environment.get(name)
     if value is None and otherwise is not None:
         return otherwise
     if not re.fullmatch("[0-9]{1,9}", value or "") or not 1 <= int(value) <= most:
@@ -159,6 +229,7 @@ def _number(name, most=10 ** 6, otherwise=None):
 def _mxnet(job):
     """MXNet, imported as outside of a job: with the role of a server in the environment its import would not return."""
     os.environ.setdefault("PS_HEARTBEAT_INTERVAL", str(_INTERVAL))
+    os.environ.pop("DMLC_RANK", None)  # `_rank` is that of this job
     del os.environ["DMLC_ROLE"]
     try:
         from rnn_ops._mxnet import mx
@@ -167,23 +238,48 @@ def _mxnet(job):
     return mx
 
 
+@contextlib.contextmanager
+def _in_words(mx):
+    """Turn MXNet's errors into RuntimeErrors without a C++ stack trace."""
+    try:
+        yield
+    except mx.MXNetError as error:
+        raise RuntimeError(f"MXNet: {(str(error).strip() or 'no reason given').splitlines()[-1]}") from error
+
+
+def _own_host(job):
+    """The address where the scheduler listens."""
+    return "0.0.0.0" if os.environ.get("DMLC_USE_KUBERNETES", "0") not in ("", "0") else job.host
+
+
 def _check_port(job):
     """Raise a RuntimeError where the scheduler could not listen. ps-lite would end the process with a stack trace."""
+    reason = _why_not_bound(_own_host(job), job.port)
+    if reason:
+        raise RuntimeError(f"the scheduler cannot listen on {job.host}:{job.port} (DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT): {reason}")
+
+
+def _why_not_bound(host, port):
+    """Why no server can listen at an address of this machine, or None."""
     try:
-        family, *_, address = socket.getaddrinfo(job.host, job.port, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen(1)  # with this option two can bind a port, but only one can listen on it
     except OSError as error:
-        raise RuntimeError(f"the scheduler cannot listen on {job.host}:{job.port} (DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT): "
-                           f"{error.strerror}") from error
+        return error.strerror
 
 
 def _wait_for_scheduler(job):
-    """Raise a RuntimeError where nobody listens at the scheduler's address. ps-lite would wait for ever."""
+    """Raise a RuntimeError where nobody listens at the scheduler's address, or where this role could not listen at its own."""
+    own = os.environ.get("DMLC_NODE_HOST")
+    reason = own and _why_not_bound(own, 0)
+    if reason:
+        raise RuntimeError(f"DMLC_NODE_HOST: got {own!r}, needs an address of this machine: {reason}")
     deadline = time.monotonic() + job.join_seconds
     while True:
-        reason = _answers(job)
+        reason = _answers(job, deadline)
         if reason is None:
             return
         if time.monotonic() > deadline:
@@ -192,9 +288,12 @@ def _wait_for_scheduler(job):
         time.sleep(_EVERY)
 
 
-def _answers(job):
+def _answers(job, deadline=math.inf):
     """None if somebody listens at the scheduler's address, else why that is not known."""
     try:
-        socket.create_connection((job.host, job.port), timeout=5).close()
+        with socket.create_connection((job.host, job.port), timeout=max(.1, min(5, deadline - time.monotonic()))) as connection:
+            if connection.getsockname() != connection.getpeername():  # a socket can come to be connected to itself
+                return None
+            return "Connection refused"
     except OSError as error:
         return error.strerror or str(error)
