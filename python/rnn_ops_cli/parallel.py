@@ -78,15 +78,18 @@ def joined(given: dict, place):
         return
     try:
         yield made
+        made.close()
     except BaseException as error:
         if not made.told:
-            made.abandon()
+            made.leave(str(error) or type(error).__name__)
+        if not made.told:  # the others could not be told
             raise
         made.close()
         if made.rank:
             raise CommandError(getattr(error, "status", FAILURE), "") from error
+        if isinstance(error, roles.Left):
+            raise CommandError(FAILURE, f"error: {error}") from error
         raise
-    made.close()
 
 
 def opened(exchange, begin, settings, init_from, on_wait):

@@ -182,7 +182,9 @@ class Workers(Contexts):
             self.round(None, bytes(NOTE))
 
     def close(self):
-        """As `Contexts.close`."""
+        """As `Contexts.close`. A `Left` if a worker has failed after its last batch."""
+        if self._size is not None and not self.told:
+            self.round(None, bytes(NOTE))
         nd.waitall()
         self._store._barrier()
         if self._watch:
