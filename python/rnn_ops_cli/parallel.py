@@ -106,33 +106,52 @@ def to_go_on(given: dict, folder: str) -> str:
 
 def _exchange(given, place):
     how = {name: given[name] for name in OPTIONS if name in given}
-    kvstore = how.get("kvstore", "dist_sync" if place else "device")
-    with one_line(USAGE, ValueError):
-        if kvstore == "dist_async":
-            raise ValueError("kvstore: got 'dist_async', needs dist_sync: with dist_async a worker's gradients change the "
-                             "parameters whenever they arrive, and no run is like another")
-        if kvstore not in ("local", "device", "dist_sync"):
-            raise ValueError(f"kvstore: got {kvstore!r}, needs local, device or dist_sync")
-        if place and kvstore != "dist_sync":
-            raise ValueError(f"kvstore: got {kvstore!r}, but a worker of a job (DMLC_ROLE) needs dist_sync")
-        if not place and kvstore == "dist_sync":
-            raise ValueError("kvstore: got 'dist_sync', which needs --workers on one machine, MXNet's launcher on several")
-        if not place and "servers" in how:
-            raise ValueError(f"servers: got {how['servers']}, needs --workers")
-        if not place and "gradient_compression" in how:
-            raise ValueError(f"gradient_compression: got {how['gradient_compression']!r}, needs --workers or --kvstore dist_sync")
-        threshold = _threshold(how)
-    if not how and not place:
-        return None
-    with importing():
-        from rnn_ops_timemachine import exchange
-    with one_line(USAGE, ValueError):
-        contexts = exchange.contexts(how.get("ctx", "cpu(0)"))
     if not place:
-        return exchange.Contexts(contexts, kvstore)
+        if not how:
+            return None
+        with importing():
+            from rnn_ops_timemachine import exchange
+        with one_line(USAGE, ValueError):
+            contexts, _ = _checked(how, place)
+        return exchange.Contexts(contexts, how.get("kvstore", "device"))
     with one_line(FAILURE, ImportError, RuntimeError):
         store, watch = roles.join(place, lambda: _outlook(given))
-        return exchange.Workers(store, contexts, threshold, watch)
+    with importing():
+        from rnn_ops import info
+        from rnn_ops_timemachine import exchange
+    wrong = None
+    try:
+        for reason in info.wrong_settings():
+            raise ValueError(reason)
+        contexts, threshold = _checked(how, place)
+    except ValueError as error:  # the others are told, when all have joined
+        wrong, contexts, threshold = error, (), None
+    made = exchange.Workers(store, contexts, threshold, watch)
+    made.wrong = wrong
+    return made
+
+
+def _checked(how, place):
+    """The contexts and the threshold. A ValueError where an option is wrong."""
+    from rnn_ops_timemachine import exchange
+    kvstore = how.get("kvstore", "dist_sync" if place else "device")
+    if kvstore == "dist_async":
+        raise ValueError("kvstore: got 'dist_async', needs dist_sync: with dist_async a worker's gradients change the "
+                         "parameters whenever they arrive, and no run is like another")
+    if kvstore not in ("local", "device", "dist_sync"):
+        raise ValueError(f"kvstore: got {kvstore!r}, needs local, device or dist_sync")
+    if place and kvstore != "dist_sync":
+        raise ValueError(f"kvstore: got {kvstore!r}, but a worker of a job (DMLC_ROLE) needs dist_sync")
+    if not place and kvstore == "dist_sync":
+        raise ValueError("kvstore: got 'dist_sync', which needs --workers on one machine, MXNet's launcher on several")
+    if not place and "servers" in how:
+        raise ValueError(f"servers: got {how['servers']}, needs --workers")
+    if not place and "gradient_compression" in how:
+        raise ValueError(f"gradient_compression: got {how['gradient_compression']!r}, needs --workers or --kvstore dist_sync")
+    for name, variable in ("workers", "DMLC_NUM_WORKER"), ("servers", "DMLC_NUM_SERVER"):
+        if place and how.get(name, getattr(place, name)) != getattr(place, name):
+            raise ValueError(f"{name}: got {how[name]}, but {variable} is {getattr(place, name)}")
+    return exchange.contexts(how.get("ctx", "cpu(0)")), _threshold(how)
 
 
 def _threshold(given):

@@ -60,8 +60,10 @@ class Contexts:
     contexts : list of mx.Context
     told : bool
         Whether all workers have heard why the job ends early.
+    wrong : ValueError or None
+        Why this worker cannot begin: an option or a setting.
     """
-    rank, workers, told = 0, 1, True
+    rank, workers, told, wrong = 0, 1, True, None
 
     def __init__(self, contexts: Sequence[mx.Context] = (), kvstore: str = "device"):
         self.contexts = list(contexts) or [mx.cpu()]

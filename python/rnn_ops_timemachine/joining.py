@@ -38,9 +38,9 @@ def together(exchange, begin: Callable[[], Run], given: Dict[str, Any], init_fro
     OSError, ValueError, ImportError
         This one cannot.
     """
-    run = error = None
+    run, error = None, exchange.wrong
     try:
-        run = begin() if exchange.rank == 0 else None
+        run = begin() if exchange.rank == 0 and not error else None
     except BaseException as found:  # a signal, too: the others must not wait
         error = found
     try:

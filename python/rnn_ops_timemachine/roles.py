@@ -155,9 +155,12 @@ class Watch:
 
     def _take_part(self):
         job, questions = self._job, inquiry.Questions(self._job.host, self._job.port)
-        began, answered, ran = time.monotonic(), None, None  # when the last answer came, and the first that the job runs
+        began, ranked = time.monotonic(), None  # when this role got its rank
+        answered, ran = None, None  # when the last answer came, and the first that the job runs
         while not self._stopped.wait(_EVERY):
             now, rank = time.monotonic(), _rank()
+            if rank is not None and ranked is None:
+                ranked = now
             answer = questions.ask(job.role if rank is None else f"{job.role} {rank}")
             if answer:
                 answered = now
@@ -168,7 +171,8 @@ class Watch:
             if rank is None and ran and now - ran > _LATE:
                 self._end(f"the job of the scheduler at {job.host}:{job.port} has its {_all(job)} already")
             if rank is not None and self.store is not None:
-                if self._dead(SCHEDULER, 0, job.dead_seconds):
+                # At first ps-lite has no time of its own start, and counts from 1970.
+                if now - ranked > job.dead_seconds and self._dead(SCHEDULER, 0, job.dead_seconds):
                     self._end(f"the scheduler has had no heartbeat for {job.dead_seconds} s: it has died"
                               + ("" if answered else ", or has ended the job"), rank == 0)
             elif answered and now - answered > job.dead_seconds:
