@@ -10,7 +10,8 @@ from rnn_ops import _mxnet_import, folders
 from rnn_ops.backends import cuda
 from rnn_ops.backends.cuda import compiler, variants
 
-_SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA", "RNN_OPS_CACHE")
+_SETTINGS = ("RNN_OPS_NUM_THREADS", "OMP_NUM_THREADS", "RNN_OPS_SIMD", "RNN_OPS_OPERATOR", "RNN_OPS_DATA", "RNN_OPS_CACHE",
+             "RNN_OPS_JOIN_TIMEOUT")
 
 
 def collect(batch_size: int = 32, hidden_size: int = 256) -> Dict[str, str]:

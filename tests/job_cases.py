@@ -90,6 +90,10 @@ class Job:
             assert time.monotonic() < deadline and self.processes(), self.read(0) + self.read(1)
             time.sleep(.02)
 
+    def wait(self, name):
+        """Wait for the end of a process that was started here → its exit status."""
+        return self._started[name].wait(PATIENCE)
+
     def end(self, patience=PATIENCE):
         """Wait until all processes are gone."""
         began = time.monotonic()
@@ -113,17 +117,19 @@ def by_supervisor(folder, command, workers=2, servers=1, **environment):
     return job
 
 
-def by_hand(folder, command, workers=2, servers=1, **environment):
-    """The same job as MXNet's launcher would start it: each role by DMLC_* in its environment."""
+def by_hand(folder, command, workers=2, servers=1, last=(), code=None, **environment):
+    """The same job as MXNet's launcher would start it: each role by DMLC_* in its environment. The last worker has more options
+    and Python ``code`` before it."""
     port, *ports = free_ports(workers + 1)
-    job = Job(folder, DMLC_NUM_WORKER=workers, DMLC_NUM_SERVER=servers, DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=port,
-              DMLC_NODE_HOST="127.0.0.1", **environment)
-    job.command = ["train", "--kvstore=dist_sync", *command]
+    job = Job(folder, **{**dict(DMLC_NUM_WORKER=workers, DMLC_NUM_SERVER=servers, DMLC_PS_ROOT_URI="127.0.0.1",
+                                DMLC_PS_ROOT_PORT=port, DMLC_NODE_HOST="127.0.0.1"), **environment})
+    job.port, job.command = port, ["train", "--kvstore=dist_sync", *command]
     job.start("the scheduler", job.command, DMLC_ROLE="scheduler")
-    for rank in range(servers):
-        job.start(f"server {rank}", job.command, DMLC_ROLE="server")
+    for number in range(servers):
+        job.start(f"server {number}", job.command, DMLC_ROLE="server")
     for rank, own in enumerate(sorted(ports)):  # ps-lite ranks by port
-        job.start(f"worker {rank}", job.command, DMLC_ROLE="worker", PORT=own)
+        more, before = (last, code) if rank == workers - 1 else ((), None)
+        job.start(f"worker {rank}", [*job.command, *more], before, DMLC_ROLE="worker", PORT=own)
     return job
 
 

@@ -98,6 +98,7 @@ def _run(given, place, raise_interrupt):
                 with one_line(FAILURE, FloatingPointError, OSError, MemoryError, RuntimeError):
                     progress.follow(run, quiet)
             except signals.Interrupted as interrupt:
-                raise CommandError(SIGNALLED + interrupt.number, f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; "
-                                   f"to go on: {parallel.to_go_on(given, run.folder)}") from None
+                said = "" if place and exchange.rank else (  # worker 0 has the folder, and says it
+                    f"{interrupt}: {run.folder} holds epoch {run.saved_epoch}; to go on: {parallel.to_go_on(given, run.folder)}")
+                raise CommandError(SIGNALLED + interrupt.number, said) from None
     return 0
