@@ -117,9 +117,9 @@ def by_supervisor(folder, command, workers=2, servers=1, **environment):
     return job
 
 
-def by_hand(folder, command, workers=2, servers=1, last=(), code=None, **environment):
+def by_hand(folder, command, workers=2, servers=1, last=(), code=None, code_of_first=None, **environment):
     """The same job as MXNet's launcher would start it: each role by DMLC_* in its environment. The last worker has more options
-    and Python ``code`` before it."""
+    and Python ``code`` before it, the first one ``code_of_first``."""
     port, *ports = free_ports(workers + 1)
     job = Job(folder, **{**dict(DMLC_NUM_WORKER=workers, DMLC_NUM_SERVER=servers, DMLC_PS_ROOT_URI="127.0.0.1",
                                 DMLC_PS_ROOT_PORT=port, DMLC_NODE_HOST="127.0.0.1"), **environment})
@@ -128,7 +128,7 @@ def by_hand(folder, command, workers=2, servers=1, last=(), code=None, **environ
     for number in range(servers):
         job.start(f"server {number}", job.command, DMLC_ROLE="server")
     for rank, own in enumerate(sorted(ports)):  # ps-lite ranks by port
-        more, before = (last, code) if rank == workers - 1 else ((), None)
+        more, before = (last, code) if rank == workers - 1 else ((), code_of_first)
         job.start(f"worker {rank}", [*job.command, *more], before, DMLC_ROLE="worker", PORT=own)
     return job
 

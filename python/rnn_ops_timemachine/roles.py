@@ -184,7 +184,7 @@ class Watch:
     def _end(self, reason, say=True):
         if not self._stopped.is_set():
             if say and (self._job.role == WORKER or _rank() is None):
-                self._say(f"{reason}{self._outlook()}")
+                self._say(f"{reason}{self._outlook() if _rank() == 0 else ''}")
             os._exit(streams.FAILURE)
 
     @staticmethod
