@@ -2,6 +2,7 @@
 import os
 import signal
 import socket
+import sys
 
 import pytest
 
@@ -113,6 +114,19 @@ def test_a_wrong_setting_is_said_once_and_starts_nothing(tmp_path, name, value, 
     assert main(["train", "--workers=2", "--text", "x"]) == 2
     one_line(capfd.readouterr().err, f"{name}: got {value if value == '1' else repr(value)}, needs")
     assert os.listdir("runs") == [] if os.path.exists("runs") else True
+
+
+@pytest.mark.parametrize("code, ended", [
+    ("", (0, "")),
+    ("sys.exit(5 * (role == 'worker'))", (5, "")),
+    ("sys.exit(3) if role == 'server' else time.sleep(100)", (3, "server 0 has ended with exit status 3")),
+    ("os.kill(os.getpid(), 9) if role == 'scheduler' else time.sleep(100)", (1, "the scheduler was killed by SIGKILL")),
+    ("sys.exit(4) if role == 'worker' else time.sleep(100)", (4, ""))])
+def test_a_role_that_ends_ends_the_job(monkeypatch, tmp_path, code, ended):
+    """Roles of a line. A worker 0 that has failed has said why."""
+    monkeypatch.setattr(job, "_GRACE", 1)
+    (tmp_path / "role.py").write_text(f"import os, sys, time\nrole = os.environ['DMLC_ROLE']\n{code}\n")
+    assert job.run([sys.executable, str(tmp_path / "role.py")], 2, 1) == ended
 
 
 FAST = dict(PS_HEARTBEAT_INTERVAL=1, PS_HEARTBEAT_TIMEOUT=5, RNN_OPS_JOIN_TIMEOUT=40)

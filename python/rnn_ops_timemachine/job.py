@@ -17,13 +17,13 @@ from rnn_ops_timemachine import hints, roles, signals
 
 _HOST = "127.0.0.1"
 _STARTED_BY = "RNN_OPS_STARTED_BY"  # for a role: the process that has started it
-_GRACE = 10  # seconds that the others have to end after one that has said why it ends
+_GRACE = 10  # seconds that worker 0 has to end, and to say why, after another role has failed
 _EVERY = 0.05  # seconds between two looks at the roles
 
 
 class Ended(NamedTuple):
-    """How a job ended. ``status``: worker 0's exit status, or that of the role that failed first. ``killed``: the role that a
-    signal has ended, in words."""
+    """How a job ended. ``status``: worker 0's exit status, or that of the role that failed first. ``killed``: which role has ended
+    the job, and how, where no role could say it."""
     status: int
     killed: str = ""
 
@@ -75,20 +75,26 @@ def end_with_the_starter() -> None:
 
 
 def _watch(processes):
-    first = None  # the exit status of the first role that has failed, and when
+    first = None  # the exit status of the first role that has failed, when, and which
     while True:
         codes = {key: process.poll() for key, process in processes.items()}
         for (role, number), code in codes.items():
             if code is not None and code < 0:
-                name = "the scheduler" if role == roles.SCHEDULER else f"{role} {number}"
-                return Ended(1, f"{name} was killed by {signal.Signals(-code).name}")
+                return Ended(1, f"{_name(role, number)} was killed by {signal.Signals(-code).name}")
             if code and first is None:
-                first = code, time.monotonic()
+                first = code, time.monotonic(), role, number
         if all(code is not None for code in codes.values()):
             return Ended(codes[roles.WORKER, 0] or (first[0] if first else 0))
+        ended = codes[roles.WORKER, 0]
+        if first and ended is not None:
+            return Ended(ended or first[0])
         if first and time.monotonic() - first[1] > _GRACE:
-            return Ended(first[0])
+            return Ended(first[0], f"{_name(*first[2:])} has ended with exit status {first[0]}")
         time.sleep(_EVERY)
+
+
+def _name(role, number):
+    return "the scheduler" if role == roles.SCHEDULER else f"{role} {number}"
 
 
 @contextlib.contextmanager
