@@ -143,8 +143,8 @@ def test_too_few_come(tmp_path, command, servers, message):
     with by_hand(tmp_path, command, 1, servers, DMLC_NUM_WORKER=3, DMLC_NUM_SERVER=1, RNN_OPS_JOIN_TIMEOUT=15) as one:
         end = one.end()
     assert all(end.statuses.values()) and not os.path.exists(tmp_path / "out")
-    one_line(end.stderr, f"error: not all of 3 workers and 1 server have come to the scheduler at 127.0.0.1:{one.port} within 15 s; "
-             + message)
+    one_line(end.stderr, f"error: not all of 3 workers and 1 server have come to the scheduler at 127.0.0.1:{one.port} within "
+             f"15 s; {message}")
 
 
 def test_one_too_many_comes(tmp_path, command):

@@ -1,5 +1,7 @@
-"""Jobs of which a role is killed, stopped, interrupted, out of disk or of memory, at random moments: all roles end within a stated
-time, one line names the role, and --resume goes on to the same model as a run that was never killed."""
+"""Jobs of which a role is killed, stopped, interrupted, out of disk or of memory, at random moments.
+
+All roles end within a stated time, one line names the role, and --resume goes on to the same model as a run never killed.
+"""
 import fcntl
 import os
 import pty
@@ -36,12 +38,16 @@ def longer(command):
 
 def epoch_of(tmp_path):
     path = str(tmp_path / "out")
-    return checkpoint.load(path).settings["epoch"] if os.path.exists(path) else None
+    return checkpoint.load(path).settings["epoch"] if os.path.exists(os.path.join(path, checkpoint.FILE)) else None
+
+
+def to_go_on(tmp_path, command):
+    return ["--resume", *command[-2:]] if epoch_of(tmp_path) is not None else command
 
 
 def finish(start, tmp_path, workers, command, environment):
     """Let the job go on to its end, and compare it with a run that was never killed."""
-    with start(tmp_path, ["--resume", *command[-2:]] if os.path.exists(tmp_path / "out") else command, workers, **environment) as job:
+    with start(tmp_path, to_go_on(tmp_path, command), workers, **environment) as job:
         end = job.end()
     assert (end.stderr, set(end.statuses.values())) == ("", {0})
     with by_supervisor(tmp_path, [*command[:-1], str(tmp_path / "whole")], workers) as job:
@@ -54,8 +60,7 @@ def finish(start, tmp_path, workers, command, environment):
 def test_kills_at_random_moments(tmp_path, command, start, role, workers):
     random_moment, kills, longest = random.Random(f"{start.__name__} {role}"), 0, 1.
     while kills < KILLS and epoch_of(tmp_path) != EPOCHS:
-        with start(tmp_path, ["--resume", *command[-2:]] if os.path.exists(tmp_path / "out") else command, workers,
-                   **KINDS[start]) as job:
+        with start(tmp_path, to_go_on(tmp_path, command), workers, **KINDS[start]) as job:
             began = time.monotonic()
             time.sleep(random_moment.uniform(0, longest))
             if not job.signal(role):  # it is not there yet, or no longer

@@ -22,8 +22,8 @@ _EVERY = 0.05  # seconds between two looks at the roles
 
 
 class Ended(NamedTuple):
-    """How a job ended. ``status``: worker 0's exit status, or that of the role that failed first. ``killed``: which role has ended
-    the job, and how, where no role could say it."""
+    """How a job ended. ``status``: worker 0's exit status, or that of the role that failed first. ``killed``: which role has
+    ended the job, and how, where no role could say it."""
     status: int
     killed: str = ""
 

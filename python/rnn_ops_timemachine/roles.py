@@ -133,7 +133,7 @@ class Watch:
                     heard = [name for name, when in came.values() if time.monotonic() - when < _LATE]
                     reason += "; it hears " + " and ".join(_count(heard.count(role), role) for role in (WORKER, SERVER))
                 self._say(reason)
-                self._end_all(answers, reason)
+                self._end_all(answers, reason, said=True)
         roles = [(f"{role} {rank}", role, rank) for role, count in ((WORKER, job.workers), (SERVER, job.servers))
                  for rank in range(count)]
         while not self._stopped.wait(_EVERY):
@@ -141,16 +141,16 @@ class Watch:
             for name, role, rank in roles:
                 if self._dead(role, rank, job.dead_seconds):
                     reason = f"{name} has had no heartbeat for {job.dead_seconds} s: it has died"
-                    self._end_all(answers, reason, lambda: self._say(reason))
+                    self._end_all(answers, reason)
 
-    def _end_all(self, answers, reason, without_worker_0=lambda: None):
+    def _end_all(self, answers, reason, said=False):
         """End, when the others know the reason or have had time to ask for it."""
         deadline, asked = time.monotonic() + _LINGER, {}
         while time.monotonic() < deadline and len(asked) < self._job.workers + self._job.servers - 1:
             asked.update(answers.give(inquiry.ENDS, reason))
             time.sleep(_EVERY / 4)
-        if "worker 0" not in asked.values():
-            without_worker_0()
+        if not said and "worker 0" not in asked.values():
+            self._say(reason)
         os._exit(streams.FAILURE)
 
     def _take_part(self):
@@ -260,7 +260,8 @@ def _check_port(job):
     """Raise a RuntimeError where the scheduler could not listen. ps-lite would end the process with a stack trace."""
     reason = _why_not_bound(_own_host(job), job.port)
     if reason:
-        raise RuntimeError(f"the scheduler cannot listen on {job.host}:{job.port} (DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT): {reason}")
+        raise RuntimeError(f"the scheduler cannot listen on {job.host}:{job.port} (DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT): "
+                           f"{reason}")
 
 
 def _why_not_bound(host, port):
