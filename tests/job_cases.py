@@ -1,7 +1,6 @@
 """Distributed jobs for tests: start their roles, find the processes, signal one of them, wait until all are gone."""
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -140,12 +139,6 @@ def free_ports(count):
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def copy_of(folder, other):
-    """A copy of a run's folder, without the lock of a killed process."""
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("run.lock"))
-    return other
 
 
 def _role(pid):
