@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 RNN_OPS = os.path.join(os.path.dirname(sys.executable), "rnn-ops")
-PATIENCE = 60  # seconds after which a job that has not ended counts as one that never ends
+PATIENCE = 200  # seconds after which a job that has not ended counts as one that never ends
 ROLES = "worker 0", "worker 1", "server 0", "the scheduler"
 
 
