@@ -1,12 +1,16 @@
 """Sums over all contexts of all workers, by MXNet's KVStore.
 
 `Contexts` are those of one process. `Workers` are the processes of a distributed job (``dist_sync``), each with its contexts.
-The server sums the workers' arrays in the order in which they arrive. Two summands give the same sum in either order. More are
-sent as float64, rounded to multiples of 2⁻⁴⁶: while all sums stay below 2⁷ they are exact, so the order does not matter. A
-gradient of a mean loss beyond that belongs to a training that has diverged.
+The server sums the workers' arrays in the order in which they arrive, and float64 is not safe there: `multi_precision_` of
+MXNet's server is never set at first, and where that memory is not zero it sums in float32. So all that is sent is float32. Two
+summands give the same sum in either order. More, and float64, are sent as two or three integers for each number: multiples of
+2⁻¹⁷, then of finer units. Sums of integers up to 2²⁴ are exact in float32, so the order does not matter while all sums stay
+below 2⁷. A gradient of a mean loss beyond that belongs to a training that has diverged; its sums are rounded as float32 rounds.
+Compressed gradients are sums of small integers.
 
 `Workers` has one kind of sum once training has begun, the round, and every worker takes part in every round. So a worker that
-cannot go on takes part in one more, which says so, and none waits for it.
+cannot go on takes part in one more, which says so, and none waits for it. The last round comes when all have written what they
+write.
 """
 import contextlib
 import ctypes
@@ -21,9 +25,9 @@ from rnn_ops_timemachine.roles import Left
 nd = mx.nd
 
 NOTE = 8  # bytes that a round carries for each worker
-_GRID = 2.0 ** 46
+_COARSE = 2.0 ** 17  # a number's first integer counts units of 1 / _COARSE
 _MESSAGE = 4096  # bytes that `Workers.gather` carries for each worker
-_GATHER, _BROADCAST, _ROUND = range(3)  # the KVStore's keys
+_GATHER, _BROADCAST, _ROUND, _REASON = range(4)  # the KVStore's keys
 
 
 def contexts(names: str) -> List[mx.Context]:
@@ -62,12 +66,15 @@ class Contexts:
         Whether all workers have heard why the job ends early.
     wrong : ValueError or None
         Why this worker cannot begin: an option or a setting.
+    alone : bool
+        Whether gradients stay as they are, so that a training step needs no round.
     """
     rank, workers, told, wrong = 0, 1, True, None
 
     def __init__(self, contexts: Sequence[mx.Context] = (), kvstore: str = "device"):
         self.contexts = list(contexts) or [mx.cpu()]
-        self._store = mx.kv.create(kvstore) if len(self.contexts) > 1 else None
+        self.alone = len(self.contexts) == 1
+        self._store = None if self.alone else mx.kv.create(kvstore)
 
     def about(self) -> Dict[str, Any]:
         """Facts for the record of a run."""
@@ -85,15 +92,21 @@ class Contexts:
         return [(batch_size * part // parts, batch_size * (part + 1) // parts)
                 for part in range(first, first + len(self.contexts))]
 
-    def begin(self, size: int, dtype) -> None:
-        """Prepare `round` for vectors of a size and a dtype."""
-        self._store.init(_ROUND, nd.zeros(size, self.contexts[0], dtype))
+    def begin(self, gradients: Sequence[mx.nd.NDArray]) -> None:
+        """Prepare `round` for gradients such as these of one context."""
+        if self._store:
+            self._store.init(list(range(len(gradients))), list(gradients))
 
-    def round(self, vectors: Optional[List[mx.nd.NDArray]], note: bytes) -> List[bytes]:
-        """Make every vector, one on each context, the sum of all; None stands for zeros → the notes of all workers, by rank."""
-        if vectors is not None:
-            self._store.pushpull(_ROUND, vectors, out=vectors)
+    def round(self, gradients: Optional[List[List[mx.nd.NDArray]]], note: bytes) -> List[bytes]:
+        """Make every gradient, of the list of each context, the sum of all; None stands for zeros → the notes of all workers,
+        by rank."""
+        if gradients is not None:
+            by_key = list(map(list, zip(*gradients)))
+            self._store.pushpull(list(range(len(by_key))), by_key, out=by_key)
         return [note]
+
+    def finish(self) -> None:
+        """Wait until every worker has done all that it does. A `Left` if one of them could not."""
 
     def leave(self, reason: str, signal: int = 0) -> None:
         """Tell the other workers that this one cannot go on. If it was a signal, they end as by that."""
@@ -113,14 +126,14 @@ class Workers(Contexts):
         By default ``mx.cpu()``.
     threshold : float
         Of MXNet's 2bit gradient compression: of each number a worker sends -threshold, 0 or threshold, and adds the rest to the
-        number of the next step. A power of two keeps the sums exact. By default nothing is compressed.
+        number of the next step. By default nothing is compressed.
     """
 
     def __init__(self, store, contexts: Sequence[mx.Context] = (), threshold: Optional[float] = None, watch=None):
         self.contexts, self._store, self._watch = list(contexts) or [mx.cpu()], store, watch
         self.rank, self.workers = store.rank, store.num_workers
-        self.told = False
-        self._threshold, self._compressed, self._unit = threshold, False, 1.0
+        self.told, self.alone = False, self.workers * len(self.contexts) == 1 and not threshold
+        self._threshold, self._compressed = threshold, False
         self._reason, self._size = b"", None
         self._store.init(_GATHER, nd.zeros(self.workers * _MESSAGE * 8))
 
@@ -130,9 +143,7 @@ class Workers(Contexts):
 
     def gather(self, message: bytes) -> List[bytes]:
         """Every worker's message of at most 4,096 bytes, by rank; it is cut there."""
-        sent = nd.array(self._bits(message[:_MESSAGE], _MESSAGE))
-        self._sum(_GATHER, [sent])
-        return [message.rstrip(b"\0") for message in self._messages(sent.asnumpy(), _MESSAGE)]
+        return self._gather(_GATHER, message)
 
     def broadcast(self, content: Optional[bytes], size: int) -> bytes:
         """The content that worker 0 gives, which has so many bytes. It can be called once."""
@@ -141,38 +152,50 @@ class Workers(Contexts):
         self._store.broadcast(_BROADCAST, array, out=array)
         return array.asnumpy().astype(np.uint8).tobytes()
 
-    def begin(self, size, dtype):
+    def begin(self, gradients):
         """As `Contexts.begin`."""
+        dtype = np.dtype(gradients[0].dtype)
         if self._threshold:
-            if np.dtype(dtype) != np.float32:
-                raise ValueError(f"gradient_compression: got parameters of {np.dtype(dtype)}, needs float32")
-            self._store.set_gradient_compression({"type": "2bit", "threshold": self._threshold})
+            if dtype != np.float32:
+                raise ValueError(f"gradient_compression: got parameters of {dtype}, needs float32")
+            # MXNet sends a threshold with six decimals. So it is 1 here, and the gradients are divided by the true one.
+            self._store.set_gradient_compression({"type": "2bit", "threshold": 1})
             self._store._barrier()  # worker 0 tells the servers, which must know it before the first round
-            self._compressed, self._unit = True, self._threshold
-        many = self.workers > 2 and not self._compressed
-        self._size, self._dtype, self._on_grid = size, "float64" if many else dtype, many
-        self._store.init(_ROUND, nd.zeros(size + self.workers * (1 + NOTE) * 8, dtype=self._dtype))
+            self._compressed = True
+            self._store.init(_REASON, nd.zeros(self.workers * _MESSAGE * 8))  # with a compression servers have other parts
+        as_it_is = self._compressed or dtype == np.float32 and self.workers <= 2
+        self._integers = 0 if as_it_is else 2 if dtype == np.float32 else 3
+        # The finer integers are at most 2²⁴ / summands.
+        self._finer = 2.0 ** (25 - (self.workers * len(self.contexts) - 1).bit_length())
+        self._size = max(1, self._integers) * sum(gradient.size for gradient in gradients)
+        self._sent = [nd.zeros(self._size + self.workers * (1 + NOTE) * 8, context) for context in self.contexts]
+        self._store.init(_ROUND, self._sent[0])
 
-    def round(self, vectors, note):
+    def round(self, gradients, note):
         """As `Contexts.round`. A `Left` if a worker cannot go on."""
         control = self._bits(bytes([bool(self._reason)]) + note, 1 + NOTE)
-        sent = []
-        for number, context in enumerate(self.contexts):
-            part = nd.zeros(self._size, context, self._dtype) if vectors is None else vectors[number].astype(self._dtype)
-            if self._on_grid:
-                part = nd.rint(part * _GRID) / _GRID
-            sent.append(nd.concat(part, nd.array(control if number == 0 else 0 * control, context, self._dtype), dim=0))
-        self._sum(_ROUND, sent)
-        notes = self._messages(sent[0][self._size:].asnumpy(), 1 + NOTE)
+        for number, sent in enumerate(self._sent):
+            bits = nd.array(control if number == 0 else np.zeros_like(control), sent.context)
+            if gradients is None:
+                sent[:self._size] = 0
+                sent[self._size:] = bits
+            else:
+                self._put(gradients[number], bits, sent)
+        self._sum(_ROUND, self._sent)
+        notes = self._messages(self._sent[0][self._size:].asnumpy(), 1 + NOTE)
         if any(note[0] for note in notes):
-            reasons = self.gather(self._reason)
+            reasons = self._gather(_REASON if self._compressed else _GATHER, self._reason)
             self.told = True
             for rank, reason in enumerate(reasons):
                 if reason:
                     raise Left(rank, reason[1:].decode("utf-8", "replace"), reason[0] - 1)
-        for vector, whole in zip(vectors or [], sent):
-            vector[:] = whole[:self._size]
+        for of_context, sent in zip(gradients or [], self._sent):
+            self._take(sent, of_context)
         return [note[1:] for note in notes]
+
+    def finish(self):
+        """As `Contexts.finish`."""
+        self.round(None, bytes(NOTE))
 
     def leave(self, reason, signal=0):
         """As `Contexts.leave`."""
@@ -199,6 +222,49 @@ class Workers(Contexts):
             self._watch.stop()
         mx.base.check_call(mx.base._LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, ctypes.c_int(0)))
 
+    def _gather(self, key, message):
+        sent = nd.array(self._bits(message[:_MESSAGE], _MESSAGE))
+        self._sum(key, [sent])
+        return [message.rstrip(b"\0") for message in self._messages(sent.asnumpy(), _MESSAGE)]
+
+    def _put(self, gradients, bits, sent):
+        """Fill an array that is sent."""
+        flat = [gradient.reshape(-1) for gradient in gradients]
+        if self._compressed:
+            flat = [nd.concat(*flat, dim=0) / self._threshold]
+        elif self._integers:
+            flat = self._split(nd.concat(*flat, dim=0))
+        nd.concat(*flat, bits, dim=0, out=sent)
+
+    def _take(self, sent, gradients):
+        """Make the gradients those of an array that has come back."""
+        sent = sent[:self._size]
+        if self._compressed:
+            sent = sent * self._threshold
+        elif self._integers:
+            sent = self._joined(sent.reshape((self._integers, -1)).astype(gradients[0].dtype, copy=False))
+        begin = 0
+        for gradient in gradients:
+            flat = gradient.reshape(-1)
+            nd.slice_axis(sent, axis=0, begin=begin, end=begin + flat.size, out=flat)
+            begin += flat.size
+
+    def _split(self, numbers):
+        """Numbers → arrays of integers, the coarse ones first, as float32."""
+        integers, rest = [], numbers * _COARSE
+        while True:
+            integers.append(nd.rint(rest).astype("float32", copy=False))
+            if len(integers) == self._integers:
+                return integers
+            rest = (rest - integers[-1].astype(rest.dtype, copy=False)) * self._finer
+
+    def _joined(self, integers):
+        """The numbers of sums of integers, of the dtype that these have."""
+        numbers = integers[self._integers - 1]
+        for row in range(self._integers - 2, -1, -1):
+            numbers = integers[row] + numbers / self._finer
+        return numbers / _COARSE
+
     def _sum(self, key, arrays):
         """Make each array the sum of all."""
         if self._compressed:
@@ -208,13 +274,13 @@ class Workers(Contexts):
             self._store.pushpull(key, arrays, out=arrays)
 
     def _bits(self, message, length):
-        """An array with a number for each bit that each worker may send, those of this worker filled in. So a message also
+        """An array with a number, 0 or 1, for each bit that each worker may send, those of this worker filled in. So a message
         comes through a compression, and through any sum."""
         bits = np.zeros((self.workers, length * 8), np.float32)
         padded = message + bytes(length - len(message))
-        bits[self.rank] = self._unit * np.unpackbits(np.frombuffer(padded, np.uint8))
+        bits[self.rank] = np.unpackbits(np.frombuffer(padded, np.uint8))
         return bits.ravel()
 
     def _messages(self, bits, length):
         """The messages of all workers from the sum of their `_bits`."""
-        return [row.tobytes() for row in np.packbits((bits > self._unit / 2).reshape(self.workers, length * 8), axis=1)]
+        return [row.tobytes() for row in np.packbits((bits > 0.5).reshape(self.workers, length * 8), axis=1)]

@@ -67,29 +67,28 @@ class Replicas:
 
     def __init__(self, replicas: List[Replica], exchange):
         self._replicas, self._exchange = replicas, exchange
-        gradients = replicas[0].gradients
-        self._alone = exchange.workers * len(replicas) == 1
-        if not self._alone:
-            exchange.begin(sum(gradient.size for gradient in gradients), gradients[0].dtype)
+        exchange.begin(replicas[0].gradients)
 
     def train_epoch(self, inputs: Tokens, labels: Tokens, learning_rate: float) -> Iterator[float]:
         """As `learners.Learner.train_epoch`; the tokens may be NDArrays too. When a loss comes, MXNet may still be at work on
         the batch's update."""
+        alone, weights = self._exchange.alone, self._weights(inputs)
+        heads = None if alone else [nd.full(1, weight, replica.context, replica.gradients[0].dtype)
+                                    for weight, replica in zip(weights, self._replicas)]
         try:
             for number, losses in enumerate(self._losses(inputs, labels, mx.autograd.record), start=1):
-                mx.autograd.backward([loss for loss, _ in losses],
-                                     None if self._alone else [nd.full(1, weight, loss.context, loss.dtype)
-                                                               for loss, weight in losses])
-                loss = losses[0][0] if self._alone else self._sum(losses)
+                mx.autograd.backward(losses, heads)
+                loss = losses[0] if alone else self._sum(losses, weights)
                 for replica in self._replicas:
                     replica.update(learning_rate)
-                yield descent.checked(loss.asscalar() if self._alone else loss, f"of batch {number}")
+                yield descent.checked(loss.asscalar() if alone else loss, f"of batch {number}")
         finally:
             nd.waitall()  # MXNet can hang at exit while a custom operator, such as the last batch's backward, is queued
 
     def loss(self, inputs: Tokens, labels: Tokens) -> float:
         """As `learners.Learner.loss`."""
-        means = [_mean(losses) for losses in self._losses(inputs, labels)]
+        weights = self._weights(inputs)
+        means = [_mean(losses, weights) for losses in self._losses(inputs, labels)]
         if self._exchange.workers > 1:
             means = [sum(map(_number, self._exchange.round(None, _note(np.mean(means)))))]
         return descent.mean(means)
@@ -105,29 +104,25 @@ class Replicas:
         return arrays
 
     def _losses(self, inputs, labels, scope=mx.autograd.pause):
-        """For each batch the replicas' losses, each with its part of the batch's mean, computed inside ``scope``."""
+        """For each batch the replicas' losses, computed inside ``scope``."""
         rows = self._exchange.rows(inputs.shape[2])
         states = [replica.no_state(end - begin) for replica, (begin, end) in zip(self._replicas, rows)]
-        weights = [(end - begin) / inputs.shape[2] for begin, end in rows]
-        parts = [batches(_rows(tokens, *part), None if self._alone else replica.context)
+        parts = [batches(_rows(tokens, *part), None if self._exchange.alone else replica.context)
                  for tokens in (inputs, labels) for replica, part in zip(self._replicas, rows)]
         for tokens in zip(*parts):
             with scope():
                 found = [replica.loss(*pair, state) for replica, pair, state in zip(
                     self._replicas, zip(tokens, tokens[len(rows):]), states)]
             states = [state.detach() for _, state in found]
-            yield list(zip((loss for loss, _ in found), weights))
+            yield [loss for loss, _ in found]
 
-    def _sum(self, losses):
+    def _weights(self, inputs):
+        """The replicas' parts of a batch's mean loss."""
+        return [(end - begin) / inputs.shape[2] for begin, end in self._exchange.rows(inputs.shape[2])]
+
+    def _sum(self, losses, weights):
         """Sum the gradients over all replicas of all workers → the batch's loss."""
-        vectors = [nd.concat(*(gradient.reshape(-1) for gradient in replica.gradients), dim=0) for replica in self._replicas]
-        notes = self._exchange.round(vectors, _note(_mean(losses)))
-        for replica, vector in zip(self._replicas, vectors):
-            begin = 0
-            for gradient in replica.gradients:
-                flat = gradient.reshape(-1)
-                nd.slice_axis(vector, axis=0, begin=begin, end=begin + flat.size, out=flat)
-                begin += flat.size
+        notes = self._exchange.round([replica.gradients for replica in self._replicas], _note(_mean(losses, weights)))
         return sum(map(_number, notes))
 
 
@@ -185,9 +180,9 @@ def _rows(tokens, begin, end):
     return tokens if end - begin == tokens.shape[2] else tokens[:, :, begin:end]
 
 
-def _mean(losses):
+def _mean(losses, weights):
     """This worker's part of a batch's mean loss."""
-    return sum(weight * float(loss.asscalar()) for loss, weight in losses)
+    return sum(weight * float(loss.asscalar()) for loss, weight in zip(losses, weights))
 
 
 def _note(loss):
