@@ -66,7 +66,7 @@ def leave(store, threshold):
         exchange.leave("the disk is full")
         return exchange.told
     try:
-        exchange.round([[gradient]], bytes(8)) if store.rank == 0 else exchange.finish()
+        exchange.round([[gradient]], bytes(8)) if store.rank == 0 else exchange.close()
     except roles.Left as error:
         return str(error), exchange.told
 

@@ -9,8 +9,7 @@ below 2⁷. A gradient of a mean loss beyond that belongs to a training that has
 Compressed gradients are sums of small integers.
 
 `Workers` has one kind of sum once training has begun, the round, and every worker takes part in every round. So a worker that
-cannot go on takes part in one more, which says so, and none waits for it. The last round comes when all have written what they
-write.
+cannot go on takes part in one more, which says so, and none waits for it. `close` begins with the last round.
 """
 import contextlib
 import ctypes
@@ -105,9 +104,6 @@ class Contexts:
             self._store.pushpull(list(range(len(by_key))), by_key, out=by_key)
         return [note]
 
-    def finish(self) -> None:
-        """Wait until every worker has done all that it does. A `Left` if one of them could not."""
-
     def leave(self, reason: str, signal: int = 0) -> None:
         """Tell the other workers that this one cannot go on. If it was a signal, they end as by that."""
 
@@ -192,10 +188,6 @@ class Workers(Contexts):
         for of_context, sent in zip(gradients or [], self._sent):
             self._take(sent, of_context)
         return [note[1:] for note in notes]
-
-    def finish(self):
-        """As `Contexts.finish`."""
-        self.round(None, bytes(NOTE))
 
     def leave(self, reason, signal=0):
         """As `Contexts.leave`."""

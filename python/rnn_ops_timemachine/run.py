@@ -152,8 +152,6 @@ class Run:
             while not self.finished:
                 self._train_epoch(learner, on_batch)
                 yield self.metrics[-1], self._keep()
-            if self.exchange:
-                self.exchange.finish()
         except BaseException as error:
             self._draw()
             if isinstance(error, roles.Left):
