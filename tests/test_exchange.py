@@ -168,10 +168,10 @@ def test_messages_come_through_servers(count, servers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threshold", [None, 0.01])
-def test_a_worker_that_leaves_is_heard(threshold):
+@pytest.mark.parametrize("threshold, count", [(None, 3), (0.01, 2)])  # compressed messages of 2 workers have other parts
+def test_a_worker_that_leaves_is_heard(threshold, count):
     heard = "worker 1: the disk is full", True
-    assert in_job("leave", threshold, 3, 3) == [heard, True, heard]
+    assert in_job("leave", threshold, count, 3) == [heard, True, heard][:count]
 
 
 @pytest.mark.slow
