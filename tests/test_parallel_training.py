@@ -12,7 +12,7 @@ from rnn_ops._mxnet import mx
 from rnn_ops_timemachine import checkpoint, exchange, learners
 from rnn_ops_timemachine.record import FILE as RECORD
 from rnn_ops_timemachine.settings import SAMPLES
-from timemachine_cases import SMALL, TIMES, assert_same_run, content_of, metrics_of, one_line
+from timemachine_cases import SMALL, TIMES, assert_same_run, book_file, content_of, metrics_of, one_line, train
 
 STEPS = "native", "custom", "gluon", "reference"
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 16])
