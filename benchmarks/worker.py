@@ -129,7 +129,7 @@ def _serve(connection):
             else:
                 name, problem_name, direction, seconds = arguments
                 value = time_calls(made[name, problem_name].calls[direction], seconds)
-            _wait_for_threads()
+            wait_for_threads()
             answer = OK, value
         except ImportError as error:
             answer = NOT_INSTALLED, _one_line(error)
@@ -187,7 +187,7 @@ def verify(results, truth, bound=BOUND):
     return worst
 
 
-def _wait_for_threads():
+def wait_for_threads():
     for _ in range(_PATIENCE):
         before = time.process_time()  # of all threads of this process
         time.sleep(_SLEEP)
