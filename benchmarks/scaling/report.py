@@ -36,7 +36,18 @@ def markdown(result):
     sections = [show(found) for needed, show in (
         (("steps",), _steps), (("kvstore",), _kvstore), (("computing",), _computing), (("network",), _network),
         (("steps", "kvstore", "computing"), _model)) if all(name in found for name in needed)]
-    return "\n\n".join([*sections, _where(found)]) + "\n"
+    return "\n\n".join([_bytes(), *sections, _where(found)]) + "\n"
+
+
+def _bytes():
+    """By arithmetic alone."""
+    _, _, symbols, hidden = parts.SHAPE
+    count, lines = model.parameters(hidden, symbols), []
+    for name, workers, compressed in (("2 workers, float32", 2, False), ("2 workers, 2bit", 2, True), ("4 workers, float64", 4, False),
+                                      ("4 workers, 2bit", 4, True)):
+        sent = model.message(count, workers, compressed)
+        lines.append((name, *(digits(size / 1e6) for size in (sent.up, sent.down, workers * sent.up, workers * sent.down))))
+    return _table((f"MB a training step, {count:,} parameters", "a worker sends", "receives", "the server receives", "sends"), lines)
 
 
 def _where(found):
@@ -99,7 +110,7 @@ def _computing(found):
 
 def _network(found):
     rows = found["network"]["rows"]
-    hidden, symbols = parts.SHAPE[3], parts.SHAPE[2]
+    _, _, symbols, hidden = parts.SHAPE
     lines, errors = [], []
     for row in rows:
         if row["bandwidth"] is None:
