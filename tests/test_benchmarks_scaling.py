@@ -1,5 +1,5 @@
-"""What several workers cost: the arithmetic of the model, the tables of a stored result, and small real jobs. Nothing here depends
-on how long anything takes."""
+"""What several workers cost: the arithmetic of the model, the tables of a stored result, and small real jobs. Nothing here
+depends on how long anything takes."""
 import json
 import os
 import types
@@ -29,7 +29,7 @@ def test_bytes_by_hand():
     assert model.message(105_293, 4, compressed=True) == (4 * 6_599, 4 * 105_581, 4)
 
 
-def test_the_model_has_the_exchange_s_message():
+def test_model_counts_the_notes_of_the_exchange():
     from rnn_ops_timemachine import exchange
     assert model.NOTE == 1 + exchange.NOTE
 

@@ -54,8 +54,8 @@ class Relay:
         number = self._process.stdout.readline()
         if not number:
             raise RuntimeError(self._process.communicate()[1].strip().splitlines()[-1])
-        # By the namespaces' addresses: files that a process can enter by.
-        self.namespaces = dict(zip(_SIDES, (f"/proc/{number.strip()}/fd/{fd}" for fd in self._numbers())))
+        # Files that stand for the namespaces, by address.
+        self.namespaces = dict(zip(_SIDES, (f"/proc/{number.strip()}/fd/{fd}" for fd in self._process.stdout.readline().split())))
         return self
 
     def __exit__(self, *_):
@@ -65,10 +65,7 @@ class Relay:
     def limit(self, network: Network):
         """Have this bandwidth and this latency from now on."""
         print(network.bandwidth, network.latency, file=self._process.stdin, flush=True)
-        assert self._process.stdout.readline() == "limited\n"
-
-    def _numbers(self):
-        return self._process.stdout.readline().split()
+        self._process.stdout.readline()  # it has done so
 
     def probe(self, size=1 << 18, times=12):
         """The network as TCP sees it: a `model.Network`. Latency is half the time of one byte there and back; bandwidth is what
@@ -143,8 +140,8 @@ def _side(address):
     device = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK)
     name = "rnn-ops"
     fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
-    for words in (f"link set {name} mtu {_PACKET} txqueuelen 10000", f"address add {address}/24 dev {name}", f"link set {name} up",
-                  "link set lo up"):
+    for words in (f"link set {name} mtu {_PACKET} txqueuelen 10000", f"address add {address}/24 dev {name}",
+                  f"link set {name} up", "link set lo up"):
         subprocess.run(["ip", *words.split()], check=True)
     return os.open("/proc/self/ns/net", os.O_RDONLY), device
 

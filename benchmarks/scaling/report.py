@@ -43,11 +43,13 @@ def _bytes():
     """By arithmetic alone."""
     _, _, symbols, hidden = parts.SHAPE
     count, lines = model.parameters(hidden, symbols), []
-    for name, workers, compressed in (("2 workers, float32", 2, False), ("2 workers, 2bit", 2, True), ("4 workers, float64", 4, False),
-                                      ("4 workers, 2bit", 4, True)):
+    for workers, compressed, name in (
+            (2, False, "2 workers, float32"), (2, True, "2 workers, 2bit"),
+            (4, False, "4 workers, float64"), (4, True, "4 workers, 2bit")):
         sent = model.message(count, workers, compressed)
         lines.append((name, *(digits(size / 1e6) for size in (sent.up, sent.down, workers * sent.up, workers * sent.down))))
-    return _table((f"MB a training step, {count:,} parameters", "a worker sends", "receives", "the server receives", "sends"), lines)
+    return _table((f"MB a training step, {count:,} parameters", "a worker sends", "receives", "the server receives", "sends"),
+                  lines)
 
 
 def _where(found):
@@ -122,8 +124,10 @@ def _network(found):
         errors.append(predicted / row["median"] - 1)
         bandwidth, latency = row["probed"]
         lines.append((row["job"], f"{8e-6 * row['bandwidth']:,.0f}", f"{1e3 * row['latency']:g}",
-                      f"{8e-6 * bandwidth:,.0f}, {digits(1e3 * latency)}", _ms(row["median"]), _ms(predicted), f"{errors[-1]:+.0%}"))
-    table = _table(("ms a step over a simulated network", "Mbit/s", "ms one way", "by a probe", "measured", "model", "error"), lines)
+                      f"{8e-6 * bandwidth:,.0f}, {digits(1e3 * latency)}", _ms(row["median"]), _ms(predicted),
+                      f"{errors[-1]:+.0%}"))
+    table = _table(("ms a step over a simulated network", "Mbit/s", "ms one way", "by a probe", "measured", "model", "error"),
+                   lines)
     middle = sorted(map(abs, errors))[len(errors) // 2]
     return f"{table}\n\nErrors of the model: {middle:.0%} in the middle, {max(errors, key=abs):+.0%} at worst."
 

@@ -14,7 +14,6 @@ from .. import problems, worker
 from ..clock import time_calls
 
 
-
 def main(description):
     """The exit status."""
     job.end_with_the_starter()
