@@ -123,6 +123,7 @@ def test_each_part_of_the_stored_result_has_its_table(stored):
     assert found
     for head, needed in (("MB a training step", ()), ("ms a training step", ["steps"]), ("ms a round", ["kvstore"]),
                          ("ms a step of one process", ["computing"]), ("ms a step over a simulated network", ["network"]),
+                         ("model: ms a round", ["kvstore"]),
                          ("model: times as fast, 32 rows together", ["steps", "kvstore", "computing"]),
                          ("model: times as fast, 32 rows for each worker", ["steps", "kvstore", "computing"])):
         assert shown.count(f"| {head}") == all(name in found for name in needed)

@@ -35,7 +35,7 @@ def markdown(result):
     found = result["parts"]
     sections = [show(found) for needed, show in (
         (("steps",), _steps), (("kvstore",), _kvstore), (("computing",), _computing), (("network",), _network),
-        (("steps", "kvstore", "computing"), _model)) if all(name in found for name in needed)]
+        (("kvstore",), _rounds), (("steps", "kvstore", "computing"), _model)) if all(name in found for name in needed)]
     return "\n\n".join([_bytes(), *sections, _where(found)]) + "\n"
 
 
@@ -130,6 +130,20 @@ def _network(found):
                    lines)
     middle = sorted(map(abs, errors))[len(errors) // 2]
     return f"{table}\n\nErrors of the model: {middle:.0%} in the middle, {max(errors, key=abs):+.0%} at worst."
+
+
+def _rounds(found):
+    """What a round takes, by the model: a step gains if the workers save more than that in computing."""
+    cases = [(workers, name, network) for workers in (2, 4) for name, network in NETWORKS]
+    lines = []
+    for hidden in parts.HIDDEN:
+        count, line = model.parameters(hidden, parts.SHAPE[2]), []
+        for workers, _, network in cases:
+            sent = model.message(count, workers)
+            cost, _ = _cost(found["kvstore"]["rows"], f"{workers} workers, 1 server", "float32" if workers <= 2 else "float64")
+            line.append(_ms(cost.at(sent.up) + model.on_the_network(sent, workers, 1, network)))
+        lines.append((f"H = {hidden}, {count:,} parameters", *line))
+    return _table(("model: ms a round, 1 server", *(f"{workers} workers, {name}" for workers, name, _ in cases)), lines)
 
 
 def _model(found):
