@@ -60,7 +60,7 @@ def in_job(function, argument=None, workers=2, servers=1, **environment):
 def run_train(*options, timeout=300):
     """`rnn-ops train` in a process of its own → (exit status, stderr)."""
     done = subprocess.run([sys.executable, "-m", "rnn_ops", "train", *options], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout)
+                          stderr=subprocess.PIPE, text=True, timeout=timeout)
     return done.returncode, done.stderr
 
 

@@ -24,7 +24,7 @@ def add_to(parser) -> None:
     parser.add_argument("--gradient-compression", metavar="2bit[:T]",
                         help=f"workers send two bits for each number of a gradient, -T, 0 or T (default {_THRESHOLD:g}), and add "
                              "the rest to the next one. A wrong T costs loss: after 15 epochs of the book with 2 workers it is "
-                             "2.23 without, 2.19 with 0.004, 2.38 with 0.125, 2.93 with 0.00024. A resumed run begins without rests")
+                             "2.23 without, 2.19 with 0.004, 2.38 with 0.125, 2.93 with 0.00024. A resumed run has no rests")
 
 
 def place():
