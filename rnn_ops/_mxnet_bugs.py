@@ -70,8 +70,10 @@ GPUs
 The distributed KVStore (ps-lite). The workarounds are in the workload, python/rnn_ops_timemachine: exchange.py, roles.py, job.py.
 
 - A role that dies, or that does not come, is waited for without end. We watch the heartbeats and the processes.
-- The server sums the workers' arrays in the order in which they arrive, so sums of three or more differ from run to run. We send
-  numbers whose sums are exact.
+- The server sums the workers' arrays in the order in which they arrive, so sums of three or more differ from run to run. And it
+  may sum float64 in float32: ``multi_precision_`` is not initialised. We send float32 numbers whose sums are exact.
+- The threshold of 2bit compression is sent with six decimals. Ours is 1, and the gradients are divided by the true one. An array
+  that is initialised before the compression is set has other parts after that.
 - After push, pull writes the sum into the array that was pushed, too. A second KVStore in one process hangs. A KVStore takes
   floating-point numbers only.
 - An import of MXNet with DMLC_ROLE=server or scheduler does not return until the job ends. We hide the variable from it.
