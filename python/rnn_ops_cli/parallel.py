@@ -17,7 +17,7 @@ def add_to(parser) -> None:
                              "(default cpu(0))")
     parser.add_argument("--kvstore", metavar="KIND",
                         help="MXNet's store that sums the gradients: local or device (default) for several contexts, dist_sync "
-                             "for the processes of MXNet's launcher")
+                             "for the processes of rnn-ops launch")
     parser.add_argument("--workers", type=positive, metavar="N",
                         help="train in N processes on this machine, each with a part of the rows of a batch")
     parser.add_argument("--servers", type=positive, metavar="M", help="processes that sum the workers' gradients (default 1)")
@@ -144,7 +144,7 @@ def _checked(how, place):
     if place and kvstore != "dist_sync":
         raise ValueError(f"kvstore: got {kvstore!r}, but a worker of a job (DMLC_ROLE) needs dist_sync")
     if not place and kvstore == "dist_sync":
-        raise ValueError("kvstore: got 'dist_sync', which needs --workers on one machine, MXNet's launcher on several")
+        raise ValueError("kvstore: got 'dist_sync', which needs --workers on one machine, rnn-ops launch on several")
     if not place and "servers" in how:
         raise ValueError(f"servers: got {how['servers']}, needs --workers")
     if not place and "gradient_compression" in how:
