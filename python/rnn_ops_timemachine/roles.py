@@ -82,10 +82,10 @@ def join(job: Job, outlook: Callable[[], str]) -> tuple:
         No scheduler answers, or ps-lite cannot begin.
     """
     _wait_for_scheduler(job)
+    # The arrays are summed by all servers, each a part, and not by one of them. (Set before there are threads.)
+    os.environ.setdefault("MXNET_KVSTORE_BIGARRAY_BOUND", "4096")
     mx = _mxnet(job)
     watch = Watch(job, outlook=outlook)
-    # The arrays are summed by all servers, each a part, and not by one of them.
-    os.environ.setdefault("MXNET_KVSTORE_BIGARRAY_BOUND", "4096")
     with _in_words(mx):
         watch.store = mx.kv.create("dist_sync")
     return watch.store, watch
@@ -205,7 +205,7 @@ def _rank():
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_char_p
     rank = getenv(b"DMLC_RANK")
-    return None if rank is None else int(rank)
+    return int(rank) if rank else None
 
 
 def _count(number, role):
@@ -233,7 +233,9 @@ def _number(environment, name, most=10 ** 6, otherwise=None):
 def _mxnet(job):
     """MXNet, imported as outside of a job: with the role of a server in the environment its import would not return."""
     os.environ.setdefault("PS_HEARTBEAT_INTERVAL", str(_INTERVAL))
-    os.environ.pop("DMLC_RANK", None)  # `_rank` is that of this job
+    # `_rank` is that of this job. And ps-lite's setenv of a name that is there changes a pointer; of a new one it can move the
+    # environment while another thread reads it.
+    os.environ["DMLC_RANK"] = ""
     del os.environ["DMLC_ROLE"]
     try:
         from rnn_ops._mxnet import mx
