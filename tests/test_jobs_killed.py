@@ -128,6 +128,23 @@ def test_a_role_that_is_stopped_counts_as_dead(tmp_path, command, start, role):
     one_line(stderr, f"error: {role} has had no heartbeat for 5 s: it has died")
 
 
+@pytest.mark.parametrize("start", KINDS)
+def test_a_job_that_is_stopped_for_a_while_goes_on(tmp_path, command, start):
+    """Ctrl-Z and fg: then all heartbeats are older than a dead role's."""
+    with start(tmp_path, longer(command), **FAST) as job:
+        job.wait_for("epoch ", 3)
+        for number, pause in (signal.SIGSTOP, 8), (signal.SIGCONT, 0):
+            for pid in job.processes():
+                os.kill(pid, number)
+            time.sleep(pause)
+        job.wait_for("epoch ", job.read(0).count("epoch ") + 100)
+        time.sleep(8)  # and the watch is awake again
+        assert job.read(1) == ""
+        job.signal("worker 0", signal.SIGTERM)
+        end = job.end()
+    one_line(end.stderr, "interrupted by SIGTERM: ")
+
+
 def test_ctrl_c_on_a_terminal(tmp_path, command):
     """One line; the command that it gives can be run."""
     terminal, end = pty.openpty()

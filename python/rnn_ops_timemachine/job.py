@@ -42,6 +42,7 @@ def run(command: List[str], workers: int, servers: int) -> Ended:
     environment = dict(
         os.environ, DMLC_NUM_WORKER=str(workers), DMLC_NUM_SERVER=str(servers), DMLC_PS_ROOT_URI=_HOST,
         DMLC_PS_ROOT_PORT=str(ports.pop()), DMLC_NODE_HOST=_HOST, **{_STARTED_BY: str(os.getpid())})
+    environment.pop("PORT", None)  # of some shells; ps-lite would take it for the role's own
     if workers > 1:  # together they have the processors
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
     roles.of_environment(dict(environment, DMLC_ROLE=roles.WORKER))

@@ -110,6 +110,7 @@ class Watch:
     def __init__(self, job: Job, store=None, outlook: Callable[[], str] = str):
         self.store = store
         self._job, self._outlook, self._stopped = job, outlook, threading.Event()
+        self._looked, self._woke = time.time(), 0.0  # when `_awake` was asked last, and when a pause has ended
         self._thread = threading.Thread(target=self._schedule if job.role == SCHEDULER else self._take_part, daemon=True)
         self._thread.start()
 
@@ -138,6 +139,8 @@ class Watch:
                  for rank in range(count)]
         while not self._stopped.wait(_EVERY):
             answers.give(inquiry.RUNS)
+            if not self._awake():
+                continue
             for name, role, rank in roles:
                 if self._dead(role, rank, job.dead_seconds):
                     reason = f"{name} has had no heartbeat for {job.dead_seconds} s: it has died"
@@ -172,7 +175,7 @@ class Watch:
                 self._end(f"the job of the scheduler at {job.host}:{job.port} has its {_all(job)} already")
             if rank is not None and self.store is not None:
                 # At first ps-lite has no time of its own start, and counts from 1970.
-                if now - ranked > job.dead_seconds and self._dead(SCHEDULER, 0, job.dead_seconds):
+                if self._awake() and now - ranked > job.dead_seconds and self._dead(SCHEDULER, 0, job.dead_seconds):
                     self._end(f"the scheduler has had no heartbeat for {job.dead_seconds} s: it has died"
                               + ("" if answered else ", or has ended the job"), rank == 0)
             elif answered and now - answered > job.dead_seconds:
@@ -180,6 +183,15 @@ class Watch:
                           not rank)
             elif not answered and now - began > job.join_seconds:
                 self._end(f"{_not_all(job)}, or somebody else listens there", not rank)
+
+    def _awake(self):
+        """Whether this process has run long enough to take others for dead. After Ctrl-Z, or when the computer has slept, their
+        heartbeats are as old as its own. (ps-lite counts by the same clock.)"""
+        now = time.time()
+        if not 0 <= now - self._looked <= _LATE:
+            self._woke = now
+        self._looked = now
+        return now - self._woke > self._job.dead_seconds
 
     def _end(self, reason, say=True):
         if not self._stopped.is_set():
