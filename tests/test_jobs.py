@@ -2,6 +2,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +35,23 @@ def test_a_wrong_variable_is_named(monkeypatch, capfd, wrong, message):
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
     assert main(["train"]) == 2
     assert capfd.readouterr() == ("", f"rnn-ops: error: {message}\n")
+
+
+def test_ps_lites_rank_is_no_new_variable():
+    # ps-lite sets it in one thread while the watch reads it in another: a new variable would move the environment.
+    program = """import ctypes
+from rnn_ops_timemachine import roles
+c = ctypes.CDLL(None)
+def count():
+    environ = ctypes.POINTER(ctypes.c_char_p).in_dll(c, "environ")
+    return next(number for number in range(10 ** 6) if environ[number] is None)
+roles._mxnet(roles.of_environment())
+before = count()
+assert roles._rank() is None
+c.setenv(b"DMLC_RANK", b"12", 1)
+assert roles._rank() == 12 and count() == before
+"""
+    subprocess.run([sys.executable, "-c", program], env=dict(os.environ, **PLACE), check=True, timeout=60)
 
 
 def test_the_scheduler_answers_all_that_have_asked():
