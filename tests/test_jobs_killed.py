@@ -128,6 +128,23 @@ def test_a_role_that_is_stopped_counts_as_dead(tmp_path, command, start, role):
     one_line(stderr, f"error: {role} has had no heartbeat for 5 s: it has died")
 
 
+def test_a_server_dies_when_all_is_done(tmp_path, command):
+    """MXNet's workers then wait for it once more, and nobody watches any longer."""
+    server = tmp_path / "server"
+    code = f"""import os
+from rnn_ops_timemachine import roles
+stop = roles.Watch.stop
+def stop_and_kill(watch):
+    stop(watch)
+    os.kill(int(open({str(server)!r}).read()), 9)
+roles.Watch.stop = stop_and_kill"""
+    with by_hand(tmp_path, command, code=code, **FAST) as job:
+        server.write_text(str(job.pid("server 0")))
+        end = job.end()
+    assert epoch_of(tmp_path) == EPOCHS and end.statuses["worker 0"] == end.statuses["worker 1"] == 1
+    assert "the job has not ended 5 s after its last batch: a role has died; " in end.stderr
+
+
 @pytest.mark.parametrize("start", KINDS)
 def test_a_job_that_is_stopped_for_a_while_goes_on(tmp_path, command, start):
     """Ctrl-Z and fg: then all heartbeats are older than a dead role's."""

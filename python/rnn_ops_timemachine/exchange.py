@@ -204,9 +204,8 @@ class Workers(Contexts):
             self.round(None, bytes(NOTE))
         nd.waitall()
         self._store._barrier()
-        if self._watch:
-            self._watch.stop()
-        self._store = None  # MXNet takes its leave of the servers and the scheduler
+        with self._watch.leaving() if self._watch else contextlib.nullcontext():
+            self._store = None  # MXNet takes its leave of the servers and the scheduler
 
     def abandon(self) -> None:
         """Let this process end without the others. They notice that by its missing heartbeat."""

@@ -18,6 +18,7 @@ from rnn_ops_timemachine import hints, roles, signals
 _HOST = "127.0.0.1"
 _STARTED_BY = "RNN_OPS_STARTED_BY"  # for a role: the process that has started it
 _GRACE = 10  # seconds that worker 0 has to end, and to say why, after another role has failed
+_CRASHED = 255  # exit status: MXNet's handler of SIGSEGV and the like ends the process with -1
 _EVERY = 0.05  # seconds between two looks at the roles
 
 
@@ -80,8 +81,9 @@ def _watch(processes):
     while True:
         codes = {key: process.poll() for key, process in processes.items()}
         for (role, number), code in codes.items():
-            if code is not None and code < 0:
-                return Ended(1, f"{_name(role, number)} was killed by {signal.Signals(-code).name}")
+            if code == _CRASHED or code is not None and code < 0:
+                how = "has crashed" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+                return Ended(1, f"{_name(role, number)} {how}")
             if code and first is None:
                 first = code, time.monotonic(), role, number
         if all(code is not None for code in codes.values()):

@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from typing import Callable, Mapping, NamedTuple, Optional
+from typing import Callable, Iterator, Mapping, NamedTuple, Optional
 
 from rnn_ops_timemachine import inquiry, streams
 
@@ -119,6 +119,24 @@ class Watch:
         self._stopped.set()
         self._thread.join()
         self.store = None
+
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[None]:
+        """`stop`, and for the time of the block, in which MXNet waits for all other roles once more, a limit to that."""
+        self.stop()
+        limit = threading.Timer(self._job.dead_seconds, self._give_up)
+        limit.daemon = True
+        limit.start()
+        try:
+            yield
+        finally:
+            limit.cancel()
+
+    def _give_up(self):
+        if _rank() == 0:
+            self._say(f"the job has not ended {self._job.dead_seconds} s after its last batch: a role has died"
+                      f"{self._outlook()}")
+        os._exit(streams.FAILURE)
 
     def _schedule(self):
         job, answers, came = self._job, inquiry.Answers(_own_host(self._job), self._job.port), {}
