@@ -92,7 +92,8 @@ def _watch(processes):
         if first and ended is not None:
             return Ended(ended or first[0])
         if first and time.monotonic() - first[1] > _GRACE:
-            return Ended(first[0], f"{_name(*first[2:])} has ended with exit status {first[0]}")
+            said = codes[roles.SCHEDULER, 0]  # it ends early when it has found a dead role, and says so
+            return Ended(first[0], "" if said else f"{_name(*first[2:])} has ended with exit status {first[0]}")
         time.sleep(_EVERY)
 
 
