@@ -19,6 +19,9 @@ for name in ("RNN_OPS_DATA", "RNN_OPS_CACHE"):  # some tests go to other folders
         os.environ[name] = os.path.abspath(os.environ[name])
 # Some tests ask a server on this machine that does not exist. No proxy may answer for it.
 os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
+# Under nohup, or in the background of a shell, these are ignored, and so they would be in the processes that tests interrupt.
+for number, handler in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
+    signal.signal(number, handler)
 # Matplotlib warns on stderr, which tests read, when it makes a folder or a list of fonts for the first time.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
