@@ -194,8 +194,8 @@ class Watch:
             if rank is not None and self.store is not None:
                 # At first ps-lite has no time of its own start, and counts from 1970.
                 if self._awake() and now - ranked > job.dead_seconds and self._dead(SCHEDULER, 0, job.dead_seconds):
-                    self._end(f"the scheduler has had no heartbeat for {job.dead_seconds} s: it has died"
-                              + ("" if answered else ", or has ended the job"), rank == 0)
+                    self._end(f"the scheduler has had no heartbeat for {job.dead_seconds} s: it has died, or has ended the job",
+                              rank == 0)
             elif answered and now - answered > job.dead_seconds:
                 self._end(f"the scheduler at {job.host}:{job.port} has not answered for {job.dead_seconds} s: it has died",
                           not rank)
