@@ -308,6 +308,17 @@ def test_other_encodings_lose_no_character(workplace, tmp_path, settings):
     assert stdout == expected.encode(encoding, "backslashreplace") + b"\n" and len(set(expected)) == 2
 
 
+@pytest.mark.parametrize("settings", [{}, dict(PYTHONUNBUFFERED="1")], ids=str)
+def test_a_line_is_one_write(tmp_path, settings):
+    """Else lines of the processes of a job mix. In this kind of pipe every write can be read by itself."""
+    reading, writing = os.pipe2(os.O_DIRECT)
+    rnn_ops_("fly", cwd=tmp_path, stderr=writing, **settings)
+    os.close(writing)
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        line = pipe.read(4096)
+        assert line.startswith(b"rnn-ops: error: ") and line.endswith(b"\n") and pipe.read(4096) == b""
+
+
 def test_the_streams_are_given_back():
     """What calls `main` goes on with its own."""
     code = ("import io, sys; from rnn_ops_cli.main import main; before = sys.stdout, sys.stderr\n"

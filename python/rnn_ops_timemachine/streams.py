@@ -51,8 +51,13 @@ def closed_status() -> int:
 
 
 def complain(text: str) -> None:
-    """Print a line on stderr."""
-    print(f"rnn-ops: {one_line(text)}", file=sys.stderr, flush=True)
+    """Print a line on stderr.
+
+    By one write: where Python does not buffer (-u, PYTHONUNBUFFERED), `print` writes the line feed by a second one, and lines
+    of several processes mix.
+    """
+    sys.stderr.write(f"rnn-ops: {one_line(text)}\n")
+    sys.stderr.flush()
 
 
 def harmless(text: str) -> str:
