@@ -150,8 +150,8 @@ class Call {
   }
 
  private:
-  static Real* zeros(void* out, int64_t count) {
-    fill_with_zeros(out, count * sizeof(Real));
+  Real* zeros(void* out, int64_t count) const {
+    fill_with_zeros(out, count * sizeof(Real), threads_);
     return static_cast<Real*>(out);
   }
 
@@ -295,7 +295,7 @@ class Call {
 // The checks of both directions, before anything is written.
 template <class Args>
 int check(Args* args, int* threads, const Level** level) {
-  *threads = thread_limit();
+  *threads = thread_limit(args->threads);
   if (*threads == 0) return RNN_BAD_THREADS;
   *level = level_in_use();
   if (!*level) return RNN_BAD_SIMD;

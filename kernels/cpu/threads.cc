@@ -140,9 +140,10 @@ int number_in(const char* variable) {
 
 }  // namespace
 
-int thread_limit() {
+int thread_limit(int64_t wanted) {
   const int ours = number_in("RNN_OPS_NUM_THREADS");
   if (ours >= 0) return ours;
+  if (wanted > 0) return static_cast<int>(std::min<int64_t>(wanted, 1 << 16));
   const int openmp = number_in("OMP_NUM_THREADS");
   if (openmp > 0) return openmp;
 #ifdef __linux__

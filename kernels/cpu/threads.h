@@ -17,9 +17,9 @@ inline void pause() {
 #endif
 }
 
-// RNN_OPS_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may run on; 0 if the first is
-// set and is not a positive number.
-int thread_limit();
+// RNN_OPS_NUM_THREADS, else `wanted` if it is positive, else OMP_NUM_THREADS, else the processors that this process may run on; 0 if
+// the first is set and is not a positive number.
+int thread_limit(int64_t wanted = 0);
 
 // Calls task(context, i, n) once for each i in [0, n) and returns when all have finished. The calls run side by side on a pool of
 // threads. If another caller has the pool, or no thread can be started, this thread makes all calls itself.
@@ -39,18 +39,20 @@ void share_out(int n, int64_t count, const Part& part) {
   run_parallel(n, task, &context);
 }
 
-// Calls part(begin, end) for shares of [0, count), side by side: the more `bytes` of memory they use, the more shares.
+// Calls part(begin, end) for shares of [0, count), side by side, on at most `threads` threads: the more `bytes` of memory they use,
+// the more shares.
 template <class Part>
-void share_out_bytes(int64_t bytes, int64_t count, const Part& part) {
+void share_out_bytes(int64_t bytes, int64_t count, const Part& part, int threads = thread_limit()) {
   constexpr int64_t BYTES = 1 << 17;  // worth waking a thread for (some 10 µs)
-  const int64_t parts = std::min({bytes / BYTES + 1, count, static_cast<int64_t>(std::max(thread_limit(), 1))});
+  const int64_t parts = std::min({bytes / BYTES + 1, count, static_cast<int64_t>(std::max(threads, 1))});
   share_out(static_cast<int>(parts), count, [&](int, int64_t begin, int64_t end) { part(begin, end); });
 }
 
 // One memset a thread: that of the C library bypasses the caches if there is much to write. 80 MB take 1 ms. (Zeroing a look-up's
 // gradient block by block, and adding to each block while it is in a cache, took 4 ms.)
-inline void fill_with_zeros(void* memory, int64_t bytes) {
-  share_out_bytes(bytes, bytes, [&](int64_t begin, int64_t end) { memset(static_cast<char*>(memory) + begin, 0, end - begin); });
+inline void fill_with_zeros(void* memory, int64_t bytes, int threads = thread_limit()) {
+  share_out_bytes(
+      bytes, bytes, [&](int64_t begin, int64_t end) { memset(static_cast<char*>(memory) + begin, 0, end - begin); }, threads);
 }
 
 }  // namespace rnn

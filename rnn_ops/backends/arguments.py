@@ -154,9 +154,14 @@ def check_tokens(tokens, I):
     """Raise a ValueError that names the first token outside [0, I), if any. tokens: NumPy int32 array."""
     if tokens.view(np.uint32).max() < I:  # as unsigned numbers, negative ones lie above every I
         return
-    position = np.unravel_index(np.argmax(tokens.view(np.uint32) >= I), tokens.shape)
-    where = ", ".join(str(index) for index in position)
-    raise ValueError(f"inputs: got token {tokens[position]} at [{where}], needs 0 <= token < {I}, I = {I} from Wxh")
+    position = int(np.argmax(tokens.view(np.uint32) >= I))
+    raise bad_token(tokens.flat[position], position, tokens.shape, I)
+
+
+def bad_token(token, position, shape, I):
+    """The error for a token outside [0, I), the one at this position of the tokens in C order."""
+    where = ", ".join(str(index) for index in np.unravel_index(position, shape))
+    return ValueError(f"inputs: got token {token} at [{where}], needs 0 <= token < {I}, I = {I} from Wxh")
 
 
 def dtype_name(dtype):

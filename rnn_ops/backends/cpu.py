@@ -17,6 +17,7 @@ from rnn_ops.backends import arguments, codes, library
 _LIBRARY = library.path()
 
 _SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32), ("activation", ctypes.c_int32)]
+_COUNTS = [("threads", ctypes.c_int64), ("bad_token", ctypes.c_int64)]
 
 
 def _buffers(*names):
@@ -24,12 +25,12 @@ def _buffers(*names):
 
 
 class _ForwardArgs(ctypes.Structure):  # rnn_cpu_forward_args
-    _fields_ = _SIZES + _buffers("tokens", "x", "h0", "Wxh", "Whh", "bh", "h") + [("bad_token", ctypes.c_int64)]
+    _fields_ = _SIZES + _buffers("tokens", "x", "h0", "Wxh", "Whh", "bh", "h") + _COUNTS
 
 
 class _BackwardArgs(ctypes.Structure):  # rnn_cpu_backward_args
     _fields_ = (_SIZES + _buffers("tokens", "x", "h0", "Wxh", "Whh", "h", "dh", "dh_last", "da",
-                                  "dx", "dh0", "dWxh", "dWhh", "dbh") + [("bad_token", ctypes.c_int64)])
+                                  "dx", "dh0", "dWxh", "dWhh", "dbh") + _COUNTS)
 
 
 def _load():
@@ -71,16 +72,28 @@ def forward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.ndar
     MemoryError
     """
     arguments.check_activation(activation)
-    T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh, bh)
-    args = _ForwardArgs(T=T, B=B, I=I, H=H, dtype=codes.DTYPES[dtype], activation=codes.ACTIVATIONS[activation],
-                        h0=_pointer("state", state), Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
-                        bh=_pointer("bh", bh),
-                        h=_pointer("outputs", outputs, (T, B, H), dtype, written=True),
-                        **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
-    arguments.check_apart([("outputs", args.h, outputs)], [
-        ("inputs", args.tokens or args.x, inputs), ("state", args.h0, state), ("Wxh", args.Wxh, Wxh), ("Whh", args.Whh, Whh),
-        ("bh", args.bh, bh)])
-    _raise_for(_library.rnn_cpu_forward(args), args, inputs)
+    signature = arguments.check(inputs, state, Wxh, Whh, bh)
+    T, B, _, H, dtype, _ = signature
+    given = dict(inputs=inputs, state=state, Wxh=Wxh, Whh=Whh, bh=bh)
+    addresses = {name: _pointer(name, array) for name, array in given.items()}
+    written = _pointer("outputs", outputs, (T, B, H), dtype, written=True)
+    arguments.check_apart([("outputs", written, outputs)],
+                          [(name, addresses[name], array) for name, array in given.items()])
+    run_forward(signature, activation, 0, *addresses.values(), written)
+
+
+def run_forward(signature: arguments.Signature, activation: str, threads: int, inputs: int, state: int, Wxh: int, Whh: int,
+                bh: int, outputs: int) -> None:
+    """`forward` of arguments that are checked but for the values of tokens, by the addresses of their memory.
+
+    threads: the most that the call uses if RNN_OPS_NUM_THREADS is not set; 0 for `threads()`.
+    """
+    T, B, I, H, dtype, tokens = signature
+    args = _ForwardArgs(T, B, I, H, codes.DTYPES[dtype], codes.ACTIVATIONS[activation], inputs if tokens else None,
+                        None if tokens else inputs, state, Wxh, Whh, bh, outputs, threads)
+    status = _library.rnn_cpu_forward(args)
+    if status:
+        _raise_for(status, args)
 
 
 def backward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.ndarray, outputs: np.ndarray,
@@ -109,27 +122,36 @@ def backward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.nda
         As `forward`.
     """
     arguments.check_activation(activation)
-    T, B, I, H, dtype, tokens = arguments.check(inputs, state, Wxh, Whh)
+    signature = arguments.check(inputs, state, Wxh, Whh)
+    T, B, I, H, dtype, tokens = signature
     if tokens and dinputs is not None:
         raise ValueError("dinputs: got an array, needs None: tokens have no gradient")
+    read = [("inputs", _pointer("inputs", inputs), inputs), ("state", _pointer("state", state), state),
+            ("Wxh", _pointer("Wxh", Wxh), Wxh), ("Whh", _pointer("Whh", Whh), Whh)]
+    for name, array, shape in (("outputs", outputs, (T, B, H)), ("doutputs", doutputs, (T, B, H)),
+                               ("dlast_state", dlast_state, (B, H))):
+        optional = None if array is None and name != "outputs" else _pointer(name, array, shape, dtype)
+        read.append((name, optional, array))
+    written = []
+    for name, array, shape in (("dinputs", dinputs, (T, B, I)), ("dstate", dstate, (B, H)), ("dWxh", dWxh, (I, H)),
+                               ("dWhh", dWhh, (H, H)), ("dbh", dbh, (H,))):
+        written.append((name, None if array is None else _pointer(name, array, shape, dtype, written=True), array))
+    arguments.check_apart(written, read)
     da = np.empty((T, B, H), dtype)
-    args = _BackwardArgs(T=T, B=B, I=I, H=H, dtype=codes.DTYPES[dtype], activation=codes.ACTIVATIONS[activation],
-                         h0=_pointer("state", state), Wxh=_pointer("Wxh", Wxh), Whh=_pointer("Whh", Whh),
-                         h=_pointer("outputs", outputs, (T, B, H), dtype),
-                         dh=_optional_pointer("doutputs", doutputs, (T, B, H), dtype),
-                         dh_last=_optional_pointer("dlast_state", dlast_state, (B, H), dtype), da=da.ctypes.data,
-                         dx=_optional_pointer("dinputs", dinputs, (T, B, I), dtype, written=True),
-                         dh0=_optional_pointer("dstate", dstate, (B, H), dtype, written=True),
-                         dWxh=_optional_pointer("dWxh", dWxh, (I, H), dtype, written=True),
-                         dWhh=_optional_pointer("dWhh", dWhh, (H, H), dtype, written=True),
-                         dbh=_optional_pointer("dbh", dbh, (H,), dtype, written=True),
-                         **{"tokens" if tokens else "x": _pointer("inputs", inputs)})
-    arguments.check_apart(
-        [("dinputs", args.dx, dinputs), ("dstate", args.dh0, dstate), ("dWxh", args.dWxh, dWxh), ("dWhh", args.dWhh, dWhh),
-         ("dbh", args.dbh, dbh)],
-        [("inputs", args.tokens or args.x, inputs), ("state", args.h0, state), ("Wxh", args.Wxh, Wxh), ("Whh", args.Whh, Whh),
-         ("outputs", args.h, outputs), ("doutputs", args.dh, doutputs), ("dlast_state", args.dh_last, dlast_state)])
-    _raise_for(_library.rnn_cpu_backward(args), args, inputs)
+    run_backward(signature, activation, 0, *(address for _, address, _ in read + written), da.ctypes.data)
+
+
+def run_backward(signature: arguments.Signature, activation: str, threads: int, inputs: int, state: int, Wxh: int, Whh: int,
+                 outputs: int, doutputs: Optional[int], dlast_state: Optional[int], dinputs: Optional[int],
+                 dstate: Optional[int], dWxh: Optional[int], dWhh: Optional[int], dbh: Optional[int], da: int) -> None:
+    """`backward` by addresses, as `run_forward`. da: memory for the gradient of the argument of tanh or relu, (T, B, H)."""
+    T, B, I, H, dtype, tokens = signature
+    args = _BackwardArgs(T, B, I, H, codes.DTYPES[dtype], codes.ACTIVATIONS[activation], inputs if tokens else None,
+                         None if tokens else inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, da, dinputs, dstate, dWxh,
+                         dWhh, dbh, threads)
+    status = _library.rnn_cpu_backward(args)
+    if status:
+        _raise_for(status, args)
 
 
 def tanh(x: np.ndarray) -> np.ndarray:
@@ -234,14 +256,10 @@ def _pointer(name, array, shape=None, dtype=None, written=False):
     return array.ctypes.data
 
 
-def _optional_pointer(name, array, shape, dtype, written=False):
-    """`_pointer`, or None for None."""
-    return None if array is None else _pointer(name, array, shape, dtype, written)
-
-
-def _raise_for(status, args=None, inputs=None):
+def _raise_for(status, args=None):
     if status == codes.BAD_TOKEN:
-        arguments.check_tokens(inputs, args.I)
+        token = ctypes.cast(args.tokens, ctypes.POINTER(ctypes.c_int32))[args.bad_token]
+        raise arguments.bad_token(token, args.bad_token, (args.T, args.B), args.I)
     if status == codes.NO_MEMORY:
         raise MemoryError("no memory for packed copies of Wxh and Whh")
     if status == codes.BAD_THREADS:
