@@ -238,7 +238,7 @@ class TokenRNN(RNN):
     def _check_inputs(self, inputs):
         if inputs.ndim != 2 or inputs.dtype != arguments.TOKENS:
             raise ValueError(f"inputs: got {np.dtype(inputs.dtype)} of shape {inputs.shape}, needs int32 tokens in two "
-                             f"dimensions, {self._layout[:2]}; cast them with astype('int32')")
+                             f"dimensions, {self._layout[:2]}; cast them to int32")
 
     def _check_tokens(self, inputs, lengths):
         if not looks_at_tokens(inputs.context):

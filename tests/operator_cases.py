@@ -142,10 +142,10 @@ MISFITS = {  # what to change, and the error
     "bias": (dict(bh=zeros(1, H)), ValueError, "bh: got shape (1, 7), needs (7,), (H,) with H = 7 from state"),
     "float tokens": (dict(inputs=tokens(0, 1, dtype="float32")), ValueError,
                      "inputs: got float32 of shape (4, 3), needs (T, B, I) of floats or (T, B) of int32 tokens; cast "
-                     "tokens with astype('int32')"),
+                     "tokens to int32"),
     "int64 tokens": (dict(inputs=tokens(0, 1, dtype="int64")), TypeError,
-                     "inputs: got dtype int64, needs float32, float64 or int32 (tokens); cast tokens with "
-                     "astype('int32')"),
+                     "inputs: got dtype int64, needs float32, float64 or int32 (tokens); cast tokens to "
+                     "int32"),
     "half": (dict(zip(NAMES, (array.astype("float16") for array in good().values()))), TypeError,
              "inputs: got dtype float16, needs float32, float64 or int32 (tokens)"),
     "half state": (dict(state=zeros(B, H, dtype="float16")), TypeError,

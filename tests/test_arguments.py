@@ -45,7 +45,7 @@ STEP_NEEDS = "needs (B, I) of floats or (B,) of int32 tokens"
     (dict(inputs=floats(3)), ValueError, f"inputs: got shape (3,), {NEEDS}"),
     (dict(inputs=floats(1, 2, 3, 4)), ValueError, f"inputs: got shape (1, 2, 3, 4), {NEEDS}"),
     (dict(inputs=floats(T, B)), ValueError,
-     f"inputs: got float32 of shape (4, 3), {NEEDS}; cast tokens with astype('int32')"),
+     f"inputs: got float32 of shape (4, 3), {NEEDS}; cast tokens to int32"),
     (dict(inputs=tokens(T, B, I)), ValueError, f"inputs: got int32 of shape (4, 3, 5), {NEEDS}"),
     (dict(inputs=floats(T, B, 6)), ValueError,
      "Wxh: got shape (5, 7), needs (6, 7), (I, H) with I = 6 from inputs and H = 7 from state"),
@@ -65,7 +65,7 @@ STEP_NEEDS = "needs (B, I) of floats or (B,) of int32 tokens"
     (dict(inputs=tokens(T, B), Wxh=floats(0, H)), ValueError,
      "Wxh: got shape (0, 7), needs every dimension to be at least 1"),
     (dict(inputs=tokens(T, B, dtype="int64")), TypeError,
-     "inputs: got dtype int64, needs float32, float64 or int32 (tokens); cast tokens with astype('int32')"),
+     "inputs: got dtype int64, needs float32, float64 or int32 (tokens); cast tokens to int32"),
     (dict(inputs=floats(T, B, I, dtype="float16")), TypeError,
      "inputs: got dtype float16, needs float32, float64 or int32 (tokens)"),
     (dict(inputs=floats(T, B, I, dtype="float64")), TypeError,
@@ -89,7 +89,7 @@ def test_no_argument_is_a_scalar(name):
 @pytest.mark.parametrize("inputs, sentence", [
     (floats(T, B, I), f"inputs: got shape (4, 3, 5), {STEP_NEEDS}"),
     (tokens(T, B), f"inputs: got int32 of shape (4, 3), {STEP_NEEDS}"),
-    (floats(B), f"inputs: got float32 of shape (3,), {STEP_NEEDS}; cast tokens with astype('int32')"),
+    (floats(B), f"inputs: got float32 of shape (3,), {STEP_NEEDS}; cast tokens to int32"),
 ])
 def test_a_step_takes_one_dimension_less(inputs, sentence):
     with pytest.raises(ValueError) as raised:

@@ -140,8 +140,8 @@ def test_sparse_arrays_of_symbols(operator, capfd):
 def test_simple_bind_that_takes_tokens_for_floats(operator, capfd):
     """MXNet gives float32 to every argument whose dtype it is not told."""
     symbol = rnn_ops.rnn_sequence(*map(mx.sym.var, NAMES))[0]
-    sentence = ("inputs: got float32 of shape (4, 3), needs (T, B, I) of floats or (T, B) of int32 tokens; cast tokens with "
-                "astype('int32')")
+    sentence = ("inputs: got float32 of shape (4, 3), needs (T, B, I) of floats or (T, B) of int32 tokens; cast tokens to "
+                "int32")
     with sentence_of_mxnet(operator, "ValueError", sentence, capfd):
         symbol.simple_bind(mx.cpu(), inputs=(T, B), Wxh=(I, H)).forward()[0].wait_to_read()
 

@@ -67,14 +67,15 @@ def check(inputs, state, Wxh, Whh, bh=None, step=False):
             dtypes.append(np.dtype(array.dtype))
         except (AttributeError, TypeError):
             raise TypeError(f"{name}: got {type(array).__name__}, needs an array") from None
-    return _signature(tuple(shapes), tuple(dtypes), step)
+    return signature(tuple(shapes), tuple(dtypes), step)
 
 
 @functools.lru_cache(maxsize=1024)  # a loop asks the same each time, and a step may take less time than this
-def _signature(shapes, dtypes, step):
+def signature(shapes, dtypes, step=False):
+    """`check` of shapes and NumPy dtypes, each a tuple of tuples."""
     dtype, tokens = check_dtypes(dtypes)
     if tokens == ("I" in letters(shapes[0], step)[0]):
-        cast = "" if tokens else "; cast tokens with astype('int32')"
+        cast = "" if tokens else "; cast tokens to int32"
         raise ValueError(f"inputs: got {dtypes[0]} of shape {shapes[0]}, needs {_needed_inputs(step)}{cast}")
     size = sizes(shapes, step)
     return Signature(size.get("T", 1), size["B"], size["I"], size["H"], dtype, tokens)
@@ -84,7 +85,7 @@ def check_dtypes(dtypes):
     """Check the dtypes of (inputs, state, Wxh, Whh[, bh]) → (dtype of the floats, whether the inputs are tokens)."""
     tokens = dtypes[0] == TOKENS
     if not tokens and dtypes[0] not in FLOATS:
-        cast = "; cast tokens with astype('int32')" if dtypes[0].kind in "iub" else ""
+        cast = "; cast tokens to int32" if dtypes[0].kind in "iub" else ""
         if dtypes[0].names:  # MXNet's bfloat16, which its mixed precision makes
             cast = "; mx.nd.amp_cast(inputs, dtype='float32')"
         raise TypeError(f"inputs: got dtype {dtype_name(dtypes[0])}, needs float32, float64 or int32 (tokens){cast}")

@@ -204,7 +204,7 @@ bool by_row(const LookupOptions& options, int rank, int64_t tokens, int64_t symb
 }
 
 void check_tokens(const Lent& tokens, int64_t symbols) {
-  if (tokens.dtype != INT32) fail("inputs", "an array that is not of int32", "tokens; cast them with astype('int32')");
+  if (tokens.dtype != INT32) fail("inputs", "an array that is not of int32", "tokens; cast them to int32");
   int64_t at = rnn::bad_token(tokens.as<int32_t>(), tokens.size, symbols);
   if (at < 0) return;
   const std::string token = std::to_string(tokens.as<int32_t>()[at]), bound = std::to_string(symbols);

@@ -100,7 +100,7 @@ void infer_types(const Options& chosen, std::vector<int>* arguments, std::vector
   const bool tokens = inputs == INT32;
   if (inputs != UNKNOWN && !tokens && !is_float(inputs)) {
     fail("inputs", "dtype " + type_name(inputs),
-         std::string("float32, float64 or int32 (tokens)") + (inputs == FLOAT16 ? "" : "; cast tokens with astype('int32')"));
+         std::string("float32, float64 or int32 (tokens)") + (inputs == FLOAT16 ? "" : "; cast tokens to int32"));
   }
   int type = UNKNOWN, source = 0;
   for (int i = 1; i < RNN_ARGUMENTS; ++i) {
@@ -332,7 +332,7 @@ void check_same(const char* kind, const char* name, const Array& array, const Sh
   const bool tokens = types[RNN_INPUTS] == INT32;
   if (static_cast<int>(shapes[RNN_INPUTS].size()) + chosen.step != (tokens ? 2 : 3)) {
     fail("inputs", type_name(types[RNN_INPUTS]) + " of shape " + shape_text(shapes[RNN_INPUTS]),
-         needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens with astype('int32')"));
+         needed_inputs(chosen.step) + (tokens ? "" : "; cast tokens to int32"));
   }
   for (int i = RNN_STATE; i < RNN_ARGUMENTS; ++i) {  // infer_shapes would take it for unknown
     if (shapes[i].empty()) misfit(NAMES[i], shapes[i], letters(shapes[RNN_INPUTS], chosen.step)[i], Sizes());
