@@ -76,4 +76,5 @@ def rnn_sequence(inputs: torch.Tensor, state: torch.Tensor, Wxh: torch.Tensor, W
             raise TypeError(f"{name}: got a tensor with the layout {value.layout}, needs torch.strided")
     if inputs.dtype is torch.int64:  # what int32 cannot hold stays outside [0, I)
         inputs = inputs.clamp(-2 ** 31, 2 ** 31 - 1).int()
-    return operator.rnn_sequence(inputs, state, Wxh, Whh, bh, activation)
+    call = operator.rnn_sequence if torch.compiler.is_compiling() else operator.call
+    return call(inputs, state, Wxh, Whh, bh, activation)

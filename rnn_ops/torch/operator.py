@@ -6,10 +6,12 @@ autocast. `cpu` and `cuda` compute.
 They are registered by `torch.library.Library`. `torch.library.custom_op` makes the same of it, but each of its calls takes 15 to
 25 µs longer.
 """
+import functools
+
 import torch
 
 from rnn_ops.torch import cpu, cuda
-from rnn_ops.torch.arguments import check_symbolic
+from rnn_ops.torch.arguments import check_device, check_symbolic
 
 _library = torch.library.Library("rnn_ops", "DEF")  # the operators live as long as it does
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -22,29 +24,50 @@ rnn_sequence = torch.ops.rnn_ops.rnn_sequence.default
 rnn_sequence_backward = torch.ops.rnn_ops.rnn_sequence_backward.default
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_USUAL_KEYS = torch._C._dispatch_keys(torch.empty(0))
+_settings = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_USUAL_SETTINGS = [get() for get in _settings]
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+
+def call(*arguments):
+    """``rnn_sequence``. Where the dispatcher would do nothing but call autograd and the CPU kernel, both are called without it, which
+    saves 20 µs forward and backward."""
+    if _are_usual(arguments[:5]):
+        return _sequence(True, *arguments)
+    return rnn_sequence(*arguments)
+
+
+def _are_usual(tensors):
+    """Whether tensors are on the CPU and nothing traces, wraps or counts operators: no mode, no autocast, no torch.func."""
+    for get, usual in zip(_settings, _USUAL_SETTINGS):
+        if get() != usual:
+            return False
+    return all([torch._C._dispatch_keys(tensor) == _USUAL_KEYS for tensor in tensors])
 
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inputs, state, Wxh, Whh, bh, activation):
-        with _BelowAutograd():
-            outputs, last_state = rnn_sequence(inputs, state, Wxh, Whh, bh, activation)
+    def forward(ctx, usual, inputs, state, Wxh, Whh, bh, activation):
+        outputs, last_state = _sequence_below(usual, inputs, state, Wxh, Whh, bh, activation)
         ctx.save_for_backward(inputs, state, Wxh, Whh, outputs)
-        ctx.activation = activation
+        ctx.usual, ctx.activation = usual, activation
         ctx.set_materialize_grads(False)  # the kernels take None for zeros
         return outputs, last_state
 
     @staticmethod
     def backward(ctx, doutputs, dlast_state):
-        wanted = ctx.needs_input_grad[:5]
+        wanted = ctx.needs_input_grad[1:6]
         arguments = doutputs, dlast_state, *ctx.saved_tensors, ctx.activation, wanted
         if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            found = iter(rnn_sequence_backward(*arguments))
+            found = rnn_sequence_backward(*arguments)
+        elif ctx.usual and _are_usual([tensor for tensor in arguments[:7] if tensor is not None]):
+            found = cpu.backward(*arguments)
         else:
             with _BelowAutograd():
-                found = iter(rnn_sequence_backward(*arguments))
-        return (*[next(found) if each else None for each in wanted], None)
+                found = rnn_sequence_backward(*arguments)
+        found = iter(found)
+        return (None, *[next(found) if each else None for each in wanted], None)
 
 
 class _Gradients(torch.autograd.Function):
@@ -89,14 +112,27 @@ def _gradients(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activati
     return [found[index] for index, each in enumerate(wanted) if each]
 
 
-def _differentiable(function, operator):
-    """An operator's implementation where autograd looks on."""
-    def call(*arguments):
-        if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in arguments):
-            return function(*arguments)
-        with _BelowAutograd():
-            return operator(*arguments)
-    return call
+def _sequence(usual, *arguments):
+    """``rnn_sequence`` where autograd looks on."""
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in arguments[:5]]):
+        return _Sequence.apply(usual, *arguments)
+    return _sequence_below(usual, *arguments)
+
+
+def _sequence_below(usual, *arguments):
+    """``rnn_sequence`` without autograd."""
+    if usual:
+        return cpu.forward(*arguments)
+    with _BelowAutograd():
+        return rnn_sequence(*arguments)
+
+
+def _sequence_backward(*arguments):
+    """``rnn_sequence_backward`` where autograd looks on."""
+    if torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in arguments[:7]]):
+        return list(_Gradients.apply(*arguments))
+    with _BelowAutograd():
+        return rnn_sequence_backward(*arguments)
 
 
 def _in_float32(*arguments):
@@ -107,7 +143,9 @@ def _in_float32(*arguments):
 
 
 def _shapes(inputs, state, Wxh, Whh, bh, activation):
-    T, B, _, H, *_ = check_symbolic(inputs, state, Wxh, Whh, bh, activation)
+    given = inputs, state, Wxh, Whh, bh
+    check_device(given)
+    T, B, _, H, *_ = check_symbolic(given, activation)
     return state.new_empty((T, B, H)), state.new_empty((B, H))
 
 
@@ -116,9 +154,8 @@ def _gradients_shapes(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, a
     return [state.new_empty(shape) for shape, each in zip(shapes, wanted) if each]
 
 
-_library.impl("rnn_sequence", _differentiable(_Sequence.apply, rnn_sequence), "Autograd")
-_library.impl("rnn_sequence_backward", _differentiable(lambda *arguments: list(_Gradients.apply(*arguments)),
-                                                       rnn_sequence_backward), "Autograd")
+_library.impl("rnn_sequence", functools.partial(_sequence, False), "Autograd")
+_library.impl("rnn_sequence_backward", _sequence_backward, "Autograd")
 for _key, _device in ("CPU", cpu), ("CUDA", cuda):
     _library.impl("rnn_sequence", _device.forward, _key)
     _library.impl("rnn_sequence_backward", _device.backward, _key)
