@@ -76,7 +76,7 @@ def signature(shapes, dtypes, step=False):
     dtype, tokens = check_dtypes(dtypes)
     if tokens == ("I" in letters(shapes[0], step)[0]):
         cast = "" if tokens else "; cast tokens to int32"
-        raise ValueError(f"inputs: got {dtypes[0]} of shape {shapes[0]}, needs {_needed_inputs(step)}{cast}")
+        raise ValueError(f"inputs: got {dtypes[0]} of shape {tuple(shapes[0])}, needs {_needed_inputs(step)}{cast}")
     size = sizes(shapes, step)
     return Signature(size.get("T", 1), size["B"], size["I"], size["H"], dtype, tokens)
 

@@ -9,6 +9,7 @@ They are registered by `torch.library.Library`. `torch.library.custom_op` makes 
 import functools
 
 import torch
+from torch.autograd import forward_ad
 
 from rnn_ops.torch import cpu, cuda
 from rnn_ops.torch.arguments import check_device, check_symbolic
@@ -39,11 +40,12 @@ def call(*arguments):
 
 
 def _are_usual(tensors):
-    """Whether tensors are on the CPU and nothing traces, wraps or counts operators: no mode, no autocast, no torch.func."""
+    """Whether tensors are on the CPU and nothing traces, wraps or counts operators: no mode, no autocast, no forward mode, no
+    torch.func."""
     for get, usual in zip(_settings, _USUAL_SETTINGS):
         if get() != usual:
             return False
-    return all([torch._C._dispatch_keys(tensor) == _USUAL_KEYS for tensor in tensors])
+    return forward_ad._current_level < 0 and all([torch._C._dispatch_keys(tensor) == _USUAL_KEYS for tensor in tensors])
 
 
 class _Sequence(torch.autograd.Function):
@@ -59,14 +61,9 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx, doutputs, dlast_state):
         wanted = ctx.needs_input_grad[1:6]
         arguments = doutputs, dlast_state, *ctx.saved_tensors, ctx.activation, wanted
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            found = rnn_sequence_backward(*arguments)
-        elif ctx.usual and _are_usual([tensor for tensor in arguments[:7] if tensor is not None]):
-            found = cpu.backward(*arguments)
-        else:
-            with _BelowAutograd():
-                found = rnn_sequence_backward(*arguments)
-        found = iter(found)
+        usual = (ctx.usual and not torch.is_grad_enabled()  # else a graph of the gradient is asked for
+                 and _are_usual([tensor for tensor in arguments[:7] if tensor is not None]))
+        found = iter(cpu.backward(*arguments) if usual else rnn_sequence_backward(*arguments))
         return (None, *[next(found) if each else None for each in wanted], None)
 
 
@@ -114,7 +111,11 @@ def _gradients(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activati
 
 def _sequence(usual, *arguments):
     """``rnn_sequence`` where autograd looks on."""
+    _refuse_tangents(arguments[:5])
     if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in arguments[:5]]):
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError("rnn_sequence: got a transform of torch.func, needs torch.autograd, as every operator of "
+                                      "torch.library does")
         return _Sequence.apply(usual, *arguments)
     return _sequence_below(usual, *arguments)
 
@@ -129,10 +130,19 @@ def _sequence_below(usual, *arguments):
 
 def _sequence_backward(*arguments):
     """``rnn_sequence_backward`` where autograd looks on."""
+    _refuse_tangents(arguments[:7])
     if torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in arguments[:7]]):
         return list(_Gradients.apply(*arguments))
     with _BelowAutograd():
         return rnn_sequence_backward(*arguments)
+
+
+def _refuse_tangents(tensors):
+    """In forward mode PyTorch would take the tangents of the results for zeros, and say nothing."""
+    if forward_ad._current_level >= 0 and any([tensor is not None and forward_ad.unpack_dual(tensor, level=0).tangent is not None
+                                               for tensor in tensors]):
+        raise NotImplementedError("rnn_sequence: got a tensor with a tangent (forward-mode differentiation), needs one without; "
+                                  "the operator has gradients only")
 
 
 def _in_float32(*arguments):
