@@ -5,6 +5,7 @@
   signatures, and ``gradcheck`` compares the two. ``operators`` is the layer below.
 - ``backends`` needs no MXNet: ``backends.cpu`` computes on NumPy arrays, ``backends.cuda`` on CuPy arrays.
 - ``numpy_reference`` needs no MXNet either: it is the same function in plain NumPy.
+- ``torch`` has the function and the layers for PyTorch. It needs PyTorch and no MXNet.
 
 Modules are imported when they are first asked for.
 """
@@ -18,6 +19,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # an editor and a type checker see the names with their types, and no `__getattr__` that has every name
     from rnn_ops import backends, gluon, gradcheck, numpy_reference, operators, reference
+    from rnn_ops import torch as torch
     from rnn_ops.operators import rnn_sequence, rnn_step, use
     __all__ = ["rnn_step", "rnn_sequence", "use", "gluon", "reference", "gradcheck", "operators", "numpy_reference", "backends"]
 else:
@@ -28,7 +30,7 @@ else:
     def __getattr__(name):
         if name in _FUNCTIONS:  # an ImportError says why there are no operators here
             return getattr(importlib.import_module("rnn_ops.operators"), name)
-        if name in _MXNET_MODULES + _MODULES:
+        if name in _MXNET_MODULES + _MODULES + ["torch"]:  # not in __all__: `import *` must not hide PyTorch's own name
             return importlib.import_module(f"rnn_ops.{name}")
         if name == "__all__":  # where MXNet is not installed, `import *` and pydoc get the modules that work without
             return (_FUNCTIONS + _MXNET_MODULES if importlib.util.find_spec("mxnet") else []) + _MODULES

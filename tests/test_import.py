@@ -18,7 +18,7 @@ WITHOUT_MXNET = ["rnn_ops", "rnn_ops.backends", "rnn_ops.backends.cpu", "rnn_ops
                  "rnn_ops.backends.cuda.compiler", "rnn_ops.info", "rnn_ops_benchmarks", "rnn_ops_benchmarks.cli",
                  "rnn_ops_benchmarks.gpu_training", "rnn_ops_benchmarks.rehearsal", "rnn_ops_benchmarks.machine_code.report",
                  "rnn_ops.backends.cuda.cupy_gpu", "rnn_ops.backends.cuda.numpy_gpu", "rnn_ops.backends.cuda.selftest.checks",
-                 "rnn_ops.exactness"]
+                 "rnn_ops.exactness", "rnn_ops.torch"]
 LENDS = "bool" not in vars(numpy)  # NumPy has to be changed for the import of MXNet
 
 
@@ -46,9 +46,22 @@ def graph(tmp_path_factory):
 def test_it_is_imported_without_mxnet(module):
     if module.endswith("cupy_gpu"):
         pytest.importorskip("cupy", exc_type=ImportError)
+    if module.endswith("torch"):
+        pytest.importorskip("torch")
     code = (f"import importlib, sys\nimportlib.import_module({module!r})\n"
             "print([name for name in sys.modules if name.split('.')[0] == 'mxnet'])")
     assert python(code) == "[]\n"
+
+
+def test_without_pytorch_the_extra_is_named():
+    code = ("import importlib.util, sys\nfind = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *package: None if name == 'torch' else find(name, *package)\n"
+            "import rnn_ops\ntry:\n    rnn_ops.torch\nexcept ImportError as error:\n    print(error)")
+    assert python(code) == "This needs PyTorch 2.4 or newer: install rnn_ops[torch]\n"
+
+
+def test_import_star_leaves_the_name_of_pytorch_alone():
+    assert python("torch = 'mine'\nfrom rnn_ops import *\nprint(torch)") == "mine\n"
 
 
 def test_it_does_not_even_import_numpy():

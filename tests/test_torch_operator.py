@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from recurrence_cases import check, random_case  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn_ops.backends import cpu as kernels  # noqa: E402
-from rnn_ops.torch import operator, rnn_sequence  # noqa: E402
+from recurrence_cases import check, random_case
+from rnn_ops.backends import cpu as kernels
+from rnn_ops.torch import operator, rnn_sequence
 
 NAMES = "inputs", "state", "Wxh", "Whh", "bh"
 CASES = [pytest.param(tokens, activation, id=f"{'tokens' if tokens else 'dense'}-{activation}")

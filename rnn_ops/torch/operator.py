@@ -32,8 +32,8 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C
 
 
 def call(*arguments):
-    """``rnn_sequence``. Where the dispatcher would do nothing but call autograd and the CPU kernel, both are called without it, which
-    saves 20 µs forward and backward."""
+    """``rnn_sequence``. Where the dispatcher would do nothing but call autograd and the CPU kernel, both are called without it.
+    This saves 20 µs forward and backward."""
     if _are_usual(arguments[:5]):
         return _sequence(True, *arguments)
     return rnn_sequence(*arguments)
