@@ -223,6 +223,28 @@ def test_thread_limits_are_obeyed(tmp_path, variables, threads):
     assert ran.stdout.split() == [str(threads), str(threads)]
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted in Linux's /proc")
+@pytest.mark.parametrize("variables, wanted, threads", [
+    ({}, 1, 1), ({}, 3, 3), ({"OMP_NUM_THREADS": "1"}, 2, 2), ({"RNN_OPS_NUM_THREADS": "2"}, 1, 2),
+    ({"OMP_NUM_THREADS": "2"}, 0, 2)])
+def test_a_call_names_its_most_threads(tmp_path, variables, wanted, threads):
+    """RNN_OPS_NUM_THREADS comes first. The gradients are large enough to be filled with zeros by several threads."""
+    code = (
+        "import os, numpy as np; from rnn_ops.backends import arguments, cpu\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "given = [np.zeros(n, 'f') for n in [(8, 64, 300), (64, 256), (300, 256), (256, 256), 256]]\n"
+        "h, signature, at = np.zeros((8, 64, 256), 'f'), arguments.check(*given), [array.ctypes.data for array in given]\n"
+        f"cpu.run_forward(signature, 'tanh', {wanted}, *at, h.ctypes.data)\n"
+        "written = [np.empty_like(array) for array in [*given, h]]\n"
+        f"cpu.run_backward(signature, 'tanh', {wanted}, *at[:4], h.ctypes.data, h.ctypes.data, None,\n"
+        "                 *[array.ctypes.data for array in written])\n"
+        "print(len(os.listdir('/proc/self/task')) - before + 1)")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run([sys.executable, "-c", code], env=dict(environment, **variables), check=True,
+                         cwd=str(tmp_path), stdout=subprocess.PIPE, text=True)
+    assert ran.stdout.split() == [str(threads)]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
 def test_a_wrong_number_of_threads_is_an_error(monkeypatch, value):
     monkeypatch.setenv("RNN_OPS_NUM_THREADS", value)
