@@ -26,10 +26,17 @@ def forward(inputs, state, Wxh, Whh, bh, activation):
 def backward(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activation, wanted):
     signature = check((inputs, state, Wxh, Whh), activation)
     check_backward(signature, outputs, doutputs, dlast_state)
-    read = [None if tensor is None else tensor.contiguous()
-            for tensor in (inputs, state, Wxh, Whh, outputs, doutputs, dlast_state)]
-    written = [torch.empty_like(tensor) if each else None for tensor, each in zip(read, wanted[:4])]
-    written += [state.new_empty(signature.H) if wanted[4] else None, torch.empty_like(read[4])]  # the last is da
+    if wanted[0]:  # the kernel does not read it for anything else
+        Wxh = Wxh.contiguous()
+    read = [inputs.contiguous(), state.contiguous(), Wxh, *[
+        None if tensor is None else tensor.contiguous() for tensor in (Whh, outputs, doutputs, dlast_state)]]
+    _, _, I, H, *_ = signature
+    written = [torch.empty_like(read[0]) if wanted[0] else None,
+               torch.empty_like(read[1]) if wanted[1] else None,
+               state.new_empty(I, H) if wanted[2] else None,
+               torch.empty_like(read[3]) if wanted[3] else None,
+               state.new_empty(H) if wanted[4] else None,
+               torch.empty_like(read[4])]  # da
     cpu.run_backward(signature, activation, torch.get_num_threads(),
                      *[None if tensor is None else tensor.data_ptr() for tensor in read + written])
     return [tensor for tensor in written[:5] if tensor is not None]
