@@ -197,6 +197,8 @@ def test_a_result_that_was_changed_is_an_error():
 @pytest.mark.parametrize("tokens", [False, True])
 def test_the_short_way_and_the_dispatchers_give_the_same_bits(tokens, monkeypatch):
     tensors = tensors_of(tokens, dtype=torch.float32)
+    if torch._C._dispatch_keys(tensors[1]) != torch._C._dispatch_keys(tensors[1]):
+        pytest.skip("this PyTorch cannot compare sets of keys, so there is no short way")
     calls = []
     monkeypatch.setattr(operator, "cpu", type("Counted", (), {
         name: staticmethod(lambda *given, name=name: calls.append(name) or getattr(operator_cpu, name)(*given))
