@@ -63,6 +63,8 @@ class Driver:
         self.launches = []
         self.errors = []     # what a function raised, which C cannot be told
         self.fail_with = {}  # name of a function → the status it returns
+        self.called = []     # names of functions, the CUDA runtime's too
+        self.streams = []    # of each fill and copy
         self.clusters = {2: 66, 4: 32, 8: 16, 16: 7}  # others than are estimated
         self._modules, self._functions, self._texts = [], [], {}
         self.run = None  # called with each launch, if it is to do something
@@ -139,11 +141,13 @@ class Driver:
         return 0
 
     def cuMemsetD8Async(self, to, value, count, stream):
+        self.streams.append(stream)
         self.runtime.check(stream, to)
         ctypes.memset(to, value & 0xff, count)
         return 0
 
     def cuMemcpyDtoDAsync_v2(self, to, source, count, stream):
+        self.streams.append(stream)
         self.runtime.check(stream, to, source)
         ctypes.memmove(to, source, count)
         return 0
@@ -154,8 +158,8 @@ class Driver:
         return 0
 
     def cuCtxSetCurrent(self, context):
-        assert 0 <= context - _CONTEXTS < self.runtime.count
-        self.runtime.set_context(context - _CONTEXTS)
+        assert context == 0 or 0 <= context - _CONTEXTS < self.runtime.count
+        self.runtime.set_context(context - _CONTEXTS if context else None)
         return 0
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, count, function, block, shared):
@@ -502,7 +506,7 @@ def install():
     runtime = driver.runtime = Runtime(real, 1000 * version + 80 * (version == 11), driver)
     table = real.__pyx_capi__
     for name in runtime.names():
-        function = getattr(runtime, name)
+        function = _noted(driver.called, name, getattr(runtime, name))
         if name in table:
             table[name] = _capsule(table[name], function)
         if hasattr(real, name):
@@ -510,11 +514,19 @@ def install():
     return driver, runtime
 
 
+def _noted(called, name, function):
+    def call(*given):
+        called.append(name)
+        return function(*given)
+    return call
+
+
 def _set(library, name, method, driver):
     count = method.__func__.__code__.co_argcount - 1
     kind = ctypes.CFUNCTYPE(ctypes.c_long, *[ctypes.c_long] * 14)
 
     def call(*given):
+        driver.called.append(name)
         if name in driver.fail_with:
             return driver.fail_with[name]
         try:

@@ -48,8 +48,12 @@ class Blas:
                     columns, rows, a_rows if transpose_a else a_columns, ctypes.addressof(one), b, b_columns, a, a_columns,
                     ctypes.addressof(beta), out, columns), "cublas gemm")
 
+    def has_handle(self):
+        """Whether this thread has its handle."""
+        return hasattr(self._of_thread, "handle")
+
     def _handle(self):
-        if not hasattr(self._of_thread, "handle"):
+        if not self.has_handle():
             handle = _pointer()
             _check(self._create(ctypes.byref(handle)), "cublasCreate")
             self._of_thread.handle = handle

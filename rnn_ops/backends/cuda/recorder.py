@@ -1,7 +1,7 @@
 """A runtime that computes nothing and records what a `launcher.Launcher` does: a program.
 
-A program is for one device and one signature of a call, and all its sizes are final. Playing it (rnn_ops/operators/native/gpu.cc)
-takes the addresses of the arrays and no Python. Memory is named by region (`codes.REGIONS`): address n·2⁴⁰ + i in a program
+A program is for one device and one signature of a call, and all its sizes are final. Playing it takes the addresses of the
+arrays: rnn_ops/operators/native/gpu.cc plays it without Python, program.py in Python. Memory is named by region (`codes.REGIONS`): address n·2⁴⁰ + i in a program
 stands for byte i of region n - 1.
 """
 import ctypes
@@ -122,23 +122,27 @@ def record_forward(device, T, B, I, H, dtype, tokens, activation, with_last_stat
     return recorder
 
 
-def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_state, fills):
+def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_state, fills, with_doutputs=True):
     """The program of a backward pass → Recorder.
 
-    fills : by the name of each gradient: `codes.COMPUTE`, or the value that each of its bytes is set to.
+    with_last_state, with_doutputs : whether the last state, the outputs have a gradient; without it is zero.
+    fills : by the name of each gradient that is written: `codes.COMPUTE`, or the value that each of its bytes is set to.
     """
     recorder = Recorder(device)
     inputs, state, Wxh, Whh = _arguments(recorder, T, B, I, H, dtype, tokens)
     shapes = [inputs.shape, (B, H), (I, H), (H, H), (H,)]
     gradients = {}
     for name, shape in zip(codes.GRADIENTS, shapes):
+        if name not in fills:
+            continue
         gradient = recorder.region(name, shape, inputs.dtype if name == "dinputs" else dtype)
         if fills[name] == codes.COMPUTE:
             gradients[name] = gradient
         else:
             recorder.fill(gradient, fills[name])
     Launcher(recorder).backward(
-        inputs, state, Wxh, Whh, recorder.region("outputs", (T, B, H), dtype), recorder.region("doutputs", (T, B, H), dtype),
+        inputs, state, Wxh, Whh, recorder.region("outputs", (T, B, H), dtype),
+        recorder.region("doutputs", (T, B, H), dtype) if with_doutputs else None,
         recorder.region("dlast_state", (B, H), dtype) if with_last_state else None, activation=activation, **gradients)
     return recorder
 

@@ -34,6 +34,8 @@ class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
                 ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_LaunchAttribute)), ("count", ctypes.c_uint)]
 
 
+_Fill = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p)
+_Copy = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
 _DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}  # the oldest driver for a CUDA version (CUDA Toolkit Release Notes)
 
 
@@ -118,9 +120,13 @@ def _active_clusters(function, size, threads, shared):
     count = ctypes.c_int()
     status = ctypes.CDLL("libcuda.so.1").cuOccupancyMaxActiveClusters(
         ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(config))
-    if status:
-        raise RuntimeError(f"cuOccupancyMaxActiveClusters failed with status {status}")
+    _check(status, "cuOccupancyMaxActiveClusters")
     return count.value
+
+
+def _check(status, function):
+    if status:
+        raise RuntimeError(f"{function} failed with status {status}")
 
 
 @contextlib.contextmanager
@@ -148,7 +154,10 @@ class Runtime:
         with _current(index):
             cuda_runtime.memGetInfo()  # makes the context, if this is the first use of the GPU
             self._context = cuda_driver.ctxGetCurrent()
-        self._blas = Blas(self.functions())
+        functions = self.functions()
+        self.blas = Blas(functions)
+        self._fill = _Fill(functions["fill"])
+        self._copy = _Copy(functions["copy"])
         self._functions = {}  # sources.Kernel → function and the dynamic shared memory it may have
         self._one_at_a_time = threading.Lock()  # for `_functions`: several threads may compute on one GPU
 
@@ -167,12 +176,14 @@ class Runtime:
             yield self
 
     def launch(self, launch, arguments):
-        function = self.function(launch)
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        self.start(self.function(launch), launch, addresses, cupy.cuda.get_current_stream().ptr)
+
+    def start(self, function, launch, arguments, stream):
+        """As `launch`, of a CUfunction in a stream. arguments: a ctypes array of the arguments' addresses."""
         start = cuda_driver.launchCooperativeKernel if launch.cooperative else cuda_driver.launchKernel
         tail = () if launch.cooperative else (0,)  # "extra", another way to give arguments
-        start(function, *launch.grid, launch.block, 1, 1, launch.shared, cupy.cuda.get_current_stream().ptr,
-              ctypes.addressof(addresses), *tail)
+        start(function, *launch.grid, launch.block, 1, 1, launch.shared, stream, ctypes.addressof(arguments), *tail)
 
     def function(self, launch):
         """The CUfunction of a launch, a number that stays valid. It may use as much shared memory as the launch needs."""
@@ -205,7 +216,7 @@ class Runtime:
         def matrix(array):
             return array.data.ptr, *array.shape
 
-        self._blas.multiply(cupy.cuda.get_current_stream().ptr, out.dtype, matrix(a), matrix(b), matrix(out),
+        self.blas.multiply(cupy.cuda.get_current_stream().ptr, out.dtype, matrix(a), matrix(b), matrix(out),
                             transpose_a, transpose_b, accumulate)
 
     def empty(self, shape, dtype):
@@ -232,6 +243,32 @@ class Runtime:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = cupy.cuda.UnownedMemory(address, size, None, self.index)
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    # For programs, which know addresses and streams only.
+
+    @contextlib.contextmanager
+    def driver_current(self):
+        """As `current`, for the driver and cuBLAS alone: CuPy does not know of it."""
+        before = cuda_driver.ctxGetCurrent()
+        if before != self._context:
+            cuda_driver.ctxSetCurrent(self._context)
+        try:
+            yield
+        finally:
+            if before != self._context:
+                cuda_driver.ctxSetCurrent(before)  # 0 is a thread that has none
+
+    def fill(self, address, value, size, stream):
+        _check(self._fill(address, value, size, stream), "cuMemsetD8Async")
+
+    def copy(self, to, source, size, stream):
+        _check(self._copy(to, source, size, stream), "cuMemcpyDtoDAsync")
+
+    def check_not_capturing(self, stream):
+        """Raise a RuntimeError if a stream is captured into a CUDA graph: a first call needs one that is not."""
+        if stream and cuda_runtime.streamIsCapturing(stream):  # the default stream cannot be captured
+            raise RuntimeError("stream: got one that is captured into a CUDA graph, needs a call with the same shapes and dtypes "
+                               "before the capture, forward and backward: a first call loads kernels and cuBLAS")
 
     def to_device(self, array):
         """A copy of a NumPy array; the array may be changed afterwards."""
