@@ -5,7 +5,8 @@ are CuPy's or anything in a GPU's memory with ``__cuda_array_interface__`` or ``
 CuPy has current on the arrays' GPU. Kernels are compiled when they are first needed and kept on disk.
 
 The modules: `launcher` makes the launches in their order, `variants` chooses the kernel for a shape, `runtime` uses CuPy,
-`sources` reads the kernels' text, `compiler` uses NVRTC, `libraries` finds CUDA libraries that pip has installed.
+`recorder` and `program` keep a call's launches for later calls, `sources` reads the kernels' text, `compiler` uses NVRTC,
+`libraries` finds CUDA libraries that pip has installed.
 """
 import functools
 import importlib

@@ -2,7 +2,8 @@
 
 mxnet-cu112 and most versions of CuPy look for them where a CUDA toolkit puts them. The loader does not look for a library that is
 loaded already. So it is enough to load those of NVIDIA's wheels first, and a host with a GPU needs a driver but no toolkit. CuPy
-14 looks into the wheels, but would accept a library of another version that PyTorch has loaded.
+14 looks into the wheels, but would accept a library of another major version that PyTorch has loaded. One of the same major version
+is shared: two of one name are never in a process.
 """
 import ctypes
 import functools
@@ -38,7 +39,8 @@ def nvidia_folders():
 def load_for(distribution):
     """Load the CUDA libraries that a distribution ("mxnet-cu112", one of CUPY) needs, if it is installed.
 
-    A library that is missing or cannot be loaded is no error here: the import that follows fails and names it.
+    A library that is missing or cannot be loaded is no error here: the import that follows fails and names it. One whose name is
+    loaded already, such as by PyTorch, stays the only one.
     """
     try:
         metadata.version(distribution)
@@ -47,7 +49,17 @@ def load_for(distribution):
     for folder in nvidia_folders():
         for file in _FILES[distribution]:
             for path in glob.glob(os.path.join(glob.escape(folder), file)):
+                if _is_loaded(os.path.basename(path)):
+                    continue
                 try:
                     ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
                 except OSError:
                     pass
+
+
+def _is_loaded(name):
+    try:
+        ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
