@@ -364,8 +364,9 @@ def test_a_first_call_cannot_be_captured(capture):
     both(*case)
 
 
-def test_a_threads_first_product_cannot_be_captured(capture):
-    """It makes cuBLAS's handle. Tokens have no product in the forward pass."""
+def test_a_threads_first_product_cannot_be_captured(gpu, monkeypatch, capture):  # noqa: F811
+    """It makes cuBLAS's handle, if no ended thread has left one. Tokens have no product in the forward pass."""
+    monkeypatch.setattr(gpu.blas, "_free", [])
     dense, tokens = (random_case((3, 5, 7, 33), "float32", kind) for kind in (False, True))
     both(*dense)
     both(*tokens)
@@ -401,10 +402,12 @@ def test_a_program_is_planned_once_and_not_kept_for_ever(monkeypatch):
 def test_without_cupy_the_error_names_the_extra_for_pytorchs_cuda(monkeypatch):
     arrays, *_ = random_case((2, 2, 3, 4), "float32", True)
     monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
-    for version, package in ("12.8", r"rnn_ops\[cu12\]"), ("13.0", r"rnn_ops\[cu13\]"), ("11.8", "cupy-cuda11x"):
+    for version, sentence in (
+            ("12.8", r"launches the kernels, is not installed: pip install 'rnn_ops\[cu12\]', for CUDA 12 as PyTorch is"),
+            ("13.0", r"pip install 'rnn_ops\[cu13\]', for CUDA 13 as PyTorch is"),
+            ("11.8", "pip install 'cupy-cuda11x', for CUDA 11 as PyTorch is"), (None, r"install rnn_ops\[cu112\] with MXNet")):
         monkeypatch.setattr(torch.version, "cuda", version)
-        with pytest.raises(RuntimeError, match=f"inputs: got a tensor on cuda:0, needs CuPy, which launches the kernels: pip "
-                                               f"install '{package}', for CUDA {version} as PyTorch is"):
+        with pytest.raises(RuntimeError, match="inputs: got a tensor on cuda:0, needs one on the CPU, since CuPy.*" + sentence):
             cuda.forward(*map(torch.from_numpy, arrays), "tanh")
 
 

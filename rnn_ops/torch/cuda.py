@@ -4,11 +4,12 @@ CuPy loads the kernels and calls the driver, as for CuPy arrays and for MXNet: i
 all, and kernels and cuBLAS handles are shared. PyTorch has no call for it: its own way to kernels, a C++ extension, needs a
 toolkit where it is built and is built for each version of PyTorch. CuPy's memory, streams and current device are not used.
 
-- The first call of a signature (shapes, dtypes, the gradients that are wanted) plans the work, as for the native operator of
-  MXNet; it may compile kernels and load them. Later ones only queue it (`rnn_ops.backends.cuda.program`).
+- The first call of a signature (shapes, dtypes, the gradients that are wanted) plans the work, as for MXNet's native operator; it
+  may compile kernels and load them. Later ones only queue it (`rnn_ops.backends.cuda.program`).
 - Results and the workspace are tensors, so the memory is PyTorch's caching allocator's, in the order of the stream.
 - Nothing waits for the GPU. So tokens are not looked at: one outside [0, I) makes the states of its row NaN from there on.
-- Calls can be captured into a CUDA graph after a first call of the same signature, forward and backward.
+- Calls can be captured into a CUDA graph after a first call of the same signature, forward and backward. A first call during a
+  capture is a RuntimeError.
 """
 import importlib.util
 
@@ -37,19 +38,18 @@ def backward(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activation
             for tensor in (inputs, state, Wxh, Whh, None, outputs, None, doutputs, dlast_state)]
     written = [state.new_empty(shape) if each else None for each, shape in zip(
         wanted, (inputs.shape, state.shape, Wxh.shape, Whh.shape, Whh.shape[:1]))]
-    _play(_record_backward, (*signature, activation, dlast_state is not None, tuple(wanted), doutputs is not None),
-          read + written)
+    _play(_record_backward, (*signature, activation, tuple(wanted)), read + written)
     return [tensor for tensor in written if tensor is not None]
 
 
 def _record_backward(device, *signature):
-    *how, wanted, with_doutputs = signature
-    fills = {name: codes.COMPUTE for name, each in zip(codes.GRADIENTS, wanted) if each}
-    return recorder.record_backward(device, *how, fills, with_doutputs)
+    *how, wanted = signature
+    return recorder.record_backward(
+        device, *how, True, {name: codes.COMPUTE for name, each in zip(codes.GRADIENTS, wanted) if each})
 
 
 def _play(record, signature, tensors):
-    """Queue a pass. tensors: for `codes.REGIONS` but the last, the workspace; None where there is none."""
+    """Queue a pass. tensors: for `codes.REGIONS` but the last, the workspace. None is address 0, a cotangent of zeros."""
     index, stream = _place(tensors[0])
     key = index, record, signature
     planned = _programs.get(key)
@@ -73,13 +73,11 @@ def _place(tensor):
 
 def _gpu(index):
     """The `rnn_ops.backends.cuda.runtime.Runtime` of a GPU. A RuntimeError says why it cannot be used."""
-    where = f"inputs: got a tensor on cuda:{index}, needs"
-    if importlib.util.find_spec("cupy") is None:
-        version = (torch.version.cuda or "").split(".")[0]
-        package = f"rnn_ops[cu{version}]" if version in ("12", "13") else f"cupy-cuda{version}x"
-        raise RuntimeError(f"{where} CuPy, which launches the kernels: pip install '{package}', for CUDA {torch.version.cuda} as "
-                           "PyTorch is")
     why = cuda.why_not()
-    if why:
-        raise RuntimeError(f"{where} one on the CPU, since {why}")
-    return cuda.gpu(index)
+    if why is None:
+        return cuda.gpu(index)
+    if torch.version.cuda and importlib.util.find_spec("cupy") is None:
+        major = torch.version.cuda.split(".")[0]
+        package = f"rnn_ops[cu{major}]" if major in ("12", "13") else f"cupy-cuda{major}x"
+        why = f"CuPy, which launches the kernels, is not installed: pip install '{package}', for CUDA {major} as PyTorch is"
+    raise RuntimeError(f"inputs: got a tensor on cuda:{index}, needs one on the CPU, since {why}")

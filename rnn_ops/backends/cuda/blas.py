@@ -15,7 +15,8 @@ class Blas:
     """cuBLAS on one GPU, which must be current.
 
     Each thread has a handle, made when it is first needed. It keeps cuBLAS's default settings: no TF32, scalars in the CPU's
-    memory.
+    memory. When the thread ends, another one may have it: a handle has memory on the GPU, and PyTorch's DataParallel makes new
+    threads for each batch.
 
     Parameters
     ----------
@@ -33,6 +34,7 @@ class Blas:
             name, _pointer, *[_int] * 5, _pointer, _pointer, _int, _pointer, _int, _pointer, _pointer, _int))
             for name, real in (("multiply_float", ctypes.c_float), ("multiply_double", ctypes.c_double))}
         self._of_thread = threading.local()
+        self._free = []
 
     def multiply(self, stream, dtype, a, b, out, transpose_a, transpose_b, accumulate):
         """out (+)= op(a)·op(b). Matrices are (address, rows, columns), a and b before they are transposed.
@@ -49,15 +51,29 @@ class Blas:
                     ctypes.addressof(beta), out, columns), "cublas gemm")
 
     def has_handle(self):
-        """Whether this thread has its handle."""
-        return hasattr(self._of_thread, "handle")
+        """Whether there is a handle for this thread, so that its next product makes none."""
+        return hasattr(self._of_thread, "lent") or bool(self._free)
 
     def _handle(self):
-        if not self.has_handle():
-            handle = _pointer()
-            _check(self._create(ctypes.byref(handle)), "cublasCreate")
-            self._of_thread.handle = handle
-        return self._of_thread.handle
+        if not hasattr(self._of_thread, "lent"):
+            try:
+                handle = self._free.pop()
+            except IndexError:
+                handle = _pointer()
+                _check(self._create(ctypes.byref(handle)), "cublasCreate")
+            self._of_thread.lent = _Lent(handle, self._free)
+        return self._of_thread.lent.handle
+
+
+class _Lent:
+    """A thread's handle, which goes to a list when the thread ends."""
+
+    def __init__(self, handle, free):
+        self.handle = handle
+        self._free = free
+
+    def __del__(self):
+        self._free.append(self.handle)
 
 
 def _check(status, function):

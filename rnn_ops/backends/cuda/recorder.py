@@ -122,10 +122,9 @@ def record_forward(device, T, B, I, H, dtype, tokens, activation, with_last_stat
     return recorder
 
 
-def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_state, fills, with_doutputs=True):
+def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_state, fills):
     """The program of a backward pass → Recorder.
 
-    with_last_state, with_doutputs : whether the last state, the outputs have a gradient; without it is zero.
     fills : by the name of each gradient that is written: `codes.COMPUTE`, or the value that each of its bytes is set to.
     """
     recorder = Recorder(device)
@@ -141,8 +140,7 @@ def record_backward(device, T, B, I, H, dtype, tokens, activation, with_last_sta
         else:
             recorder.fill(gradient, fills[name])
     Launcher(recorder).backward(
-        inputs, state, Wxh, Whh, recorder.region("outputs", (T, B, H), dtype),
-        recorder.region("doutputs", (T, B, H), dtype) if with_doutputs else None,
+        inputs, state, Wxh, Whh, recorder.region("outputs", (T, B, H), dtype), recorder.region("doutputs", (T, B, H), dtype),
         recorder.region("dlast_state", (B, H), dtype) if with_last_state else None, activation=activation, **gradients)
     return recorder
 
