@@ -1,10 +1,10 @@
 """rnn_ops.torch on CUDA tensors, down to the driver: run by test_torch_cuda.py, in a process that finds the stand-in driver and
 has two GPUs.
 
-PyTorch is a build for CPUs, so the tensors are on the CPU, and two things are replaced: `rnn_ops.torch.cpu`, so that the operators
-call `rnn_ops.torch.cuda` for them, and ``cuda._place``, which says which GPU and stream they are on. Everything from there to the
-driver is real, CuPy's part too. The memory of each tensor whose address is taken is the GPU's until the call is over. The stand-in
-driver knows which GPU has it, and work on any other memory is an error: so all of it is PyTorch's.
+PyTorch is a build for CPUs, so the tensors are on the CPU, and two things are replaced: `rnn_ops.torch.cpu`, so that the
+operators call `rnn_ops.torch.cuda` for them, and ``cuda._place``, which says which GPU and stream they are on. Everything from
+there to the driver is real, CuPy's part too. The memory of each tensor whose address is taken is the GPU's until the call is
+over. The stand-in driver knows which GPU has it, and work on any other memory is an error: so all of it is PyTorch's.
 """
 import ctypes
 import itertools
@@ -257,7 +257,7 @@ def test_a_call_only_queues_and_only_in_the_current_stream(family, name, tokens)
     """No wait, no copy to the CPU, no memory from CUDA or CuPy: these are all functions that a call uses after the first one."""
     family(name)
     case = random_case(SMALL, "float32", tokens)
-    for stream in 0, *STREAMS:
+    for stream in (0, *STREAMS):
         ON.move(STREAMS.get(stream, 0))
         ON.stream = stream
         both(*case)
@@ -354,8 +354,8 @@ def test_a_call_can_be_captured_after_the_first_one(family, capture, name):
 def test_a_first_call_cannot_be_captured(capture):
     case = random_case((3, 5, 7, 33), "float32", False)
     capture()
-    sentence = "stream: got one that is captured into a CUDA graph, needs a call with the same shapes and dtypes before the capture"
-    with pytest.raises(RuntimeError, match=sentence):
+    with pytest.raises(RuntimeError, match="stream: got one that is captured into a CUDA graph, needs a call with the same "
+                                           "shapes and dtypes before the capture, forward and backward"):
         both(*case)
     assert cuda._programs == {}
     RUNTIME.capturing = None

@@ -2,8 +2,8 @@
 
 mxnet-cu112 and most versions of CuPy look for them where a CUDA toolkit puts them. The loader does not look for a library that is
 loaded already. So it is enough to load those of NVIDIA's wheels first, and a host with a GPU needs a driver but no toolkit. CuPy
-14 looks into the wheels, but would accept a library of another major version that PyTorch has loaded. One of the same major version
-is shared: two of one name are never in a process.
+14 looks into the wheels, but would accept a library of another major version that PyTorch has loaded. One of the same major
+version is shared: two of one name are never in a process.
 """
 import ctypes
 import functools

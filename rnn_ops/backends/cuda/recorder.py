@@ -1,8 +1,8 @@
 """A runtime that computes nothing and records what a `launcher.Launcher` does: a program.
 
 A program is for one device and one signature of a call, and all its sizes are final. Playing it takes the addresses of the
-arrays: rnn_ops/operators/native/gpu.cc plays it without Python, program.py in Python. Memory is named by region (`codes.REGIONS`): address n·2⁴⁰ + i in a program
-stands for byte i of region n - 1.
+arrays; rnn_ops/operators/native/gpu.cc does it without Python, program.py in Python. Memory is named by region (`codes.REGIONS`):
+address n·2⁴⁰ + i in a program stands for byte i of region n - 1.
 """
 import ctypes
 from typing import NamedTuple
