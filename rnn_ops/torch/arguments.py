@@ -33,13 +33,14 @@ def check_device(given):
             raise ValueError(f"{name}: got a tensor on {tensor.device}, needs one on {device}, the device of inputs")
 
 
-def check_backward(signature, outputs, doutputs, dlast_state):
+def check_backward(signature, outputs, doutputs, dlast_state, device):
     """Check the tensors that a backward pass has besides the arguments."""
     T, B, _, H, dtype, _ = signature
     for name, tensor, shape in (("outputs", outputs, (T, B, H)), ("doutputs", doutputs, (T, B, H)),
                                 ("dlast_state", dlast_state, (B, H))):
-        if tensor is not None and (tensor.shape != shape or _DTYPES.get(tensor.dtype) != dtype):
-            raise ValueError(f"{name}: got {_name(tensor.dtype)} of shape {tuple(tensor.shape)}, needs {dtype} of shape {shape}")
+        if tensor is not None and (tensor.shape != shape or _DTYPES.get(tensor.dtype) != dtype or tensor.device != device):
+            raise ValueError(f"{name}: got {_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}, needs {dtype} "
+                             f"of shape {shape} on {device}")
 
 
 def _wrong_dtype(given):

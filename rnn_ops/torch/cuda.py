@@ -17,23 +17,28 @@ import torch
 
 from rnn_ops.backends import codes, cuda
 from rnn_ops.backends.cuda import program, recorder
-from rnn_ops.torch.arguments import check
+from rnn_ops.torch.arguments import check, check_backward, check_device
 
 _MOST_PROGRAMS = 256  # each length of a sequence needs its own. One more, and all are dropped.
 _programs = {}
 
 
 def forward(inputs, state, Wxh, Whh, bh, activation):
-    signature = check(inputs, state, Wxh, Whh, bh, activation)
+    arguments = inputs, state, Wxh, Whh, bh
+    check_device(arguments)
+    signature = check(arguments, activation)
     T, B, _, H, *_ = signature
-    given = [tensor.contiguous() for tensor in (inputs, state, Wxh, Whh, bh)]
+    given = [tensor.contiguous() for tensor in arguments]
     outputs, last_state = state.new_empty((T, B, H)), state.new_empty((B, H))
     _play(recorder.record_forward, (*signature, activation, True), [*given, outputs, last_state, *[None] * 7])
     return outputs, last_state
 
 
 def backward(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activation, wanted):
-    signature = check(inputs, state, Wxh, Whh, Whh[0], activation)
+    arguments = inputs, state, Wxh, Whh
+    check_device(arguments)
+    signature = check(arguments, activation)
+    check_backward(signature, outputs, doutputs, dlast_state, inputs.device)
     read = [None if tensor is None else tensor.contiguous()
             for tensor in (inputs, state, Wxh, Whh, None, outputs, None, doutputs, dlast_state)]
     written = [state.new_empty(shape) if each else None for each, shape in zip(

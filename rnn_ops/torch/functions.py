@@ -46,7 +46,7 @@ def rnn_sequence(inputs: torch.Tensor, state: torch.Tensor, Wxh: torch.Tensor, W
         Shapes that do not fit one another, an empty tensor, tensors on several devices, a token outside [0, I), an unknown
         activation.
     RuntimeError
-        There is no GPU that can be used: why.
+        There is no GPU that can be used: why. Or a first call with these shapes while a CUDA graph is captured.
 
     Notes
     -----
