@@ -2,10 +2,11 @@
 
 - ``rnn_step`` and ``rnn_sequence`` are the operators; ``use`` chooses the device that computes for arrays on the CPU.
 - ``gluon`` has them as Gluon layers, ``reference`` is the same function in plain ndarray operations, with the same names and
-  signatures, and ``gradcheck`` compares the two. ``operators`` is the layer below.
+  signatures. ``operators`` is the layer below.
 - ``backends`` needs no MXNet: ``backends.cpu`` computes on NumPy arrays, ``backends.cuda`` on CuPy arrays.
 - ``numpy_reference`` needs no MXNet either: it is the same function in plain NumPy.
 - ``torch`` has the function and the layers for PyTorch. It needs PyTorch and no MXNet.
+- ``gradcheck`` compares the operators, of MXNet or of PyTorch, with a reference.
 
 Modules are imported when they are first asked for.
 """
@@ -21,11 +22,11 @@ if TYPE_CHECKING:  # an editor and a type checker see the names with their types
     from rnn_ops import backends, gluon, gradcheck, numpy_reference, operators, reference
     from rnn_ops import torch as torch
     from rnn_ops.operators import rnn_sequence, rnn_step, use
-    __all__ = ["rnn_step", "rnn_sequence", "use", "gluon", "reference", "gradcheck", "operators", "numpy_reference", "backends"]
+    __all__ = ["rnn_step", "rnn_sequence", "use", "gluon", "reference", "operators", "gradcheck", "numpy_reference", "backends"]
 else:
     _FUNCTIONS = ["rnn_step", "rnn_sequence", "use"]
-    _MXNET_MODULES = ["gluon", "reference", "gradcheck", "operators"]
-    _MODULES = ["numpy_reference", "backends"]
+    _MXNET_MODULES = ["gluon", "reference", "operators"]
+    _MODULES = ["gradcheck", "numpy_reference", "backends"]
 
     def __getattr__(name):
         if name in _FUNCTIONS:  # an ImportError says why there are no operators here

@@ -1,9 +1,13 @@
 """Are the operators right? Their values and gradients are compared with the reference and with central differences.
 
+The cases, their random numbers and the bounds are the same for MXNet and PyTorch. The reference is `rnn_ops.reference` for MXNet
+and `rnn_ops.numpy_reference` for PyTorch, whose check needs no MXNet. How each calls an operator and gets its gradients is in
+`rnn_ops.operators.autograd` and `rnn_ops.torch.autograd`.
+
 Every case draws random arguments and a random cotangent (the gradient that arrives) for every result, and compares each
 result and each gradient with another way to compute it:
 
-- ``float64, reference``: the operator against `rnn_ops.reference`.
+- ``float64, reference``: the operator against the reference.
 - ``float64, differences``: the operator's gradients against central differences of its own results.
 - ``float64, reference's differences``: the reference's gradients against central differences of its results.
 - ``float32, reference``: the float32 operator against the float64 reference on the same (float32) arguments.
@@ -12,16 +16,15 @@ Errors and the bound of float32 are those of `rnn_ops.exactness`; the second of 
 
 ``rnn-ops check`` runs it all; from Python, `check` takes other operators and other cases.
 """
-import functools
+import importlib
 import itertools
 import math
 import numbers
+from types import ModuleType
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
-from rnn_ops import operators, reference
-from rnn_ops._mxnet import mx
 from rnn_ops.backends.arguments import NAMES, check_activation
 from rnn_ops.exactness import FLOAT64_BOUND, float32_bound, relative_error
 
@@ -39,6 +42,7 @@ COMPARISONS = ("float64, reference", "float64, differences", "float64, reference
 GRADIENTS = tuple("d" + name for name in NAMES)
 TENSORS = ("outputs", "state") + GRADIENTS
 OPERATORS, INPUTS, VALUES = ("sequence", "step"), ("dense", "tokens"), ("random", "one token", "saturated", "flat")
+FRAMEWORKS = {"mxnet": "rnn_ops.operators.autograd", "torch": "rnn_ops.torch.autograd"}  # name: module
 
 
 class Case(NamedTuple):
@@ -103,18 +107,27 @@ def default_cases() -> List[Case]:
     return cases
 
 
-def check(rnn_step: Callable = operators.rnn_step, rnn_sequence: Callable = operators.rnn_sequence,
-          cases: Optional[Iterable[Case]] = None, report: Optional[Callable] = None) -> List[Row]:
+def _framework(name: str) -> ModuleType:
+    """The module of a framework in FRAMEWORKS. An ImportError says why it cannot be had."""
+    if name not in FRAMEWORKS:
+        raise ValueError(f"framework: got {name!r}, needs {' or '.join(map(repr, FRAMEWORKS))}")
+    return importlib.import_module(FRAMEWORKS[name])
+
+
+def check(rnn_step: Optional[Callable] = None, rnn_sequence: Optional[Callable] = None, cases: Optional[Iterable[Case]] = None,
+          report: Optional[Callable] = None, framework: str = "mxnet") -> List[Row]:
     """Compare operators with the reference and with central differences.
 
     Parameters
     ----------
     rnn_step, rnn_sequence : callable
-        The operators to check; with the arguments and results of those of `rnn_ops`.
+        The operators to check; with the arguments and results of those of `rnn_ops`, which are the default. With PyTorch the
+        default is `rnn_ops.torch.rnn_sequence`, and a step is a sequence of one.
     cases : iterable of Case
         By default those of `default_cases`.
     report : callable
         Called with (number of the case, number of cases, case, its rows) after every case.
+    framework : "mxnet" or "torch"
 
     Returns
     -------
@@ -135,23 +148,22 @@ def check(rnn_step: Callable = operators.rnn_step, rnn_sequence: Callable = oper
     cases = default_cases() if cases is None else list(cases)
     for case in cases:
         case.check()
-    operator = {"step": rnn_step, "sequence": rnn_sequence}
+    autograd = _framework(framework)
+    functions = autograd.functions(rnn_step, rnn_sequence)
     rows = []
     for number, case in enumerate(cases, 1):
-        new = list(_check_case(operator[case.operator], case))
+        new = list(_check_case(case, autograd.Differentiated(functions[case.operator], case.activation),
+                               autograd.truth(case.operator, case.activation)))
         rows += new
         if report:
             report(number, len(cases), case, new)
     return rows
 
 
-def _check_case(operator, case):
-    truth = getattr(reference, "rnn_" + case.operator)
-    if case.activation != "tanh":
-        operator, truth = (functools.partial(function, activation=case.activation) for function in (operator, truth))
+def _check_case(case, operator, truth):
     arguments, cotangents = draw(case)
 
-    ours, theirs = (values_and_gradients(function, arguments, cotangents) for function in (operator, truth))
+    ours, theirs = (_by_name(function, arguments, cotangents) for function in (operator, truth))
     for tensor in ours:
         yield Row(case, "float64, reference", tensor, relative_error(ours[tensor], theirs[tensor]), FLOAT64_BOUND)
     for function, found, comparison in ((operator, ours, "float64, differences"),
@@ -160,9 +172,8 @@ def _check_case(operator, case):
             yield Row(case, comparison, tensor, error, DIFFERENCES_BOUND)
 
     single, cotangents = ([_as(np.float32, array) for array in arrays] for arrays in (arguments, cotangents))
-    ours, theirs = (values_and_gradients(function, single, cotangents) for function in (operator, truth))
-    exact = values_and_gradients(
-        truth, *([_as(np.float64, array) for array in arrays] for arrays in (single, cotangents)))
+    ours, theirs = (_by_name(function, single, cotangents) for function in (operator, truth))
+    exact = _by_name(truth, *([_as(np.float64, array) for array in arrays] for arrays in (single, cotangents)))
     for tensor in ours:
         bound = float32_bound(relative_error(theirs[tensor], exact[tensor]))
         yield Row(case, "float32, reference", tensor, relative_error(ours[tensor], exact[tensor]), bound)
@@ -202,32 +213,23 @@ def _as(dtype, array):
     return array if array.dtype == np.int32 else array.astype(dtype)
 
 
-def _results(function, arrays):
-    """The results of a step or of a sequence, as a list."""
-    results = function(*arrays)
-    return list(results) if isinstance(results, (tuple, list)) else [results]
+def values_and_gradients(function: Callable, arguments: list, cotangents: list,
+                         framework: str = "mxnet") -> Dict[str, np.ndarray]:
+    """Every result and every gradient of a step or a sequence by its name in TENSORS, as NumPy arrays."""
+    return _by_name(_framework(framework).Differentiated(function), arguments, cotangents)
 
 
-def values_and_gradients(function: Callable, arguments: list, cotangents: list) -> Dict[str, np.ndarray]:
-    """Every result and every gradient by its name in TENSORS, as NumPy arrays."""
-    arrays = [mx.nd.array(array, dtype=array.dtype) for array in arguments]
-    variables = {"d" + name: array for name, array in zip(NAMES, arrays) if array.dtype != np.int32}
-    for array in variables.values():
-        array.attach_grad()
-    with mx.autograd.record():
-        results = _results(function, arrays)
-    mx.autograd.backward(results, [mx.nd.array(array, dtype=array.dtype) for array in cotangents])
-    found = dict(zip(TENSORS if len(results) == 2 else ("state",), (result.asnumpy() for result in results)))
-    found.update((name, array.grad.asnumpy()) for name, array in variables.items())
+def _by_name(function, arguments, cotangents):
+    results, gradients = function.results_and_gradients(arguments, cotangents)
+    found = dict(zip(("outputs", "state") if len(results) == 2 else ("state",), results))
+    found.update((name, gradient) for name, gradient in zip(GRADIENTS, gradients) if gradient is not None)
     return found
 
 
 def _errors_of_differences(function, found, arguments, cotangents):
     """Yield (name, error) of each gradient in ``found``, against central differences of the results."""
     def results_at(index, value):
-        moved = arguments[:index] + [value] + arguments[index + 1:]
-        results = _results(function, [mx.nd.array(array, dtype=array.dtype) for array in moved])
-        return [result.asnumpy() for result in results]
+        return function.results(arguments[:index] + [value] + arguments[index + 1:])
 
     random = np.random.RandomState(1)
     for index, tensor in enumerate(GRADIENTS):

@@ -227,7 +227,7 @@ def test_rnn_ops_check_passes(tmp_path, capfd):
 
 def test_rnn_ops_check_fails(tmp_path, capfd, monkeypatch):
     rows = gradcheck.check(planted_step("dbh nan"), planted_sequence("dbh nan"), CASES)
-    monkeypatch.setattr(gradcheck, "check", lambda report: rows)
+    monkeypatch.setattr(gradcheck, "check", lambda **_: rows)
     path = tmp_path / "check.json"
     assert main(["check", "--json", str(path)]) == 1
     line = "FAILED  step T=1 B=2 I=2 H=3 dense random:\n        float64, reference, dbh: inf > 1.00e-09\n"
@@ -251,7 +251,7 @@ def test_a_folder_is_no_file_to_write(tmp_path, capfd):
 
 def test_a_full_disk_is_said_after_the_table(capfd, monkeypatch):
     rows = gradcheck.check(cases=CASES[:1])
-    monkeypatch.setattr(gradcheck, "check", lambda report: rows)
+    monkeypatch.setattr(gradcheck, "check", lambda **_: rows)
     assert main(["check", "--json", "/dev/full"]) == 1
     printed, said = capfd.readouterr()
     assert ", 0 failed\n" in printed and said == "rnn-ops: error: cannot write /dev/full: No space left on device\n"

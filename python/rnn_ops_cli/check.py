@@ -1,9 +1,12 @@
 """``rnn-ops check``: are the operators and the kernels right on this machine?
 
-On the CPU the gradient check. On a GPU first the kernels' self-test, which needs no MXNet; then, where MXNet is installed, the
-gradient check, and the operators' self-test on arrays in ``mx.gpu(0)``.
+On the CPU the gradient check of one framework, MXNet or PyTorch. On a GPU first the kernels' self-test, which needs neither;
+then, where a framework is installed, its gradient check. After MXNet's on a GPU comes the operators' self-test on arrays in
+``mx.gpu(0)``, after PyTorch's come PyTorch's own checks.
 """
+import collections
 import contextlib
+import importlib.util
 import json
 import math
 import textwrap
@@ -18,9 +21,12 @@ def add_to(commands) -> None:
     parser = commands.add_parser(
         "check", help="check the operators and kernels on this machine", allow_abbrev=False,
         description="Check the operators' gradients. On a GPU also every family of CUDA kernels against float64, each in a "
-                    "process of its own. They need no MXNet; the parts that do are then left out, and the command says so.")
+                    "process of its own. They need neither MXNet nor PyTorch; the parts that do are then left out, and the "
+                    "command says so.")
     parser.set_defaults(run=run)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default cpu)")
+    parser.add_argument("--framework", choices=("mxnet", "torch"),
+                        help="whose operators (default: mxnet, or torch where PyTorch alone is installed)")
     parser.add_argument("--full", action="store_true",
                         help="on a GPU: every kernel, shape and option, the same bits in 1,000 runs, compute-sanitizer")
     parser.add_argument("--json", type=path, metavar="FILE", help="write the table to a file as well")
@@ -32,17 +38,23 @@ def run(arguments) -> int:
     check_settings()
     if arguments.full and arguments.device == "cpu":
         raise CommandError(USAGE, "error: --full: is for --device cuda; the check on the CPU is the same without it")
-    gradcheck, left_out = _gradcheck(arguments.device)
-    _check_device_and_file(arguments)
+    framework, left_out = _framework(arguments.framework, arguments.device)
+    kernels = arguments.device == "cuda" and _has_kernels(framework, left_out)
+    _check_file(arguments.json)
     import numpy as np
 
     import rnn_ops
     started, failures = time.time(), 0
     record = {"rnn_ops": rnn_ops.__version__, "numpy": np.__version__, "device": arguments.device}
-    if arguments.device == "cuda":
+    if kernels:
         failures += _check_kernels(record, left_out, arguments.full)
-    if gradcheck:
-        failures += _check_gradients(gradcheck, record, arguments.device)
+    if framework == "torch":
+        with _pytorch(arguments.device) as facts:
+            failures += _check_gradients("torch", record, *facts)
+            failures += _check_by_pytorch(record)
+    elif framework == "mxnet":
+        with _mxnet(arguments.device) as facts:
+            failures += _check_gradients("mxnet", record, *facts)
         if arguments.device == "cuda":
             failures += _check_arrays_on_gpu(record, left_out, arguments.full)
     for sentence in left_out:
@@ -52,27 +64,50 @@ def run(arguments) -> int:
     return int(failures > 0)
 
 
-def _gradcheck(device):
-    """(the module `rnn_ops.gradcheck`, or None where a GPU is checked without MXNet; sentences about parts left out)"""
+def _framework(asked, device):
+    """("mxnet" or "torch", or None where a GPU is checked without either; sentences about parts left out)
+
+    A framework that was asked for has to work. On a GPU one that was not is left out if it does not.
+    """
+    installed = {name: importlib.util.find_spec(name) is not None for name in ("mxnet", "torch")}
+    name = asked or ("torch" if installed["torch"] and not installed["mxnet"] else "mxnet")
+    if name == "torch" and not installed["torch"]:
+        raise CommandError(FAILURE, "error: --framework torch: PyTorch is not installed; rnn_ops[torch] brings it")
     try:
         with importing():
             from rnn_ops import gradcheck
+            importlib.import_module(gradcheck.FRAMEWORKS[name])
     except CommandError as error:
-        if device == "cpu":
+        if device == "cpu" or asked:
             raise
-        return None, [f"the operators, since MXNet cannot be imported: {str(error)[len('error: '):]}"]
-    return gradcheck, []
+        title = {"mxnet": "MXNet", "torch": "PyTorch"}[name]
+        return None, [f"the operators, since {title} cannot be imported: {str(error)[len('error: '):]}"]
+    if name == "torch" and device == "cuda":
+        import torch
+        if not torch.cuda.is_available():
+            reason = f"PyTorch {torch.__version__} finds no GPU that it can use"
+            if asked:
+                raise CommandError(USAGE, f"error: --device cuda: {reason}")
+            return None, [f"the operators: {reason}"]
+    return name, []
 
 
-def _check_device_and_file(arguments):
-    """A missing GPU and an impossible file are errors now, and not after a minute's work."""
-    if arguments.device == "cuda":
-        from rnn_ops.backends import cuda
-        if cuda.why_not():
-            raise CommandError(USAGE, f"error: {cuda.why_not()}")
-    reason = files.why_not_writable(arguments.json) if arguments.json else None
+def _has_kernels(framework, left_out):
+    """Whether the kernels alone can be checked on the GPU. If they cannot, PyTorch's operators still may be. A missing GPU is an
+    error now, and not after a minute's work, and so is an impossible file."""
+    from rnn_ops.backends import cuda
+    reason = cuda.why_not()
+    if reason and framework != "torch":
+        raise CommandError(USAGE, f"error: {reason}")
     if reason:
-        raise CommandError(USAGE, f"error: cannot write {arguments.json}: {reason}")
+        left_out.append(f"the kernels alone: {reason}")
+    return not reason
+
+
+def _check_file(file):
+    reason = files.why_not_writable(file) if file else None
+    if reason:
+        raise CommandError(USAGE, f"error: cannot write {file}: {reason}")
 
 
 def _write(path, record):
@@ -135,33 +170,39 @@ def _family_line(family, results):
 
 # --- the operators
 
-def _check_gradients(gradcheck, record, device):
-    """The number of failures."""
+def _check_gradients(framework, record, what, facts):
+    """The number of failures. ``what``: a description of what is checked; ``facts``: for the file."""
     import rnn_ops
-    from rnn_ops import operators
-    from rnn_ops._mxnet import mx
+    from rnn_ops import gradcheck
     started = time.time()
-    with _computing_on(device) as computed_on:
-        operator = operators.in_use()
-        print(_wrapped(f"rnn_ops {rnn_ops.__version__}, {operator} operator, on {computed_on} against its reference in MXNet "
-                       f"{mx.__version__}; of each case the tensor that is nearest to its bound, and how near:"))
-        rows = gradcheck.check(report=_print_case)
+    print(_wrapped(f"rnn_ops {rnn_ops.__version__}, {what}; of each case the tensor that is nearest to its bound, and how near:"))
+    rows = gradcheck.check(report=_print_case, framework=framework)
     failed = [row for row in rows if not row.passed]
     print(_table(gradcheck, rows))
     for row in failed:
         print(f"FAILED  {row.case}:\n        {row.comparison}, {row.tensor}: {row.error:.2e} > {row.bound:.2e}")
     print(f"{len(rows)} comparisons in {time.time() - started:.0f} s, {len(failed)} failed", flush=True)
-    record.update({
-        "mxnet": mx.__version__, "device": computed_on, "operator": operator,
-        "rows": [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
-                  "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
-                  "bound": row.bound, "passed": row.passed} for row in rows]})
+    record.update(facts)
+    record["rows"] = [{**row.case._asdict(), "comparison": row.comparison, "tensor": row.tensor,
+                       "error": row.error if math.isfinite(row.error) else None,  # JSON has no infinity
+                       "bound": row.bound, "passed": row.passed} for row in rows]
     return len(failed)
 
 
 @contextlib.contextmanager
+def _mxnet(device):
+    """Inside, MXNet's operators compute on "cpu" or "cuda". Gives a description and facts for the file."""
+    from rnn_ops import operators
+    from rnn_ops._mxnet import mx
+    with _computing_on(device) as computed_on:
+        operator = operators.in_use()
+        yield (f"{operator} operator, on {computed_on} against its reference in MXNet {mx.__version__}",
+               {"mxnet": mx.__version__, "device": computed_on, "operator": operator})
+
+
+@contextlib.contextmanager
 def _computing_on(device):
-    """Inside, the operators compute on "cpu" or "cuda". Gives a description of that."""
+    """The half of `_mxnet` that is about the device; gives a description of that."""
     import rnn_ops
     from rnn_ops._mxnet import mx
     from rnn_ops.backends import cuda
@@ -178,6 +219,17 @@ def _computing_on(device):
         yield f"{gpu.name}, arrays in mx.cpu()"
     finally:
         rnn_ops.use("cpu")
+
+
+@contextlib.contextmanager
+def _pytorch(device):
+    """The same of PyTorch's."""
+    import numpy as np
+    import torch
+    computed_on = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    with torch.device(device):  # where new tensors go
+        yield (f"PyTorch {torch.__version__} operator, on {computed_on} against its reference in NumPy {np.__version__}",
+               {"torch": torch.__version__, "device": computed_on})
 
 
 def _print_case(number, total, case, rows):
@@ -207,6 +259,21 @@ def _table(gradcheck, rows):
     lines.append("bound".ljust(20) + "".join(bound.rjust(width) for bound, width in zip(bounds, widths)))
     lines.append(f"* {FLOAT32_FACTOR} times the float32 reference's own error + {FLOAT32_FLOOR:.0e}")
     return "\n".join(lines)
+
+
+def _check_by_pytorch(record):
+    """The number of failures."""
+    from rnn_ops.torch import selftest
+    outcomes = selftest.run()
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    for outcome in failed:
+        print(f"FAILED  {outcome}", flush=True)
+    counts = collections.Counter(outcome.check for outcome in outcomes)
+    print(f"PyTorch's own checks: {', '.join(f'{count} {name}' for name, count in counts.items())}, {len(failed)} failed",
+          flush=True)
+    record["pytorch_checks"] = [{"check": outcome.check, **outcome.case._asdict(), "reason": outcome.reason,
+                                 "passed": outcome.passed} for outcome in outcomes]
+    return len(failed)
 
 
 def _check_arrays_on_gpu(record, left_out, full):
