@@ -27,6 +27,7 @@ launches.py     the launches of a call, written down without a GPU
 microbench.py, microbench.cu   each thing that a step waits for, alone: st.async, barriers, shared memory
 rehearsal.py    all of a run but the launches, without a GPU; contract.py: the names that it uses of CuPy
 
+call_cost.py    the time that a call adds to the kernel
 rungs.py, ladder.py, profile.py  the training step from the tutorial's loop to ours, edit by edit, and where its time goes
 machine_code/   a model that predicts cycles; it times nothing
 cli.py, __main__.py, bench_recurrence.py  the command; the same providers under pytest-benchmark

@@ -6,13 +6,13 @@ from rnn_ops_timemachine import files
 
 from . import report
 from .measure import FLOOR
-from .providers import CUSTOM, GLUON, NATIVE, OURS
+from .providers import CUSTOM, GLUON, NATIVE, OURS, TORCH_LAYER, TORCH_SEQUENCE
 from .trainers import MODE as TRAINING
 from .worker import NOT_INSTALLED, NOT_OFFERED, OK
 
 _OURS, _PEER, _BEST, _INK = "#c8553d", "#a9b4c2", "#6c7f93", "#333f48"
-# Those of ours that users of MXNet call. Every factor refers to the first that was timed. The tables show all of ours.
-_SHOWN = (NATIVE, CUSTOM, GLUON)
+# Those of ours that users call. Every factor refers to the first that was timed. The tables show all of ours.
+_SHOWN = (NATIVE, CUSTOM, GLUON, TORCH_SEQUENCE, TORCH_LAYER)
 _LABELS = {NATIVE: "rnn_ops, native operator", CUSTOM: "rnn_ops, CustomOp in Python", GLUON: "rnn_ops.gluon.RNN",
            "ndarray loop": "the tutorial's ndarray loop"}
 
@@ -42,7 +42,7 @@ def _chosen(rows):
     found = stage.get("forward+backward") or next(iter(stage.values()))
     floor = next((row["median"] for row in found if row["provider"] == FLOOR), None)
     bars = [row for row in found if row["provider"] != FLOOR and row["status"] not in (NOT_OFFERED, NOT_INSTALLED)]
-    if any(row["provider"] in _SHOWN for row in bars):  # else MXNet is not installed
+    if any(row["provider"] in _SHOWN for row in bars):  # else neither MXNet nor PyTorch is installed
         bars = [row for row in bars if row["provider"] in _SHOWN or row["provider"] not in OURS]
     return sorted(bars, key=lambda row: row.get("median", float("inf"))), floor
 

@@ -136,7 +136,7 @@ class Torch(GpuProvider):
         for state in self._states:
             state.requires_grad_()
         self._outputs = [None] * count
-        self._layers = [providers.torch_rnn(torch, problem.shape.I, problem.shape.H, problem.Wxh, problem.Whh,
+        self._layers = [providers.torch_rnn(torch, torch.nn.RNN, problem.shape.I, problem.shape.H, problem.Wxh, problem.Whh,
                                             problem.bh).to(device) for _ in range(count)]
         cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
         self.variant = f"torch {torch.__version__}, cuDNN {cudnn}"

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from . import report
 from .measure import FLOOR
-from .providers import KERNEL, OURS, PUBLIC
+from .providers import KERNEL, OURS, OURS_IN_TORCH, PUBLIC, TorchRNN
 from .worker import OK
 
 INPUTS = ("dense", "tokens")
 COLUMNS = {KERNEL: "kernel", PUBLIC: "operator"}  # provider: the name of its column
+_IN_TORCH = "rnn_ops.torch, times as fast as torch.nn.RNN, best calls"
 _READS = (
     report.VERIFIED,
     "Providers that take no tokens are given the same as one-hot rows. Times are best calls, in milliseconds; beside them how "
@@ -113,12 +114,9 @@ def screen(result):
         header = ["T×B×I×H", "input", "best peer", "ms", *COLUMNS.values(), "of peak"]
         table = [header] + [[one.sizes, one.input, *_peer(one), *(_ahead(one, provider) for provider in COLUMNS),
                              report.percent(one.ours.get(KERNEL, {}), "of_peak")] for one in its]
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines += ["", direction]
-        for i, line in enumerate(table):
-            left = [f"{text:<{width}}" for text, width in zip(line[:3], widths)]
-            lines.append(report.aligned(["  ".join(left), *line[3:]], [len("  ".join(left)), *widths[3:]]))
-            lines += ["-" * (sum(widths) + 2 * len(widths) - 2)] * (i == 0)
+        lines += ["", direction, *_aligned(table, 3)]
+    for direction, table in torch_tables(rows).items():
+        lines += ["", f"{direction}: {_IN_TORCH}", *_aligned(table, 2)]
     table = summary(rows)
     widths = [max(map(len, column)) for column in zip(*table)]
     lines += ["", "geometric means, and in how many cells we are not behind:",
@@ -126,6 +124,15 @@ def screen(result):
     for text in (*behind_lines(rows), *untimed_lines(rows)):
         lines += ["", *textwrap.wrap(text, report.WIDTH)]
     return "\n".join(lines) + "\n"
+
+
+def _aligned(table, left):
+    """Lines of a table, with a rule under its header; so many columns go to the left."""
+    widths, lines = [max(map(len, column)) for column in zip(*table)], []
+    for line in table:
+        first = "  ".join(f"{text:<{width}}" for text, width in zip(line[:left], widths))
+        lines.append(report.aligned([first, *line[left:]], [len(first), *widths[left:]]))
+    return [lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]
 
 
 def results_table(result):
@@ -150,6 +157,8 @@ def results_table(result):
                 line += [_with_times(one, provider) for provider in COLUMNS]
             table.append(line)
         lines += ["", f"**{direction}**: how many times as fast as the best peer", "", *report.markdown_table(table)]
+    for direction, table in torch_tables(rows).items():
+        lines += ["", f"**{direction}**: {_IN_TORCH}", "", *report.markdown_table(table, "01")]
     lines += ["", "**The kernel's part of the processor's peak** (of sgemm's rate), **and the most memory of a call, MB** "
                   "(forward+backward, dense input; results included, arguments not)", "", *report.markdown_table(_parts(rows))]
     lines += ["", *(f"- {line}" for line in untimed)] if (untimed := untimed_lines(rows)) else []
@@ -171,6 +180,27 @@ def _parts(rows):
         line += [report.megabytes(row) for row in (*(last.ours.get(provider, {}) for provider in COLUMNS), last.peer or {})]
         table.append(line)
     return table
+
+
+def torch_tables(rows):
+    """{direction: rows of a table, a header first}: the best call of torch.nn.RNN in each comparison, how many times as fast ours
+    in PyTorch are, and geometric means. Empty if they were not measured."""
+    tables, ratios = {}, {}
+    for stage, directions, _ in report.groups(rows):
+        for direction, its in directions:
+            for kind in INPUTS:
+                theirs, ours = report.in_torch([row for row in its if row["input"] == kind])
+                if theirs and ours:
+                    faster = {row["provider"]: theirs["best"] / row["best"] for row in ours}
+                    for provider, ratio in faster.items():
+                        ratios.setdefault((direction, provider), []).append(ratio)
+                    header = ["T×B×I×H", "input", f"{TorchRNN.name}, ms", *(name.rpartition(".")[2] for name in OURS_IN_TORCH)]
+                    tables.setdefault(direction, [header]).append([
+                        stage, kind, report.digits(theirs["best"] * 1e3),
+                        *(report.ahead(faster[provider]) if provider in faster else "" for provider in OURS_IN_TORCH)])
+    for direction, table in tables.items():
+        table.append(["geometric mean", "", "", *(_mean(ratios.get((direction, provider))) for provider in OURS_IN_TORCH)])
+    return tables
 
 
 def _peer(one):

@@ -17,8 +17,10 @@ from rnn_ops import numpy_reference
 from . import problems
 from .problems import BOTH, FORWARD, TUTORIAL
 
-OURS = KERNEL, PUBLIC, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON = (
-    "kernel", "rnn_sequence", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon")
+OURS = KERNEL, PUBLIC, NATIVE, NATIVE_HYBRIDIZED, CUSTOM, CUSTOM_HYBRIDIZED, GLUON, TORCH_SEQUENCE, TORCH_LAYER = (
+    "kernel", "rnn_sequence", "native", "native, hybridized", "CustomOp", "CustomOp, hybridized", "rnn_ops.gluon",
+    "rnn_ops.torch.rnn_sequence", "rnn_ops.torch.RNN")
+OURS_IN_TORCH = TORCH_SEQUENCE, TORCH_LAYER
 _MXNET, _OUR_PACKAGES = ("mxnet", "numpy"), ("rnn_ops", "mxnet", "numpy")
 
 
@@ -323,48 +325,91 @@ def gluon_rnn_gradients(layer: Any) -> Dict[str, np.ndarray]:
 
 
 class _Torch(Provider):
-    """PyTorch's layer on dense input, with as many threads as PyTorch takes by itself, or so many."""
+    """Tensors with gradients, on as many threads as PyTorch takes by itself, or so many."""
 
-    def __init__(self, problem, threads=None):
+    def __init__(self, problem, tokens, threads=None):
+        """``tokens``: whether it takes tokens as they are; one-hot rows else."""
         import torch
         if threads:
             torch.set_num_threads(threads)
         self.torch = torch
         self.about = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-        shape = problem.shape
-        self.layer = torch_rnn(torch, shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
-        self.inputs = torch.tensor(problem.dense_inputs(), requires_grad=not shape.tokens)
-        self.state = torch.tensor(problem.state[np.newaxis], requires_grad=True)
+        self.inputs = torch.tensor(problem.inputs if tokens else problem.dense_inputs())
+        self.inputs.requires_grad_(not problem.shape.tokens)
+        self.state = torch.tensor(problem.state, requires_grad=True)
         self.doutputs = torch.tensor(problem.doutputs)
         self.calls = {FORWARD: self._forward, BOTH: self._forward_backward}
 
     def _forward(self):
         with self.torch.no_grad():
-            self.outputs = self.layer(self.inputs, self.state)[0]
+            self.outputs = self._run()
 
     def _forward_backward(self):
-        self.layer.zero_grad()
         self.inputs.grad = self.state.grad = None
-        self.outputs = self.layer(self.inputs, self.state)[0]
+        self._forget_gradients()
+        self.outputs = self._run()
         self.outputs.backward(self.doutputs)
 
     def results(self, direction: str) -> Dict[str, np.ndarray]:
         results = {"outputs": self.outputs.detach().numpy()}
         if direction != FORWARD:
-            results.update(torch_rnn_gradients(self.layer), dstate=self.state.grad[0].numpy())
+            results.update(self._gradients(), dstate=self.state.grad.numpy().reshape(self.doutputs.shape[1:]))
             if self.inputs.requires_grad:
                 results["dinputs"] = self.inputs.grad.numpy()
         return results
 
 
-TorchRNN = Row("torch.nn.RNN", "torch", ("torch",), _Torch)
+class _TorchSequence(_Torch):
+    """Our operator on tensors."""
+
+    def __init__(self, problem):
+        super().__init__(problem, tokens=True)
+        from rnn_ops.torch import rnn_sequence
+        self._sequence = rnn_sequence
+        self._weights = [self.torch.tensor(array, requires_grad=True) for array in (problem.Wxh, problem.Whh, problem.bh)]
+
+    def _run(self):
+        return self._sequence(self.inputs, self.state, *self._weights)[0]
+
+    def _forget_gradients(self):
+        for tensor in self._weights:
+            tensor.grad = None
+
+    def _gradients(self):
+        return {name: tensor.grad.numpy() for name, tensor in zip(("dWxh", "dWhh", "dbh"), self._weights)}
+
+
+class _TorchLayer(_Torch):
+    """PyTorch's layer on dense input, or ours instead of it on the same."""
+
+    def __init__(self, problem, ours=False, threads=None):
+        super().__init__(problem, tokens=False, threads=threads)
+        self.state = self.torch.tensor(problem.state[np.newaxis], requires_grad=True)
+        layer_class, shape = self.torch.nn.RNN, problem.shape
+        if ours:
+            from rnn_ops.torch import RNN as layer_class
+        self.layer = torch_rnn(self.torch, layer_class, shape.I, shape.H, problem.Wxh, problem.Whh, problem.bh)
+
+    def _run(self):
+        return self.layer(self.inputs, self.state)[0]
+
+    def _forget_gradients(self):
+        self.layer.zero_grad()
+
+    def _gradients(self):
+        return torch_rnn_gradients(self.layer)
+
+
+OurTorchSequence = Row(TORCH_SEQUENCE, "rnn_ops.torch", ("rnn_ops", "torch"), _TorchSequence)
+OurTorchRNN = Row(TORCH_LAYER, "rnn_ops.torch", ("rnn_ops", "torch"), _TorchLayer, (True,))
+TorchRNN = Row("torch.nn.RNN", "torch", ("torch",), _TorchLayer)
 # Faster where a step is too small to share.
-TorchRNNOneThread = Row("torch.nn.RNN, 1 thread", "torch, 1 thread", ("torch",), _Torch, (1,))
+TorchRNNOneThread = Row("torch.nn.RNN, 1 thread", "torch, 1 thread", ("torch",), _TorchLayer, (False, 1))
 
 
-def torch_rnn(torch: ModuleType, I: int, H: int, Wxh: np.ndarray, Whh: np.ndarray, bh: np.ndarray) -> Any:
-    """torch.nn.RNN with our weights; its second bias starts at zero."""
-    layer = torch.nn.RNN(I, H, nonlinearity="tanh")
+def torch_rnn(torch: ModuleType, layer_class: type, I: int, H: int, Wxh: np.ndarray, Whh: np.ndarray, bh: np.ndarray) -> Any:
+    """A layer with the interface of torch.nn.RNN and our weights; its second bias starts at zero."""
+    layer = layer_class(I, H, nonlinearity="tanh")
     with torch.no_grad():
         layer.weight_ih_l0.copy_(torch.tensor(Wxh.T))
         layer.weight_hh_l0.copy_(torch.tensor(Whh.T))
@@ -426,17 +471,18 @@ class OnnxRuntime(Provider):
 
 
 # Processes that may take packages from a folder of their own (worker.Workers), such as newer ones than MXNet's NumPy allows.
-OTHERS = (TorchRNN.process, TorchRNNOneThread.process, JaxScan.process, OnnxRuntime.process)
+OTHERS = (OurTorchSequence.process, TorchRNN.process, TorchRNNOneThread.process, JaxScan.process, OnnxRuntime.process)
 
 
 def for_shape(shape: problems.Shape) -> tuple:
     """The providers of a shape, ours first, the tutorial's loop last."""
-    return (Kernel, Native, NativeHybridized, CustomOp, CustomOpHybridized, OurGluon, *_peers(shape), NDArrayLoop)
+    return (Kernel, Native, NativeHybridized, CustomOp, CustomOpHybridized, OurGluon, OurTorchSequence, OurTorchRNN,
+            *_peers(shape), NDArrayLoop)
 
 
 def for_grid(shape: problems.Shape) -> tuple:
-    """The providers of the grid: our kernel, our operator as users call it, and the peers."""
-    return (Kernel, Public, *_peers(shape))
+    """The providers of the grid: our kernel, our operators as users call them, and the peers."""
+    return (Kernel, Public, OurTorchSequence, OurTorchRNN, *_peers(shape))
 
 
 def _peers(shape):

@@ -15,7 +15,7 @@ from rnn_ops_timemachine import files
 
 from . import floor, problems
 from .measure import FLOOR, PEAK_STAGE
-from .providers import KERNEL, NATIVE, OURS
+from .providers import KERNEL, NATIVE, OURS, OURS_IN_TORCH, TorchRNN, TorchRNNOneThread
 from .trainers import MODE as TRAINING
 from .worker import BOUND, OK
 
@@ -159,7 +159,19 @@ def ahead_lines(directions):
             peer = next(row for row in rows if row["provider"] == ours[0]["best_peer"])
             lines.append(f"Best peer, {direction}: {peer['provider']}, {digits(peer['best'] * 1e3)} ms. Times as fast: "
                          + "; ".join(f"{row['provider']} {ahead(row['ahead'])}" for row in ours) + ".")
+        theirs, ours = in_torch(rows)
+        if theirs and ours:
+            lines.append(f"Of PyTorch, {direction}: {theirs['provider']}, {digits(theirs['best'] * 1e3)} ms. Times as fast: "
+                         + "; ".join(f"{row['provider']} {ahead(theirs['best'] / row['best'])}" for row in ours) + ".")
     return lines
+
+
+def in_torch(rows):
+    """Of rows that are compared: the torch.nn.RNN with the shortest best call (or None), and ours in PyTorch, those that were
+    timed."""
+    timed = [row for row in rows if row["status"] == OK]
+    theirs = [row for row in timed if row["provider"] in (TorchRNN.name, TorchRNNOneThread.name)]
+    return min(theirs, key=lambda row: row["best"], default=None), [row for row in timed if row["provider"] in OURS_IN_TORCH]
 
 
 def ahead(ratio):
@@ -210,7 +222,7 @@ def screen(result):
                       for row, cells in zip(rows, table[1:])]
             if any(map(not_credible, rows)):
                 lines += textwrap.wrap(f"! {NOT_CREDIBLE}", WIDTH)
-        for text in (*ahead_lines(directions), added_line(directions), peers_line(directions)):
+        for text in (*ahead_lines(directions), *added_lines(directions), peers_line(directions)):
             lines += ["", *textwrap.wrap(text, WIDTH)] if text else []
     return "\n".join(lines) + "\n"
 
@@ -220,17 +232,17 @@ def not_credible(row, figures=("best", "p20", "median", "p80")):
     return any(name in figures for name in row.get("not_credible", ()))
 
 
-def added_line(directions):
-    """The time that MXNet adds to the bare kernel in each direction; empty if it was not measured."""
+def added_lines(directions):
+    """The time that MXNet and PyTorch add to the bare kernel in each direction, a line each; none if it was not measured."""
     added = {}
     for _, rows in directions:
         for row in rows:
             if "over_the_kernel" in row and row["provider"] != KERNEL:
-                added.setdefault(row["provider"], []).append(f"{row['over_the_kernel'] * 1e6:+,.0f}")
-    if not added:
-        return ""
-    return (f"MXNet's own time, µs over the bare kernel ({', '.join(direction for direction, _ in directions)}): "
-            + "; ".join(f"{provider} {', '.join(figures)}" for provider, figures in added.items()) + ".")
+                framework = "PyTorch" if row["provider"] in OURS_IN_TORCH else "MXNet"
+                added.setdefault(framework, {}).setdefault(row["provider"], []).append(f"{row['over_the_kernel'] * 1e6:+,.0f}")
+    return [f"{framework}'s own time, µs over the bare kernel ({', '.join(direction for direction, _ in directions)}): "
+            + "; ".join(f"{provider} {', '.join(figures)}" for provider, figures in its.items()) + "."
+            for framework, its in added.items()]
 
 
 def _cells(row):
@@ -269,7 +281,7 @@ def results_table(result):
             lines.append(markdown(cells))
         if any(not_credible(row) for _, rows in directions for row in rows):
             lines += ["", f"*{NOT_CREDIBLE[0].upper()}{NOT_CREDIBLE[1:]}*"]
-        for text in (" ".join(ahead_lines(directions)), added_line(directions), peers_line(directions)):
+        for text in (" ".join(ahead_lines(directions)), *added_lines(directions), peers_line(directions)):
             lines += ["", text] if text else []
     return "\n".join(lines) + "\n"
 

@@ -164,19 +164,19 @@ def _gluon_gradients(rnn, output):
                 dWhy=output.weight.grad().asnumpy().T, dby=output.bias.grad().asnumpy())
 
 
-class Torch(Provider):
-    """torch.nn.RNN and torch.nn.Linear, PyTorch's own loss and optimizer, one-hot input."""
-    name = providers.TorchRNN.name
-    process = providers.TorchRNN.process
-    packages = providers.TorchRNN.packages
+class _Torch(Provider):
+    """torch.nn.RNN, or ours instead of it, and torch.nn.Linear, PyTorch's own loss and optimizer, one-hot input."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, ours=False):
         import torch
+        layer_class = torch.nn.RNN
+        if ours:
+            from rnn_ops.torch import RNN as layer_class
         self.torch = torch
         self.about = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
         p = problem.parameters
         shape = problem.shape
-        self.rnn = providers.torch_rnn(torch, shape.I, shape.H, p["Wxh"], p["Whh"], p["bh"])
+        self.rnn = providers.torch_rnn(torch, layer_class, shape.I, shape.H, p["Wxh"], p["Whh"], p["bh"])
         self.output = torch.nn.Linear(shape.H, shape.I)
         with torch.no_grad():
             self.output.weight.copy_(torch.tensor(p["Why"].T))
@@ -209,4 +209,7 @@ class Torch(Provider):
         return dict(results, **providers.torch_rnn_gradients(rnn), loss=np.array([self.loss]))
 
 
-TRAINERS = (Ours, OursCustom, OursGluon, Gluon, Torch, Tutorial)
+OursTorch = Row(*providers.OurTorchRNN[:3], _Torch, (True,))
+Torch = Row(*providers.TorchRNN[:3], _Torch)
+
+TRAINERS = (Ours, OursCustom, OursGluon, OursTorch, Gluon, Torch, Tutorial)
