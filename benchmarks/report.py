@@ -31,8 +31,8 @@ _READS = (
     VERIFIED,
     f"Floor = operations / peak, the processor's rate of multiply-adds in registers on all threads; {floor.FORMULA}. tanh is not "
     "in it.",
-    f"'peak', 'GEMM': operations / best call, as a part of that rate and of sgemm's. '× {NATIVE}': how many times as long as "
-    "that one takes, medians. MB: the most memory that a call needed, results included and arguments not.")
+    "'peak', 'GEMM': operations / best call, as a part of that rate and of sgemm's. '× ours': how many times as long as our "
+    "native operator takes, medians. MB: the most memory that a call needed, results included and arguments not.")
 NOT_CREDIBLE = ("not credible: faster than its floor. The peak was measured too low, other programs were in the way, "
                 "or the figure is wrong.")
 
@@ -210,7 +210,7 @@ def screen(result):
         lines += ["", f"T×B×I×H = {stage}", *textwrap.wrap(yardsticks_line(yardsticks), WIDTH)]
         for direction, rows in directions:
             header = [f"{direction}, ms", "best", "median", "p20–p80", "peak", "GEMM",
-                      "tokens/s" if direction == TRAINING else "MB", f"× {NATIVE}"]
+                      "tokens/s" if direction == TRAINING else "MB", "× ours"]
             table = [header] + [_cells(row) if row["status"] == OK else [row["provider"]] for row in rows]
             widths = [max(len(cells[i]) for cells in table if i < len(cells)) for i in range(len(header))]
             widths[0] = max(widths[0], 20)

@@ -459,7 +459,7 @@ def test_screen(result):
     lines = report.screen(result).splitlines()
     assert max(map(len, lines)) <= 80
     cells = {line[:20].strip(): line[20:].split() for line in lines}
-    assert cells["forward, ms"] == ["best", "median", "p20–p80", "peak", "GEMM", "MB", "×", "native"]
+    assert cells["forward, ms"] == ["best", "median", "p20–p80", "peak", "GEMM", "MB", "×", "ours"]
     assert cells["kernel"] == ["0.001", "0.002", "0.002–0.003", "25%", "50%", "1.2", "0.67"]
     assert cells["ndarray loop"] == ["0.010", "0.020", "0.018–0.030", "2%", "5%", "6.67"]
     assert "credible" not in report.screen(result) + report.results_table(result)
