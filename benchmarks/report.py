@@ -161,7 +161,7 @@ def ahead_lines(directions):
                          + "; ".join(f"{row['provider']} {ahead(row['ahead'])}" for row in ours) + ".")
         theirs, ours = in_torch(rows)
         if theirs and ours:
-            lines.append(f"Of PyTorch, {direction}: {theirs['provider']}, {digits(theirs['best'] * 1e3)} ms. Times as fast: "
+            lines.append(f"PyTorch's own, {direction}: {theirs['provider']}, {digits(theirs['best'] * 1e3)} ms. Times as fast: "
                          + "; ".join(f"{row['provider']} {ahead(theirs['best'] / row['best'])}" for row in ours) + ".")
     return lines
 

@@ -116,9 +116,9 @@ def torch_rows(shape=TINY, one_thread=()):
 def test_ratios_to_pytorchs_layer_are_shown():
     shown = result(torch_rows())
     for text in report.screen(shown).replace("\n", " "), report.results_table(shown):
-        assert ("Of PyTorch, forward: torch.nn.RNN, 0.020 ms. Times as fast: rnn_ops.torch.rnn_sequence 4.00; "
+        assert ("PyTorch's own, forward: torch.nn.RNN, 0.020 ms. Times as fast: rnn_ops.torch.rnn_sequence 4.00; "
                 "rnn_ops.torch.RNN 2.00.") in text
-        assert ("Of PyTorch, forward+backward: torch.nn.RNN, 0.045 ms. Times as fast: rnn_ops.torch.rnn_sequence 3.00; "
+        assert ("PyTorch's own, forward+backward: torch.nn.RNN, 0.045 ms. Times as fast: rnn_ops.torch.rnn_sequence 3.00; "
                 "rnn_ops.torch.RNN ▼ 0.90.") in text
         assert "MXNet's own time, µs over the bare kernel (forward, forward+backward): native +3, +9." in text
         assert ("PyTorch's own time, µs over the bare kernel (forward, forward+backward): rnn_ops.torch.rnn_sequence +5, +15; "
@@ -129,7 +129,7 @@ def test_ratios_to_pytorchs_layer_are_shown():
 
 def test_the_faster_of_pytorchs_layers_counts():
     text = report.screen(result(torch_rows(one_thread=[12]))).replace("\n", " ")
-    assert "Of PyTorch, forward: torch.nn.RNN, 1 thread, 0.006 ms. Times as fast: rnn_ops.torch.rnn_sequence 1.20;" in text
+    assert "PyTorch's own, forward: torch.nn.RNN, 1 thread, 0.006 ms. Times as fast: rnn_ops.torch.rnn_sequence 1.20;" in text
 
 
 def test_a_row_that_was_not_timed_has_no_ratio():
@@ -140,8 +140,8 @@ def test_a_row_that_was_not_timed_has_no_ratio():
         if row["provider"] == "torch.nn.RNN" and row["direction"] == "forward":
             row.update(status=NOT_INSTALLED, reason="No module named 'torch'")
     text = report.screen(result(rows)).replace("\n", " ")
-    assert "Of PyTorch, forward:" not in text
-    assert "Of PyTorch, forward+backward: torch.nn.RNN, 0.045 ms. Times as fast: rnn_ops.torch.rnn_sequence 3.00. " in text
+    assert "PyTorch's own, forward:" not in text
+    assert "PyTorch's own, forward+backward: torch.nn.RNN, 0.045 ms. Times as fast: rnn_ops.torch.rnn_sequence 3.00. " in text
 
 
 def test_a_grid_has_a_table_of_pytorchs():
