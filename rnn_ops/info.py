@@ -1,4 +1,5 @@
 """The facts that ``rnn-ops info`` prints: versions, devices, kernels and the settings that choose them."""
+import importlib.metadata
 import os
 import platform
 from typing import Dict, List
@@ -26,6 +27,7 @@ def collect(batch_size: int = 32, hidden_size: int = 256) -> Dict[str, str]:
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "NumPy": numpy.__version__,
         "MXNet": mxnet,
+        "PyTorch": _pytorch(),
         "operator": _operator(),
         "CPU": f"{cpu_name()}, {os.cpu_count()} processors",
         "CPU kernels": _cpu_kernels(),
@@ -93,6 +95,14 @@ def kernel_for(device: variants.Device, batch_size: int, hidden_size: int) -> st
         elif family != chosen.family:
             others.append(f"{family} {min(v.cycles for v in found if v.family == family):.0f}")
     return f"{chosen}; estimated cycles a step {chosen.cycles:.0f}; {', '.join(others)}"
+
+
+def _pytorch():
+    """The version of PyTorch, without its import, which takes seconds."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return "none: PyTorch is not installed; rnn_ops[torch] brings it"
 
 
 def _cpu_kernels():

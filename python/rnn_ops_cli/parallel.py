@@ -14,7 +14,7 @@ def add_to(parser) -> None:
     """Add the options to the command's."""
     parser.add_argument("--ctx", metavar="CONTEXTS",
                         help="MXNet's contexts, such as cpu(0),cpu(1) or gpu(0),gpu(1): each has a part of the rows of a batch "
-                             "(default cpu(0))")
+                             "(default cpu(0)). With --step torch one, which PyTorch trains on")
     parser.add_argument("--kvstore", metavar="KIND",
                         help="MXNet's store that sums the gradients: local or device (default) for several contexts, dist_sync "
                              "for the processes of rnn-ops launch")
@@ -52,7 +52,8 @@ def run_job(given: dict) -> int:
         _threshold(given)
         with importing():
             from rnn_ops_timemachine import folder as folders
-            from rnn_ops_timemachine import text
+            from rnn_ops_timemachine import learners, text
+        learners.refuse_to_split(given.get("step"))
         made = "out" not in given and "resume" not in given
         if made:
             given["out"] = folders.make(None, text.name_of(given.get("text", "timemachine")))
@@ -111,6 +112,16 @@ def _exchange(given, place):
         if not how:
             return None
         with importing():
+            from rnn_ops_timemachine import learners
+        step = _step(given)
+        with one_line(FAILURE, ImportError), one_line(USAGE, ValueError):
+            if step == "torch" and list(how) == ["ctx"]:
+                from rnn_ops_timemachine import opening
+                opening.check_step(step)
+                from rnn_ops_timemachine import torch_training
+                return torch_training.Device(how["ctx"])
+            learners.refuse_to_split(step)
+        with importing():
             from rnn_ops_timemachine import exchange
         with one_line(USAGE, ValueError):
             contexts, _ = _checked(how, place)
@@ -130,6 +141,16 @@ def _exchange(given, place):
     made = exchange.Workers(store, contexts, threshold, watch)
     made.wrong = wrong
     return made
+
+
+def _step(given):
+    """The step that the run will take; None where that is not known, because the run cannot begin."""
+    if "step" in given:
+        return given["step"]
+    from rnn_ops_timemachine import checkpoint, learners
+    with contextlib.suppress(ImportError, KeyError, OSError, RuntimeError, ValueError):
+        return checkpoint.load(given["out"]).settings["step"] if "resume" in given else learners.default()
+    return None
 
 
 def _checked(how, place):

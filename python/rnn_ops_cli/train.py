@@ -22,10 +22,10 @@ def add_to(commands) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("--text", type=path, metavar="NAME|FILE",
                         help="timemachine (default), tinyshakespeare, python-topics or the path of a UTF-8 file")
-    parser.add_argument("--step", choices=("native", "custom", "gluon", "reference", "cuda"),
+    parser.add_argument("--step", choices=("native", "custom", "gluon", "reference", "cuda", "torch"),
                         help="the computation: our native operator (default), our CustomOp in Python, our layer in a Gluon "
-                             "network, the tutorial's ndarray loop, or our CUDA kernels on a GPU, for which MXNet is not "
-                             "needed")
+                             "network, the tutorial's ndarray loop, our CUDA kernels on a GPU, or our operator in PyTorch; "
+                             "the last two need no MXNet")
     parser.add_argument("--device", action=_NoDevice, nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, metavar="N", help="train until epoch N (default 15)")
     parser.add_argument("--hidden", type=int, metavar="H", help="hidden units (default 256)")
@@ -43,8 +43,8 @@ def add_to(commands) -> None:
     parallel.add_to(parser)
     parser.add_argument("--out", type=path, metavar="DIR", help="folder of the run (default runs/<text>-<time>)")
     parser.add_argument("--resume", action="store_true", default=False,
-                        help="go on with the run in --out, as if it had never stopped; --epochs, --patience and "
-                             "--learning-rate may be new")
+                        help="go on with the run in --out, as if it had never stopped; --epochs, --patience, "
+                             "--learning-rate and --step may be new")
     parser.add_argument("--quiet", action="store_true", default=False,
                         help="print only the run's folder, at the end, and errors")
 

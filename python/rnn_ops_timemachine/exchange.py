@@ -13,12 +13,12 @@ cannot go on takes part in one more, which says so, and none waits for it. `clos
 """
 import contextlib
 import ctypes
-import re
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from rnn_ops._mxnet import mx
+from rnn_ops_timemachine.contexts import parsed
 from rnn_ops_timemachine.roles import Left
 
 nd = mx.nd
@@ -31,20 +31,13 @@ _GATHER, _BROADCAST, _ROUND, _REASON = range(4)  # the KVStore's keys
 
 def contexts(names: str) -> List[mx.Context]:
     """Contexts by their names in MXNet, as in "cpu(0),cpu(1)" and "gpu(0),gpu(1)". A ValueError if one is wrong or missing."""
-    found = []
-    for name in names.split(","):
-        known = re.fullmatch(r"\s*(cpu|gpu)\(([0-9]{1,3})\)\s*", name)
-        if not known:
-            raise ValueError(f"ctx: got {name!r}, needs cpu(0), or several such as cpu(0),cpu(1) or gpu(0),gpu(1)")
-        context = mx.Context(known[1], int(known[2]))
-        if context in found:
-            raise ValueError(f"ctx: got {name.strip()} twice")
-        if known[1] == "gpu" and int(known[2]) >= _gpus():
-            raise ValueError(f"ctx: got {name.strip()}, but MXNet finds {_gpus()} GPUs")
-        found.append(context)
-    if len({context.device_type for context in found}) > 1:
+    found = parsed(names)
+    for context in found:
+        if context.kind == "gpu" and context.number >= _gpus():
+            raise ValueError(f"ctx: got {context}, but MXNet finds {_gpus()} GPUs")
+    if len({context.kind for context in found}) > 1:
         raise ValueError(f"ctx: got {names!r}, needs either CPUs or GPUs")
-    return found
+    return [mx.Context(*context) for context in found]
 
 
 def _gpus():
@@ -67,8 +60,11 @@ class Contexts:
         Why this worker cannot begin: an option or a setting.
     alone : bool
         Whether gradients stay as they are, so that a training step needs no round.
+    steps : tuple of str
+        The steps that it works for.
     """
     rank, workers, told, wrong = 0, 1, True, None
+    steps = ("native", "custom", "gluon", "reference")
 
     def __init__(self, contexts: Sequence[mx.Context] = (), kvstore: str = "device"):
         self.contexts = list(contexts) or [mx.cpu()]

@@ -86,8 +86,8 @@ def resume(folder: str, given: Dict[str, Any], on_wait: Callable[[str], None] = 
     ----------
     folder : str
     given : dict
-        Settings by name that the user has given again. ``epochs``, ``patience`` and ``learning_rate`` may be new; the
-        others must be the run's. A new learning rate holds from the next epoch on, and is halved from there.
+        Settings by name that the user has given again. ``epochs``, ``patience``, ``learning_rate`` and ``step`` may be
+        new; the others must be the run's. A new learning rate holds from the next epoch on, and is halved from there.
     on_wait, exchange
         As those of `start`.
 
@@ -186,8 +186,8 @@ def _take_up(run):
 
 def check_step(step: str, exchange=None) -> None:
     """Raise a ValueError where this machine or its environment cannot compute the step."""
-    if step == "cuda" and exchange:
-        raise ValueError("step: got 'cuda', which trains on one GPU and does not split batches (--ctx, --kvstore, --workers)")
+    if exchange and step not in exchange.steps:
+        learners.refuse_to_split(step)
     reason = learners.why_not(step)
     if reason:
         raise ValueError(f"step: got {step!r}, but {reason}")

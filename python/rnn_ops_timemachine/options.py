@@ -73,7 +73,7 @@ def one_line(status, *exceptions):
     try:
         yield
     except ModuleNotFoundError as error:
-        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu], rnn_ops[cu112], rnn_ops[cu12] and rnn_ops[cu13] "
-                           "bring it") from error
+        raise CommandError(FAILURE, f"error: {error}: rnn_ops[cpu], rnn_ops[cu112], rnn_ops[cu12], rnn_ops[cu13] and "
+                           "rnn_ops[torch] bring it") from error
     except exceptions as error:
         raise CommandError(status, f"error: {str(error) or type(error).__name__}") from error

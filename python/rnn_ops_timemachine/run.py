@@ -145,7 +145,7 @@ class Run:
         FloatingPointError
             Training has diverged, or the model can no longer be sampled from. The checkpoint is that of the last good epoch.
         OSError, MemoryError, RuntimeError
-            A file could not be written, memory is not enough, or MXNet or CuPy has failed. The same holds.
+            A file could not be written, memory is not enough, or MXNet, CuPy or PyTorch has failed. The same holds.
         """
         try:
             learner, self._drawn = learners.make(self.settings.step, self.parameters, self.exchange), time.monotonic()
@@ -159,7 +159,7 @@ class Run:
                     raise signals.Interrupted(error.signal) from error
             elif self.exchange:
                 self.exchange.leave(str(_in_words(error)) or type(error).__name__, getattr(error, "number", 0))
-            if isinstance(error, (FloatingPointError, OSError, MemoryError, RuntimeError)):  # MXNet's and CuPy's are the last
+            if isinstance(error, (FloatingPointError, OSError, MemoryError, RuntimeError)):  # the libraries' are the last
                 raise self.ended_by(error) from error
             raise
         self._draw()
@@ -297,7 +297,7 @@ def _in_words(error):
     if isinstance(error, roles.Left):
         return RuntimeError(said)
     if isinstance(error, RuntimeError):
-        libraries = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy"}
+        libraries = {"mxnet": "MXNet", "cupy": "CuPy", "cupy_backends": "CuPy", "torch": "PyTorch"}
         library = libraries.get(kind.__module__.partition(".")[0], kind.__name__)
         kind = MemoryError if "memory" in said.lower() else RuntimeError
         return kind(f"{library}: {(said.strip() or 'no reason given').splitlines()[-1]}")

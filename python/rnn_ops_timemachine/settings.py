@@ -10,8 +10,8 @@ from typing import Any, Dict, NamedTuple, Optional
 import numpy as np
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"  # the files of a run whose sizes its checkpoint holds
-MAY_CHANGE = ("epochs", "patience", "learning_rate")  # settings that may be new when a run is resumed
-STEPS = ("native", "custom", "gluon", "reference", "cuda")  # `learners` has one for each
+MAY_CHANGE = ("epochs", "patience", "learning_rate", "step")  # settings that may be new when a run is resumed
+STEPS = ("native", "custom", "gluon", "reference", "cuda", "torch")  # `learners` has one for each
 LEARNING_RATES = np.finfo(np.float32)  # MXNet's update takes no others
 LARGEST_LOSS = 709  # the exponential of a larger one, the perplexity, is infinite
 
@@ -24,7 +24,8 @@ class Settings(NamedTuple):
     - "native": our native operator, and "custom": our CustomOp in Python, in the model of model.py;
     - "gluon": our layer in a Gluon network;
     - "reference": the tutorial's recurrence in mx.nd operations;
-    - "cuda": the CUDA kernels alone on a GPU, without MXNet.
+    - "cuda": the CUDA kernels alone on a GPU, without MXNet;
+    - "torch": our operator in a PyTorch training, without MXNet.
     """
     text: str = "timemachine"
     step: Optional[str] = None  # None: `learners.default`
