@@ -68,6 +68,17 @@ def run_job(given: dict) -> int:
     return ended.status
 
 
+def step_of(given: dict):
+    """The step that is given, or that of the run to resume; None where neither is there."""
+    if "step" in given or "resume" not in given:
+        return given.get("step")
+    with importing():
+        from rnn_ops_timemachine import checkpoint
+    with contextlib.suppress(KeyError, OSError, ValueError):  # the run says why, when it begins
+        return checkpoint.load(given["out"]).settings["step"]
+    return None
+
+
 @contextlib.contextmanager
 def joined(given: dict, place):
     """The exchange that joins the parts of a batch, for the time of the block; None for one context of one process.
@@ -113,8 +124,9 @@ def _exchange(given, place):
             return None
         with importing():
             from rnn_ops_timemachine import learners
-        step = _step(given)
+        step = step_of(given)
         with one_line(FAILURE, ImportError), one_line(USAGE, ValueError):
+            step = step or learners.default()
             if step == "torch" and list(how) == ["ctx"]:
                 from rnn_ops_timemachine import opening
                 opening.check_step(step)
@@ -141,16 +153,6 @@ def _exchange(given, place):
     made = exchange.Workers(store, contexts, threshold, watch)
     made.wrong = wrong
     return made
-
-
-def _step(given):
-    """The step that the run will take; None where that is not known, because the run cannot begin."""
-    if "step" in given:
-        return given["step"]
-    from rnn_ops_timemachine import checkpoint, learners
-    with contextlib.suppress(ImportError, KeyError, OSError, RuntimeError, ValueError):
-        return checkpoint.load(given["out"]).settings["step"] if "resume" in given else learners.default()
-    return None
 
 
 def _checked(how, place):

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(given, place, raise_interrupt):
     if not place:  # the workers of a job say together what is wrong with one of them
-        check_settings()
+        check_settings(mxnet=parallel.step_of(given) not in ("cuda", "torch"))
     settings = {name: value for name, value in given.items()
                 if name not in (*parallel.OPTIONS, "resume", "out", "init_from", "quiet")}
     resume, out, init_from, quiet = (given.get(name) for name in ("resume", "out", "init_from", "quiet"))

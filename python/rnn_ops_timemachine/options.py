@@ -46,11 +46,14 @@ def path(text: str) -> str:
     return text
 
 
-def check_settings() -> None:
-    """Raise a `CommandError` if an environment variable cannot be followed, before anything is begun."""
+def check_settings(mxnet: bool = True) -> None:
+    """Raise a `CommandError` if an environment variable cannot be followed, before anything is begun.
+
+    mxnet: whether MXNet will be used. It is imported for that.
+    """
     with importing():
         from rnn_ops import info
-    for reason in info.wrong_settings():
+    for reason in info.wrong_settings(mxnet):
         raise CommandError(USAGE, f"error: {reason}")
 
 
