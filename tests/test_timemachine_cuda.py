@@ -12,36 +12,9 @@ from emulated_gpu import EmulatedGpu
 from rnn_ops import numpy_reference
 from rnn_ops.backends.cuda import variants
 from rnn_ops_cli.main import main
-from rnn_ops_timemachine import cuda_training, descent, parameters
+from rnn_ops_timemachine import cuda_training
 from rnn_ops_timemachine.settings import STEPS
-
-WORDS = "the cat sat on the mat and the dog ran after the cat until the cat ran up a tree. "
-
-
-def problem(dtype, batches=3, T=5, B=3, V=7, H=19):
-    random = np.random.default_rng(1)
-    inputs, labels = (random.integers(V, size=(batches, T, B), dtype=np.int32) for _ in range(2))
-    arrays = parameters.initialise(V, H, 0, dtype)
-    return {name: 30 * array for name, array in arrays.items()}, inputs, labels  # 30: so that every parameter matters
-
-
-def descend(arrays, inputs, labels, epochs):
-    """Stochastic gradient descent in NumPy → losses (epochs, batches), parameters."""
-    arrays, losses = dict(arrays), []
-    for epoch in range(1, epochs + 1):
-        state = np.zeros((inputs.shape[2], len(arrays["bh"])), arrays["bh"].dtype)
-        for tokens, targets in zip(inputs, labels):
-            loss, gradients = numpy_reference.language_model_gradients(tokens, targets, state, **arrays)
-            state = numpy_reference.forward(tokens, state, arrays["Wxh"], arrays["Whh"], arrays["bh"])[-1]
-            rate = descent.learning_rate_of(epoch, 0.5)
-            arrays = {name: array - rate * gradients[name] for name, array in arrays.items()}
-            losses.append(loss)
-    return np.reshape(losses, (epochs, -1)), arrays
-
-
-def train(learner, inputs, labels, epochs):
-    return np.array([list(learner.train_epoch(inputs, labels, descent.learning_rate_of(epoch, 0.5)))
-                     for epoch in range(1, epochs + 1)])
+from training_cases import WORDS, descend, problem, train
 
 
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 2e-5)])
@@ -142,7 +115,7 @@ def test_training_that_diverges_is_an_error():
 
 PROGRAM = """
 import sys, types
-sys.modules["mxnet"] = None
+sys.modules["mxnet"] = sys.modules["torch"] = None
 from emulated_gpu import EmulatedGpu
 from rnn_ops_cli.main import main
 from rnn_ops_timemachine import cuda_training, learners

@@ -45,8 +45,9 @@ def test_what_a_run_leaves(train, book_file, step):
                       for tokens in data.batches(vocabulary.encode(book.characters), 7, 3))
     parameters = model.trainable(initialise(len(vocabulary), 8, seed=4))
     rnn_sequence = {"reference": reference, "native": operators.native, "custom": operators.custom,
-                    "gluon": rnn_ops, "cuda": reference}[step].rnn_sequence
-    tolerance = 1e-5 if step in ("gluon", "cuda") else 1e-12  # their loss is the same function, computed by other operations
+                    "gluon": rnn_ops, "cuda": reference, "torch": reference}[step].rnn_sequence
+    others = "gluon", "cuda", "torch"  # their loss is the same function, computed by other operations
+    tolerance = 1e-5 if step in others else 1e-12
     moving_loss = None
     for epoch, line in enumerate(metrics_of(folder), start=1):
         losses = train_by_hand(parameters, inputs, labels, 0.5, rnn_sequence)
@@ -61,7 +62,7 @@ def test_what_a_run_leaves(train, book_file, step):
     assert epoch == 3
     saved = checkpoint.load(folder)
     for name, parameter in parameters._asdict().items():
-        if step in ("gluon", "cuda"):
+        if step in others:
             assert np.abs(saved.parameters[name] - parameter.asnumpy()).max() <= 1e-5
         else:
             np.testing.assert_array_equal(saved.parameters[name], parameter.asnumpy())
@@ -76,7 +77,7 @@ def test_what_a_run_leaves(train, book_file, step):
                                   characters=len(book.characters), symbols=len(vocabulary))
     assert record["settings"]["step"] == step and record["settings"]["hidden"] == 8
     assert record["batches_per_epoch"] == len(inputs) and record["parameters"] == sum(p.size for p in parameters)
-    library = importlib.import_module("cupy" if step == "cuda" else "mxnet")
+    library = importlib.import_module({"cuda": "cupy", "torch": "torch"}.get(step, "mxnet"))
     assert record["sessions"][0]["versions"][library.__name__] == library.__version__
 
     # The little book lacks a character of the second prompt: a stretch of the book is continued in its place.
@@ -188,7 +189,6 @@ def test_an_unwritable_folder_is_named_before_a_text_is_read(tmp_path, monkeypat
 @pytest.mark.parametrize("options, parts", [
     (["--hidden", "9"], ["hidden: got 9", "has 8"]),
     (["--text", "timemachine"], ["text: got 'timemachine'", "little book.txt"]),
-    (["--step", "reference"], ["step: got 'reference'", "has 'native'"]),
     (["--epochs", "1"], ["epochs: got 1, needs at least the 2"]),
     (["--validation", "0.1"], ["validation: got 0.1", "has 0.0"]),
     (["--init-from", "elsewhere"], ["init_from: a run that is resumed has its parameters already"]),
@@ -324,7 +324,8 @@ def test_an_unwritable_folder_is_named(train, book_file):
 @pytest.mark.parametrize("missing, step, status, said", [
     (["tqdm", "cupy", "mxnet"], ["--step", "cuda"], 2, "step: got 'cuda', but nothing can be computed on a GPU here: CuPy is"),
     (["tqdm", "cupy", "mxnet"], ["--step", "native"], 1, "This needs MXNet 1.9.1: install rnn_ops[cpu]"),
-    (["tqdm", "cupy", "mxnet"], [], 1, "This needs MXNet 1.9.1: install rnn_ops[cpu]"),
+    (["tqdm", "torch"], ["--step", "torch"], 2, "step: got 'torch', but PyTorch is not installed: install rnn_ops[torch]"),
+    (["tqdm", "cupy", "mxnet", "torch"], [], 1, "This needs MXNet 1.9.1: install rnn_ops[cpu]"),
     (["tqdm"], ["--step", "native"], 1, "tqdm")])
 def test_the_library_that_a_step_lacks_is_named_first(book_file, tmp_path, missing, step, status, said):
     """As in a plain install, which has nothing but NumPy."""

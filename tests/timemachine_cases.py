@@ -38,6 +38,8 @@ def train(book_file, tmp_path, capfd, monkeypatch):
     def call(*options, out="out"):
         if "cuda" in options:  # its version is written down; some versions cannot be imported without a driver
             pytest.importorskip("cupy", exc_type=ImportError)
+        if "torch" in options:
+            pytest.importorskip("torch")
         folder = str(tmp_path / out)
         what = [] if "--resume" in options else ["--text", book_file, *SMALL]
         status = main(["train", "--out", folder, *what, *options])
