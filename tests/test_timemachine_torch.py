@@ -50,6 +50,7 @@ def test_the_validation_loss_learns_nothing_and_disturbs_nothing():
     assert 0 < among.loss(inputs, labels) < 10
     assert all(np.array_equal(before[name], array) for name, array in among.arrays().items())
     assert np.array_equal([first, list(among.train_epoch(inputs, labels, 0.5))], expected)
+    assert not np.array_equal(before["Whh"], among.arrays()["Whh"])  # a copy, which training leaves alone
 
 
 def test_a_row_far_below_another_has_a_finite_loss():
@@ -146,6 +147,13 @@ def test_what_it_cannot_do_is_named(train_run, options, said):
     status, folder, stdout, stderr = train_run("--step", "torch", *options)
     assert (status, stdout) == (2, "") and not os.path.exists(folder)
     one_line(stderr, f"rnn-ops: error: {said}")
+
+
+def test_workers_are_refused_without_mxnet(tmp_path):
+    status, stdout, stderr = command("train", "--step", "torch", "--workers", "2", "--out", str(tmp_path / "out"),
+                                     blocked=["mxnet"])
+    assert (status, stdout) == (2, "")
+    one_line(stderr, "rnn-ops: error: step: got 'torch', which trains on one device")
 
 
 def test_a_gpu_is_named_as_in_mxnet(monkeypatch):
