@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from rnn_ops_timemachine import checkpoint
+from rnn_ops import info
+from rnn_ops_timemachine import checkpoint, job
 from timemachine_cases import book_file, content_of, metrics_of, one_line
 from timemachine_cases import train as train_run
 from training_cases import WORDS, descend, problem, train
@@ -149,11 +150,15 @@ def test_what_it_cannot_do_is_named(train_run, options, said):
     one_line(stderr, f"rnn-ops: error: {said}")
 
 
-def test_workers_are_refused_without_mxnet(tmp_path):
-    status, stdout, stderr = command("train", "--step", "torch", "--workers", "2", "--out", str(tmp_path / "out"),
-                                     blocked=["mxnet"])
+def test_workers_are_refused_before_they_start(train_run, monkeypatch):
+    monkeypatch.setattr(job, "run", None)
+    status, _, stdout, stderr = train_run("--step", "torch", "--workers", "2")
     assert (status, stdout) == (2, "")
     one_line(stderr, "rnn-ops: error: step: got 'torch', which trains on one device")
+
+
+def test_info_names_the_version():
+    assert info.collect()["PyTorch"] == torch.__version__
 
 
 def test_a_gpu_is_named_as_in_mxnet(monkeypatch):
