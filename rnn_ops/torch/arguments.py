@@ -39,8 +39,8 @@ def check_backward(signature, outputs, doutputs, dlast_state, device):
     for name, tensor, shape in (("outputs", outputs, (T, B, H)), ("doutputs", doutputs, (T, B, H)),
                                 ("dlast_state", dlast_state, (B, H))):
         if tensor is not None and (tensor.shape != shape or _DTYPES.get(tensor.dtype) != dtype or tensor.device != device):
-            raise ValueError(f"{name}: got {_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}, needs {dtype} "
-                             f"of shape {shape} on {device}")
+            raise ValueError(f"{name}: got {_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}, "
+                             f"needs {dtype} of shape {shape} on {device}")
 
 
 def _wrong_dtype(given):
