@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from unittest import mock
 
 import pytest
 
@@ -23,12 +24,12 @@ OPTIONS = dict(num_layers=st.integers(1, 3), nonlinearity=st.sampled_from(["tanh
 
 @st.composite
 def cases(draw):
-    """(options of a layer, sizes T, B, I, H, how the input is laid out, whether hx is given, training)"""
+    """(options of a layer, sizes T, B, I, H, how the input is laid out, whether hx is given, training, `layers.SPARE`)"""
     options = draw(st.fixed_dictionaries(OPTIONS))
     sizes = draw(st.tuples(*[SIZES] * 4))
     lengths = draw(st.lists(st.integers(1, sizes[0]), min_size=sizes[1], max_size=sizes[1]))
     layout = draw(st.sampled_from(["batched", "unbatched", "packed", "packed sorted"]))
-    return options, sizes, lengths, layout, draw(st.booleans()), draw(st.booleans())
+    return options, sizes, lengths, layout, draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from([0, 3, layers.SPARE]))
 
 
 def laid_out(sequence, lengths, layout, batch_first):
@@ -43,7 +44,7 @@ def laid_out(sequence, lengths, layout, batch_first):
 
 
 def check(case, tokens, dtype=torch.float64):
-    (T, B, I, H), (options, _, lengths, layout, given_state, training) = case[1], case
+    options, (T, B, I, H), lengths, layout, given_state, training, spare = case
     torch.manual_seed(1)
     theirs, ours = pair(TokenRNN if tokens else RNN, I, H, dtype=dtype, **options)
     if tokens:
@@ -53,8 +54,9 @@ def check(case, tokens, dtype=torch.float64):
         symbols = sequence = torch.randn(T, B, I, dtype=dtype)
     count = options["num_layers"] * (1 + options["bidirectional"])
     hx = torch.randn(count, *([] if layout == "unbatched" else [B]), H, dtype=dtype) if given_state else None
-    found = [results(layer.train(training), laid_out(input, lengths, layout, options["batch_first"]), hx)
-             for layer, input in ((theirs, sequence), (ours, symbols))]
+    with mock.patch.object(layers, "SPARE", spare):
+        found = [results(layer.train(training), laid_out(input, lengths, layout, options["batch_first"]), hx)
+                 for layer, input in ((theirs, sequence), (ours, symbols))]
     if tokens:
         del found[0]["input"]
     same(*found)
@@ -75,7 +77,18 @@ def test_tokens_give_what_their_one_hot_rows_give(case):
 @pytest.mark.parametrize("layout", ["batched", "unbatched", "packed"])
 def test_tokens_of_a_large_vocabulary_give_what_their_one_hot_rows_give(layout):
     options = dict(num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0, bidirectional=True)
-    check((options, (5, 3, layers.MANY, 4), [2, 5, 1], layout, True, True), tokens=True)
+    check((options, (5, 3, layers.MANY, 4), [2, 5, 1], layout, True, True, layers.SPARE), tokens=True)
+
+
+def test_relu_does_not_overflow_behind_the_end_of_a_row(monkeypatch):
+    monkeypatch.setattr(layers, "SPARE", 1000)
+    layer = RNN(1, 1, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1)
+        layer.weight_hh_l0.fill_(4)  # 4 to the power of 64 is infinite in float32
+    outputs, h_n = layer(packing.pack_sequence([torch.zeros(80, 1), torch.ones(1, 1)]))
+    (outputs.data.sum() + h_n.sum()).backward()
+    assert layer.weight_ih_l0.grad == 2 and layer.weight_hh_l0.grad == 0
 
 
 def test_a_large_vocabulary_is_not_copied(monkeypatch):
@@ -192,6 +205,8 @@ MISUSES = {
     "hx of another width": lambda kind: kind(5, 7)(torch.zeros(4, 5), torch.zeros(1, 8)),
     "hx without a batch": lambda kind: kind(5, 7)(torch.zeros(4, 3, 5), torch.zeros(1, 7)),
     "hx with a batch": lambda kind: kind(5, 7)(torch.zeros(4, 5), torch.zeros(1, 1, 7)),
+    "an input on another device": lambda kind: kind(5, 7)(torch.zeros(4, 3, 5, device="meta")),
+    "hx on another device": lambda kind: kind(5, 7)(torch.zeros(4, 3, 5), torch.zeros(1, 3, 7, device="meta")),
     "no steps": lambda kind: kind(5, 7)(torch.zeros(0, 3, 5)),
     "packed data of another width": lambda kind: kind(5, 7)(packing.pack_sequence([torch.zeros(4, 6)])),
     "packed data of three dimensions": lambda kind: kind(5, 7)(packing.pack_sequence([torch.zeros(4, 2, 5)])),

@@ -3,11 +3,12 @@
 They replace the computation. Parameters, their names and their layouts, checks, copying and saving are those of PyTorch's base
 class of all its recurrent layers. Errors that `torch.nn.RNN` has are the same here, word for word.
 """
+import functools
 import itertools
 from typing import Any, Optional, Tuple, Union
 
 import torch
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnn_ops.torch.functions import rnn_sequence
 
@@ -17,6 +18,8 @@ __all__ = ["RNN", "TokenRNN"]
 # a CPU. 64×32 tokens, 256 hidden units, both ways, on two cores: with 2,000 symbols that costs as much as a transpose of the whole
 # table and of its gradient (0.9 ms), with 10,000 it saves 4 of 8 ms.
 MANY = 2048
+# So many steps of a row cost as much as another call of the recurrence, which lays out the weights anew.
+SPARE = 64
 
 
 class RNN(torch.nn.RNNBase):
@@ -44,8 +47,6 @@ class RNN(torch.nn.RNNBase):
     It is a `torch.nn.RNNBase`, but no `torch.nn.RNN`: `torch.compile` breaks its graph at every instance of that, and refuses it
     with ``fullgraph=True``.
 
-    Rows of a PackedSequence that have ended are not computed any further.
-
     Under `torch.autocast` it computes in float32, as `rnn_ops.torch.rnn_sequence`. `torch.jit.script` cannot compile it;
     `torch.export` and `torch.compile` can.
     """
@@ -65,8 +66,8 @@ class RNN(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-            self._check(data, hx, batch_sizes)
-            outputs, h_n = self._layers(data, hx, weights, _runs(batch_sizes))
+            self._check(data, hx, weights, batch_sizes)
+            outputs, h_n = self._layers(data, hx, weights, _Packing(batch_sizes, SPARE if self.nonlinearity == "tanh" else 0))
             return (PackedSequence(outputs, batch_sizes, sorted_indices, unsorted_indices),
                     self.permute_hidden(h_n, unsorted_indices))
         batch_dim = 0 if self.batch_first else 1
@@ -76,7 +77,7 @@ class RNN(torch.nn.RNNBase):
             raise RuntimeError(f"For {kind} input, hx should also be {2 + batched}-D but got {hx.dim()}-D tensor")
         if not batched:
             input, hx = input.unsqueeze(batch_dim), hx if hx is None else hx.unsqueeze(1)
-        self._check(input, hx, None)
+        self._check(input, hx, weights, None)
         if 0 in input.shape:
             return self._empty(input, hx, weights)
         outputs, h_n = self._layers(input.transpose(0, 1) if self.batch_first else input, hx, weights)
@@ -100,11 +101,15 @@ class RNN(torch.nn.RNNBase):
         self._update_flat_weights()
         return self._flat_weights
 
-    def _check(self, input, hx, batch_sizes):
+    def _check(self, input, hx, weights, batch_sizes):
         if hx is None:
             self.check_input(input, batch_sizes)
         else:
             self.check_forward_args(input, hx, batch_sizes)
+        for name, tensor in ("hidden", hx), ("parameter", weights[0]):
+            if tensor is not None and tensor.device != input.device:
+                raise RuntimeError(f"Input and {name} tensors are not at the same device, found input tensor at {input.device} and "
+                                   f"{name} tensor at {tensor.device}")
 
     def _empty(self, input, hx, weights):
         """What PyTorch makes of an empty input: empty outputs of an empty batch, an error if there are no steps."""
@@ -113,8 +118,8 @@ class RNN(torch.nn.RNNBase):
         return getattr(torch, "rnn_" + self.nonlinearity)(input, hx, weights, self.bias, self.num_layers, self.dropout, self.training,
                                                           self.bidirectional, self.batch_first)
 
-    def _layers(self, sequence, hx, weights, runs=None):
-        """All layers on time-major data, or on packed data with its `_runs` → outputs, laid out alike, and h_n."""
+    def _layers(self, sequence, hx, weights, packing=None):
+        """All layers on time-major data, or on packed data with its `_Packing` → outputs, laid out alike, and h_n."""
         weights, states = iter(weights), []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0 and self.training:
@@ -124,38 +129,29 @@ class RNN(torch.nn.RNNBase):
                 weight_ih, weight_hh = next(weights), next(weights)
                 bh = next(weights) + next(weights) if self.bias else weight_hh.new_zeros(self.hidden_size)
                 state = None if hx is None else hx[len(states)]
-                side, state = self._direction(sequence, state, weight_ih, weight_hh, bh, runs, backwards)
+                side, state = self._direction(sequence, state, weight_ih, weight_hh, bh, packing, backwards)
                 sides.append(side)
                 states.append(state)
             sequence = torch.cat(sides, -1) if self.bidirectional else sides[0]
         return sequence, torch.stack(states) if len(states) > 1 else states[0].unsqueeze(0)
 
-    def _direction(self, sequence, first_state, weight_ih, weight_hh, bh, runs, backwards):
+    def _direction(self, sequence, state, weight_ih, weight_hh, bh, packing, backwards):
         """One direction of one layer."""
-        # Copied once for all runs, and for the backward pass.
-        sequence, Wxh, Whh = sequence.contiguous(), weight_ih.t().contiguous(), weight_hh.t().contiguous()
-        if runs is None:
-            segments = [sequence]
+        # Copied once for all blocks, and for the backward pass.
+        Wxh, Whh = weight_ih.t().contiguous(), weight_hh.t().contiguous()
+        if backwards:
+            sequence = _reversed(sequence, packing)
+        if state is None:
+            state = bh.new_zeros(sequence.shape[1] if packing is None else packing.rows, self.hidden_size)
+
+        def step_through(sequence, state):
+            return rnn_sequence(sequence, state, Wxh, Whh, bh, self.nonlinearity)
+
+        if packing is None:
+            outputs, state = step_through(sequence.contiguous(), state)
         else:
-            segments = [rows.unflatten(0, run) for rows, run in zip(sequence.split([T * B for T, B in runs]), runs)]
-        if first_state is None:
-            first_state = bh.new_zeros(segments[0].shape[1], self.hidden_size)
-        state = first_state[:segments[-1].shape[1]] if backwards else first_state
-        found, ended = [], []
-        for segment in reversed(segments) if backwards else segments:
-            before, rows = state.shape[0], segment.shape[1]
-            if rows < before:
-                ended.append(state[rows:])
-                state = state[:rows]
-            elif rows > before:
-                state = torch.cat([state, first_state[before:rows]])
-            outputs, state = rnn_sequence(segment.flip(0) if backwards else segment, state, Wxh, Whh, bh, self.nonlinearity)
-            found.append(outputs.flip(0) if backwards else outputs)
-        if ended:
-            state = torch.cat([state] + ended[::-1])
-        if runs is None:
-            return found[0], state
-        return torch.cat([outputs.flatten(0, 1) for outputs in (reversed(found) if backwards else found)]), state
+            outputs, state = packing.through(step_through, sequence.contiguous(), state)
+        return _reversed(outputs, packing) if backwards else outputs, state
 
 
 class TokenRNN(RNN):
@@ -210,6 +206,58 @@ class TokenRNN(RNN):
         return torch.arange(count, dtype=torch.int32).view(tokens.shape), columns
 
 
-def _runs(batch_sizes):
-    """The steps of packed data by equal numbers of rows: [(T, B), ...]."""
-    return [(len(list(steps)), B) for B, steps in itertools.groupby(batch_sizes.tolist())]
+class _Packing:
+    """How the rows of packed data end, and the recurrence over them in blocks of steps.
+
+    A block has one number of rows. Where a few rows end inside it, they are computed to its end, on zeros, if that costs less than
+    a block of its own; relu, which may overflow there, gets a block for each number of rows.
+    """
+
+    def __init__(self, batch_sizes, most_spare):
+        self.batch_sizes = batch_sizes
+        self.rows = int(batch_sizes[0])
+        self._blocks = []  # (first step, last step + 1, whether all rows have all steps)
+        step = 0
+        for B, equal in itertools.groupby(batch_sizes.tolist()):
+            end = step + len(list(equal))
+            if self._blocks and (end - step) * (first - B) <= most_spare:
+                self._blocks[-1] = self._blocks[-1][0], end, False
+            else:
+                self._blocks.append((step, end, True))
+                first = B
+            step = end
+
+    def through(self, step_through, data, state):
+        """Packed data and the first state of each row → packed outputs and the last state of each row.
+
+        step_through: the recurrence, (T, B, ...) and (B, H) → (T, B, H) and (B, H)"""
+        counts = [self.batch_sizes[begin:end] for begin, end, _ in self._blocks]
+        found, ended = [], []
+        for (_, _, full), sizes, rows in zip(self._blocks, counts, data.split([int(each.sum()) for each in counts])):
+            B = int(sizes[0])
+            if B < state.shape[0]:
+                ended.append(state[B:])
+                state = state[:B]
+            if full:
+                outputs, state = step_through(rows.unflatten(0, (len(sizes), B)), state)
+                found.append(outputs.flatten(0, 1))
+            else:
+                sequence, lengths = pad_packed_sequence(PackedSequence(rows, sizes))
+                outputs, _ = step_through(sequence, state)
+                state = outputs[(lengths - 1).to(outputs.device), torch.arange(B, device=outputs.device)]
+                found.append(pack_padded_sequence(outputs, lengths).data)
+        return torch.cat(found), torch.cat([state] + ended[::-1]) if ended else state
+
+    @functools.cached_property
+    def backwards(self):
+        """The places of packed data, each row from its end to its beginning."""
+        steps = torch.arange(len(self.batch_sizes))
+        lengths = (self.batch_sizes[:, None] > torch.arange(self.rows)).sum(0)
+        offsets = self.batch_sizes.cumsum(0) - self.batch_sizes
+        step = steps.repeat_interleave(self.batch_sizes)
+        row = torch.arange(len(step)) - offsets[step]
+        return offsets[lengths[row] - 1 - step] + row
+
+
+def _reversed(sequence, packing):
+    return sequence.flip(0) if packing is None else sequence.index_select(0, packing.backwards.to(sequence.device))
