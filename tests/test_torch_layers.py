@@ -224,6 +224,12 @@ def test_errors_are_those_of_torch(misuse):
     assert found[0] == found[1]
 
 
+def test_hx_of_another_dtype_is_an_error_of_torchs_type():
+    for kind, text in (torch.nn.RNN, "dtype"), (RNN, "hx: got dtype float64, needs float32, the dtype of the parameters"):
+        with pytest.raises(RuntimeError, match=text):
+            kind(5, 7)(torch.zeros(4, 3, 5), torch.zeros(1, 3, 7, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("input, error, text", [
     (torch.zeros(4, 3), ValueError, "input: got dtype float32, needs int32 or int64, since it has tokens"),
     (torch.zeros(4, 3, 5, dtype=torch.int64), ValueError, r"input: got shape \(4, 3, 5\), needs one or two dimensions"),

@@ -1,7 +1,7 @@
 """Layers that stand in for `torch.nn.RNN`: ``RNN``, and ``TokenRNN``, which takes tokens.
 
 They replace the computation. Parameters, their names and their layouts, checks, copying and saving are those of PyTorch's base
-class of all its recurrent layers. Errors that `torch.nn.RNN` has are the same here, word for word.
+class of all its recurrent layers. Where `torch.nn.RNN` raises an error, so do these, of the same type and mostly in its words.
 """
 import functools
 import itertools
@@ -45,7 +45,7 @@ class RNN(torch.nn.RNNBase):
     Notes
     -----
     It is a `torch.nn.RNNBase`, but no `torch.nn.RNN`: `torch.compile` breaks its graph at every instance of that, and refuses it
-    with ``fullgraph=True``.
+    with ``fullgraph=True``. At a PackedSequence it breaks the graph here too.
 
     Under `torch.autocast` it computes in float32, as `rnn_ops.torch.rnn_sequence`. `torch.jit.script` cannot compile it;
     `torch.export` and `torch.compile` can.
@@ -65,7 +65,8 @@ class RNN(torch.nn.RNNBase):
         weights = self._weights()
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
+            if hx is not None:
+                hx = self.permute_hidden(hx, sorted_indices)
             self._check(data, hx, weights, batch_sizes)
             outputs, h_n = self._layers(data, hx, weights, _Packing(batch_sizes, SPARE if self.nonlinearity == "tanh" else 0))
             return (PackedSequence(outputs, batch_sizes, sorted_indices, unsorted_indices),
@@ -76,7 +77,8 @@ class RNN(torch.nn.RNNBase):
             kind = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {2 + batched}-D but got {hx.dim()}-D tensor")
         if not batched:
-            input, hx = input.unsqueeze(batch_dim), hx if hx is None else hx.unsqueeze(1)
+            input = input.unsqueeze(batch_dim)
+            hx = None if hx is None else hx.unsqueeze(1)
         self._check(input, hx, weights, None)
         if 0 in input.shape:
             return self._empty(input, hx, weights)
@@ -110,6 +112,9 @@ class RNN(torch.nn.RNNBase):
             if tensor is not None and tensor.device != input.device:
                 raise RuntimeError(f"Input and {name} tensors are not at the same device, found input tensor at {input.device} and "
                                    f"{name} tensor at {tensor.device}")
+        dtype = weights[0].dtype
+        if hx is not None and hx.dtype not in (dtype, torch.float16, torch.bfloat16):  # autocast may hand over 16 bits
+            raise RuntimeError(f"hx: got dtype {_name(hx.dtype)}, needs {_name(dtype)}, the dtype of the parameters")
 
     def _empty(self, input, hx, weights):
         """What PyTorch makes of an empty input: empty outputs of an empty batch, an error if there are no steps."""
@@ -182,7 +187,7 @@ class TokenRNN(RNN):
 
     def check_input(self, input: torch.Tensor, batch_sizes: Optional[torch.Tensor]) -> None:
         if input.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"input: got dtype {str(input.dtype)[len('torch.'):]}, needs int32 or int64, since it has tokens")
+            raise ValueError(f"input: got dtype {_name(input.dtype)}, needs int32 or int64, since it has tokens")
         if input.dim() != (2 if batch_sizes is None else 1):
             raise RuntimeError(f"input: got shape {tuple(input.shape)} in a PackedSequence, needs one dimension, as tokens have")
 
@@ -204,6 +209,10 @@ class TokenRNN(RNN):
         except (IndexError, RuntimeError):  # the recurrence says which token
             return tokens, weight_ih
         return torch.arange(count, dtype=torch.int32).view(tokens.shape), columns
+
+
+def _name(dtype):
+    return str(dtype)[len("torch."):]
 
 
 class _Packing:
