@@ -148,7 +148,8 @@ def test_the_same_seed_makes_the_same_parameters_and_states_dicts_load_both_ways
 def test_positional_arguments_are_those_of_torch():
     given = (5, 7, 2, "relu", False, True, 0.5, True)
     theirs, ours = torch.nn.RNN(*given), RNN(*given)
-    for name in ("input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "mode"):
+    for name in ("input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional",
+                 "mode"):
         assert getattr(ours, name) == getattr(theirs, name)
 
 
@@ -210,7 +211,8 @@ MISUSES = {
     "no steps": lambda kind: kind(5, 7)(torch.zeros(0, 3, 5)),
     "packed data of another width": lambda kind: kind(5, 7)(packing.pack_sequence([torch.zeros(4, 6)])),
     "packed data of three dimensions": lambda kind: kind(5, 7)(packing.pack_sequence([torch.zeros(4, 2, 5)])),
-    "packed data and hx of another batch": lambda kind: kind(5, 7)(packing.pack_sequence([torch.zeros(4, 5)]), torch.zeros(1, 2, 7)),
+    "packed data and hx of another batch": lambda kind: kind(5, 7)(packing.pack_sequence([torch.zeros(4, 5)]),
+                                                                   torch.zeros(1, 2, 7)),
 }
 
 
