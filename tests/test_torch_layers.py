@@ -130,7 +130,7 @@ def test_float32_is_as_exact_as_torch(sizes, nonlinearity):
         assert ours <= 3 * theirs + torch.finfo(torch.float32).eps, (name, ours, theirs)
 
 
-def test_the_same_seed_makes_the_same_parameters_and_states_dicts_load_both_ways():
+def test_the_same_seed_makes_the_same_parameters_and_state_dicts_load_both_ways():
     for options in dict(), dict(num_layers=2, bidirectional=True), dict(bias=False, nonlinearity="relu", batch_first=True):
         torch.manual_seed(3)
         theirs = torch.nn.RNN(5, 7, **options)
@@ -235,7 +235,8 @@ def test_hx_of_another_dtype_is_an_error_of_torchs_type():
 @pytest.mark.parametrize("input, error, text", [
     (torch.zeros(4, 3), ValueError, "input: got dtype float32, needs int32 or int64, since it has tokens"),
     (torch.zeros(4, 3, 5, dtype=torch.int64), ValueError, r"input: got shape \(4, 3, 5\), needs one or two dimensions"),
-    (packing.pack_sequence([torch.zeros(4, 5, dtype=torch.int64)]), RuntimeError, r"input: got shape \(4, 5\) in a PackedSequence"),
+    (packing.pack_sequence([torch.zeros(4, 5, dtype=torch.int64)]), RuntimeError,
+     r"input: got shape \(4, 5\) in a PackedSequence"),
 ])
 def test_errors_for_tokens(input, error, text):
     with pytest.raises(error, match=text):
@@ -342,8 +343,8 @@ def test_data_parallel_passes_through_to_it():
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_two_processes_have_the_gradients_of_one(tmp_path, start):
-    workers = [start([sys.executable, ddp_worker.__code__.co_filename, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
-               for rank in range(2)]
+    program = ddp_worker.__code__.co_filename
+    workers = [start([sys.executable, program, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
     for worker in workers:
         assert "Error" not in worker.communicate(timeout=120)[1]
         assert worker.returncode == 0
