@@ -16,7 +16,7 @@ __all__ = ["RNN", "TokenRNN"]
 
 # From so many symbols on, and from twice as many as the batch has tokens, `TokenRNN` takes the batch's columns out of the table
 # on a CPU. A layer on 64×32 tokens with 256 hidden units, both ways, on two cores: with 4,000 symbols that takes as long as
-# with a transpose of the whole table and of its gradient (7 ms), with 10,000 it takes 10 ms and not 13, with 50,000 30 and not 114.
+# with a transpose of the whole table and of its gradient (7 ms), with 10,000 it takes 10 ms and not 13, with 50,000 30, not 114.
 MANY = 2048
 # So many steps of a row cost as much as another call of the recurrence, which lays out the weights anew.
 SPARE = 64
