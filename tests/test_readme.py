@@ -117,7 +117,7 @@ def test_commands_run_in_the_clone(clone):
 
 
 def test_there_is_an_example_for_each_use_and_a_command_for_each_job():
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 8
     assert any("rnn-ops train" in command for command in COMMANDS) and any("pytest" in command for command in COMMANDS)
 
 
