@@ -1,9 +1,11 @@
 """The CPU backend: right on every shape, SIMD level and number of threads, the same bits each time, no stray access."""
 import concurrent.futures
+import ctypes
 import importlib.util
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -234,15 +236,69 @@ def test_a_call_names_its_most_threads(tmp_path, variables, wanted, threads):
         "before = len(os.listdir('/proc/self/task'))\n"
         "given = [np.zeros(n, 'f') for n in [(8, 64, 300), (64, 256), (300, 256), (256, 256), 256]]\n"
         "h, signature, at = np.zeros((8, 64, 256), 'f'), arguments.check(*given), [array.ctypes.data for array in given]\n"
-        f"cpu.run_forward(signature, 'tanh', {wanted}, *at, h.ctypes.data)\n"
+        f"cpu.run_forward(signature, 'tanh', {wanted}, None, *at, h.ctypes.data)\n"
         "written = [np.empty_like(array) for array in [*given, h]]\n"
-        f"cpu.run_backward(signature, 'tanh', {wanted}, *at[:4], h.ctypes.data, h.ctypes.data, None,\n"
+        f"cpu.run_backward(signature, 'tanh', {wanted}, None, *at[:4], h.ctypes.data, h.ctypes.data, None,\n"
         "                 *[array.ctypes.data for array in written])\n"
         "print(len(os.listdir('/proc/self/task')) - before + 1)")
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     ran = subprocess.run([sys.executable, "-c", code], env=dict(environment, **variables), check=True,
                          cwd=str(tmp_path), stdout=subprocess.PIPE, text=True)
     assert ran.stdout.split() == [str(threads)]
+
+
+class OpenMP:
+    """The function of an OpenMP runtime that shares work among threads, and what it was called with."""
+
+    def __init__(self, times):
+        self.counts = []
+        kind = ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+        def parallel(body, data, threads, flags):
+            self.counts.append(threads)
+            running = [threading.Thread(target=body, args=(data,)) for _ in range(times)]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join()
+
+        self._function = kind(parallel)
+        self.address = ctypes.cast(self._function, ctypes.c_void_p).value
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_an_openmp_runtime_shares_the_work(monkeypatch, times):
+    """It may run the body as often as it likes. The results keep their bits."""
+    monkeypatch.setenv("RNN_OPS_NUM_THREADS", "3")
+    arrays, doutputs, _ = random_case((9, 37, 70, 130), "float32", tokens=False)
+    results = []
+    for openmp in None, OpenMP(times):
+        outputs, gradients = np.empty_like(doutputs), [np.full_like(array, np.nan) for array in arrays]
+        signature, at = arguments.check(*arrays), [array.ctypes.data for array in arrays]
+        address, da = openmp and openmp.address, np.empty_like(outputs)
+        cpu.run_forward(signature, "tanh", 0, address, *at, outputs.ctypes.data)
+        cpu.run_backward(signature, "tanh", 0, address, *at[:4], outputs.ctypes.data, doutputs.ctypes.data, None,
+                         *[array.ctypes.data for array in [*gradients, da]])
+        results.append([outputs, *gradients])
+    assert len(openmp.counts) > 3 and set(openmp.counts) <= {2, 3}
+    for own, shared in zip(*results):
+        assert np.array_equal(own, shared)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_leaves_openmp_alone():
+    arrays, doutputs, _ = random_case((20, 32, 7, 128), "float32", tokens=True)
+    outputs, signature = np.empty_like(doutputs), arguments.check(*arrays)
+    at = [array.ctypes.data for array in [*arrays, outputs]]
+    openmp = OpenMP(2)
+    cpu.run_forward(signature, "tanh", 2, openmp.address, *at)
+    called = len(openmp.counts)
+    child = os.fork()
+    if child == 0:
+        again = np.full_like(outputs, np.nan)
+        cpu.run_forward(signature, "tanh", 2, openmp.address, *at[:5], again.ctypes.data)
+        os._exit(0 if np.array_equal(again, outputs) and len(openmp.counts) == called else 1)
+    assert called and os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])

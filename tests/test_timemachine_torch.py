@@ -165,13 +165,3 @@ def test_a_gpu_is_named_as_in_mxnet(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert torch_training.Device("gpu(1)").device == torch.device("cuda", 1)
     assert torch_training.Device("cpu(0)").device == torch.device("cpu")
-
-
-@pytest.mark.parametrize("given", [None, "active"])
-def test_threads_of_openmp_sleep_unless_the_user_says_otherwise(given):
-    code = ("import os; from rnn_ops_timemachine import learners\nassert learners.why_not('torch') is None\n"
-            "print(os.environ['OMP_WAIT_POLICY'])")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env=dict(environment, **({"OMP_WAIT_POLICY": given} if given else {})))
-    assert done.stdout == f"{given or 'passive'}\n"

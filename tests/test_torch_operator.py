@@ -178,7 +178,7 @@ def test_the_results_do_not_share_memory():
 
 def test_the_kernel_works_on_the_tensors_own_memory(monkeypatch):
     addresses = []
-    monkeypatch.setattr(kernels, "run_forward", lambda *given: addresses.append(given[3:]))
+    monkeypatch.setattr(kernels, "run_forward", lambda *given: addresses.append(given[4:]))
     tensors = tensors_of(grad=False)
     outputs, _ = rnn_sequence(*tensors)
     assert addresses == [tuple(tensor.data_ptr() for tensor in [*tensors, outputs])]
@@ -396,10 +396,11 @@ def test_wrong_arguments_of_the_gradient_are_named(name, value):
     ({}, 1, 1), ({}, 3, 3), ({"OMP_NUM_THREADS": "4"}, 2, 2), ({"RNN_OPS_NUM_THREADS": "2"}, 1, 2),
     ({"RNN_OPS_NUM_THREADS": "1"}, 3, 1)])
 def test_as_many_threads_as_pytorch_has(tmp_path, variables, own, threads):
-    """In a process of its own, whose threads are counted before and after: torch.set_num_threads, unless RNN_OPS_NUM_THREADS."""
+    """In a process of its own, whose threads are counted before and after: torch.set_num_threads, unless RNN_OPS_NUM_THREADS.
+    The threads are our own there, because OpenMP ends some of its threads when it needs fewer."""
     code = (
-        "import os, torch\nfrom rnn_ops.torch import rnn_sequence\nfrom rnn_ops.backends import cpu\n"
-        f"torch.set_num_threads({own})\n"
+        "import os, torch\nfrom rnn_ops.torch import cpu, rnn_sequence\n"
+        f"torch.set_num_threads({own}); cpu._OPENMP = None\n"
         "given = [torch.zeros(*n, requires_grad=True) for n in [(8, 64, 300), (64, 256), (300, 256), (256, 256), (256,)]]\n"
         "cotangent = torch.ones(8, 64, 256)\n"
         "before = len(os.listdir('/proc/self/task'))\n"
@@ -409,6 +410,28 @@ def test_as_many_threads_as_pytorch_has(tmp_path, variables, own, threads):
     ran = subprocess.run([sys.executable, "-c", code], env=dict(environment, **variables), check=True, cwd=str(tmp_path),
                          stdout=subprocess.PIPE, text=True)
     assert ran.stdout.split() == [str(threads)]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted in Linux's /proc")
+def test_the_threads_are_those_of_pytorchs_openmp(tmp_path):
+    """They spin after PyTorch's operations, so others would have to wait for a processor."""
+    code = (
+        "import os, torch\nfrom rnn_ops.torch import cpu, rnn_sequence\n"
+        "torch.set_num_threads(2)\n"
+        "given = [torch.zeros(*n, requires_grad=True) for n in [(8, 64, 300), (64, 256), (300, 256), (256, 256), (256,)]]\n"
+        "cotangent = torch.ones(8, 64, 256)\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "torch.relu(torch.zeros(1000000)); before = count()\n"
+        "torch.autograd.grad(rnn_sequence(*given)[0], given, cotangent); shared = count()\n"
+        "cpu._OPENMP = None\n"
+        "torch.autograd.grad(rnn_sequence(*given)[0], given, cotangent)\n"
+        "print(shared - before, count() - before)")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=str(tmp_path), stdout=subprocess.PIPE,
+                         text=True)
+    if "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("this PyTorch has another kind of threads")
+    assert ran.stdout.split() == ["0", "1"]
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -309,6 +309,7 @@ int check(Args* args, int* threads, const Level** level) {
 }  // namespace rnn
 
 int rnn_cpu_forward(rnn_cpu_forward_args* args) {
+  const rnn::WithOpenMP with(reinterpret_cast<rnn::OpenMP>(args->openmp));
   int threads;
   const rnn::Level* level;
   if (const int status = rnn::check(args, &threads, &level)) return status;
@@ -317,6 +318,7 @@ int rnn_cpu_forward(rnn_cpu_forward_args* args) {
 }
 
 int rnn_cpu_backward(rnn_cpu_backward_args* args) {
+  const rnn::WithOpenMP with(reinterpret_cast<rnn::OpenMP>(args->openmp));
   int threads;
   const rnn::Level* level;
   if (const int status = rnn::check(args, &threads, &level)) return status;

@@ -32,6 +32,7 @@ typedef struct {
   const void* bh;         // [H]
   void* h;                // [T,B,H]  out; all that backward needs: tanh' = 1 - h², relu' = (h > 0)
   int64_t threads;        // the most that the call uses if RNN_OPS_NUM_THREADS is not set; 0 for rnn_cpu_threads()
+  void* openmp;           // GOMP_parallel of the OpenMP runtime whose threads share the work; null for threads of our own
   int64_t bad_token;      // out, with RNN_BAD_TOKEN: its position in tokens
 } rnn_cpu_forward_args;
 
@@ -53,7 +54,8 @@ typedef struct {
   void* dWxh;             // [I,H]
   void* dWhh;             // [H,H]
   void* dbh;              // [H]
-  int64_t threads;        // as above
+  int64_t threads;        // as above, as the next two
+  void* openmp;
   int64_t bad_token;
 } rnn_cpu_backward_args;
 

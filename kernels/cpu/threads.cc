@@ -125,9 +125,14 @@ class Pool {
   std::deque<std::atomic<bool>> begun_;  // for each task of the job; callers_ guards its size
 };
 
-// Never destroyed, since its threads outlive main(). A forked child has none of the threads and makes a pool of its own.
+// Never destroyed, since its threads outlive main(). A forked child has none of the threads and makes a pool of its own. It cannot
+// use OpenMP's, since their runtime waits for the threads of the parent.
 Pool* pool = new Pool;
-const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+bool openmp_works = true;
+const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  pool = new Pool;
+  openmp_works = false;
+});
 
 // The number at the start of a variable ("4" or OpenMP's "4,2"); 0 if it is not a positive number, -1 if unset.
 int number_in(const char* variable) {
@@ -138,7 +143,27 @@ int number_in(const char* variable) {
   return value >= 1 && value <= 1 << 16 && (*end == 0 || *end == ',') ? static_cast<int>(value) : 0;
 }
 
+thread_local OpenMP openmp = nullptr;
+
+void run_by_openmp(int n, void (*task)(void*, int, int), void* context) {
+  struct Job {
+    int n;
+    void (*task)(void*, int, int);
+    void* context;
+    std::atomic<int> next;
+  } job = {n, task, context, {0}};
+  // The runtime may give fewer threads than n: each takes tasks until there are none.
+  const auto body = [](void* data) {
+    Job& job = *static_cast<Job*>(data);
+    for (int i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.n;) job.task(job.context, i, job.n);
+  };
+  openmp(body, &job, n, 0);
+}
+
 }  // namespace
+
+WithOpenMP::WithOpenMP(OpenMP parallel) { openmp = openmp_works ? parallel : nullptr; }
+WithOpenMP::~WithOpenMP() { openmp = nullptr; }
 
 int thread_limit(int64_t wanted) {
   const int ours = number_in("RNN_OPS_NUM_THREADS");
@@ -156,6 +181,7 @@ int thread_limit(int64_t wanted) {
 
 void run_parallel(int n, void (*task)(void*, int, int), void* context) {
   if (n == 1) task(context, 0, 1);
+  else if (openmp) run_by_openmp(n, task, context);
   else pool->run(n, task, context);
 }
 

@@ -21,6 +21,20 @@ inline void pause() {
 // the first is set and is not a positive number.
 int thread_limit(int64_t wanted = 0);
 
+// GOMP_parallel, by which compiled OpenMP programs start a parallel region. Libraries of GCC, LLVM and Intel have it.
+using OpenMP = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+// For as long as this lives, the calls of run_parallel in its thread use the threads of an OpenMP runtime, if it is not null.
+// Where a program computes with OpenMP too, its threads spin for some time after each parallel region, and threads of our own
+// would share the processors with them.
+class WithOpenMP {
+ public:
+  explicit WithOpenMP(OpenMP parallel);
+  ~WithOpenMP();
+  WithOpenMP(const WithOpenMP&) = delete;
+  WithOpenMP& operator=(const WithOpenMP&) = delete;
+};
+
 // Calls task(context, i, n) once for each i in [0, n) and returns when all have finished. The calls run side by side on a pool of
 // threads. If another caller has the pool, or no thread can be started, this thread makes all calls itself.
 void run_parallel(int n, void (*task)(void* context, int i, int n), void* context);

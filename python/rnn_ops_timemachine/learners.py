@@ -5,7 +5,6 @@ others are not installed.
 """
 import importlib
 import importlib.util
-import os
 from typing import Dict, Iterator, Optional, Protocol
 
 import numpy as np
@@ -59,7 +58,7 @@ def why_not(step: str) -> Optional[str]:
     if step == "torch" and not _has_torch():
         return "PyTorch is not installed: install rnn_ops[torch]"
     reason = _import("rnn_ops.operators").native.why_not() if step == "native" else None
-    _module(step)
+    _import(_MODULES[step])
     cpu = _import("rnn_ops.backends.cpu")
     cpu.threads(), cpu.simd()
     return reason and f"there is no native operator: {reason}"
@@ -70,7 +69,7 @@ def make(step: str, arrays: Dict[str, np.ndarray], exchange=None) -> Learner:
 
     ``exchange``: one that works for the step, or None.
     """
-    module = _module(step)
+    module = _import(_MODULES[step])
     if step == "cuda":
         return module.Learner(arrays)
     if step in ("gluon", "torch"):
@@ -96,14 +95,6 @@ def refuse_to_split(step: str) -> None:
              "torch": "one device, such as --ctx 'gpu(0)', and does not split batches (--kvstore, --workers)"}.get(step)
     if where:
         raise ValueError(f"step: got {step!r}, which trains on {where}")
-
-
-def _module(step):
-    if step == "torch":
-        # Threads of OpenMP that spin after an operation of PyTorch take the cores from the threads of our kernels. OpenMP reads
-        # this when PyTorch is imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return _import(_MODULES[step])
 
 
 def _has_torch():

@@ -17,7 +17,7 @@ from rnn_ops.backends import arguments, codes, library
 _LIBRARY = library.path()
 
 _SIZES = [(name, ctypes.c_int64) for name in "TBIH"] + [("dtype", ctypes.c_int32), ("activation", ctypes.c_int32)]
-_COUNTS = [("threads", ctypes.c_int64), ("bad_token", ctypes.c_int64)]
+_COUNTS = [("threads", ctypes.c_int64), ("openmp", ctypes.c_void_p), ("bad_token", ctypes.c_int64)]
 
 
 def _buffers(*names):
@@ -79,18 +79,19 @@ def forward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.ndar
     written = _pointer("outputs", outputs, (T, B, H), dtype, written=True)
     arguments.check_apart([("outputs", written, outputs)],
                           [(name, addresses[name], array) for name, array in given.items()])
-    run_forward(signature, activation, 0, *addresses.values(), written)
+    run_forward(signature, activation, 0, None, *addresses.values(), written)
 
 
-def run_forward(signature: arguments.Signature, activation: str, threads: int, inputs: int, state: int, Wxh: int, Whh: int,
-                bh: int, outputs: int) -> None:
+def run_forward(signature: arguments.Signature, activation: str, threads: int, openmp: Optional[int], inputs: int, state: int,
+                Wxh: int, Whh: int, bh: int, outputs: int) -> None:
     """`forward` of arguments that are checked but for the values of tokens, by the addresses of their memory.
 
     threads: the most that the call uses if RNN_OPS_NUM_THREADS is not set; 0 for `threads()`.
+    openmp: address of GOMP_parallel in the OpenMP runtime whose threads share the work; None for threads of our own.
     """
     T, B, I, H, dtype, tokens = signature
     args = _ForwardArgs(T, B, I, H, codes.DTYPES[dtype], codes.ACTIVATIONS[activation], inputs if tokens else None,
-                        None if tokens else inputs, state, Wxh, Whh, bh, outputs, threads)
+                        None if tokens else inputs, state, Wxh, Whh, bh, outputs, threads, openmp)
     status = _library.rnn_cpu_forward(args)
     if status:
         _raise_for(status, args)
@@ -138,17 +139,17 @@ def backward(inputs: np.ndarray, state: np.ndarray, Wxh: np.ndarray, Whh: np.nda
         written.append((name, None if array is None else _pointer(name, array, shape, dtype, written=True), array))
     arguments.check_apart(written, read)
     da = np.empty((T, B, H), dtype)
-    run_backward(signature, activation, 0, *(address for _, address, _ in read + written), da.ctypes.data)
+    run_backward(signature, activation, 0, None, *(address for _, address, _ in read + written), da.ctypes.data)
 
 
-def run_backward(signature: arguments.Signature, activation: str, threads: int, inputs: int, state: int, Wxh: int, Whh: int,
-                 outputs: int, doutputs: Optional[int], dlast_state: Optional[int], dinputs: Optional[int],
+def run_backward(signature: arguments.Signature, activation: str, threads: int, openmp: Optional[int], inputs: int, state: int,
+                 Wxh: int, Whh: int, outputs: int, doutputs: Optional[int], dlast_state: Optional[int], dinputs: Optional[int],
                  dstate: Optional[int], dWxh: Optional[int], dWhh: Optional[int], dbh: Optional[int], da: int) -> None:
     """`backward` by addresses, as `run_forward`. da: memory for the gradient of the argument of tanh or relu, (T, B, H)."""
     T, B, I, H, dtype, tokens = signature
     args = _BackwardArgs(T, B, I, H, codes.DTYPES[dtype], codes.ACTIVATIONS[activation], inputs if tokens else None,
                          None if tokens else inputs, state, Wxh, Whh, outputs, doutputs, dlast_state, da, dinputs, dstate, dWxh,
-                         dWhh, dbh, threads)
+                         dWhh, dbh, threads, openmp)
     status = _library.rnn_cpu_backward(args)
     if status:
         _raise_for(status, args)

@@ -226,7 +226,7 @@ class _Packing:
         self.batch_sizes = batch_sizes
         self.rows = int(batch_sizes[0])
         self._blocks = []  # (first step, last step + 1, whether all rows have all steps)
-        step = 0
+        step = first = 0
         for B, equal in itertools.groupby(batch_sizes.tolist()):
             end = step + len(list(equal))
             if self._blocks and (end - step) * (first - B) <= most_spare:
