@@ -14,7 +14,7 @@ import numpy
 _INSTALL = (
     "This needs MXNet 1.9.1: install rnn_ops[cpu] (mxnet) on a machine without a GPU or rnn_ops[cu112] "
     "(mxnet-cu112) on one with an NVIDIA GPU, never both, because the two packages install the same module 'mxnet' "
-    "over each other.")
+    "over each other. On PyTorch tensors rnn_ops.torch works without MXNet.")
 
 
 def installed_wheels():

@@ -249,7 +249,7 @@ def test_hx_of_another_batch_is_an_error_for_tokens_too():
 
 
 def test_halves_are_refused():
-    with pytest.raises(TypeError, match="inputs: got dtype bfloat16, needs float32 or float64"):
+    with pytest.raises(TypeError, match="^RNN: got parameters of bfloat16, needs float32 or float64$"):
         RNN(5, 7, dtype=torch.bfloat16)(torch.zeros(4, 3, 5, dtype=torch.bfloat16))
 
 
@@ -351,3 +351,24 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, start):
     whole = ddp_worker(None, None)
     for rank in range(2):
         same(whole, torch.load(tmp_path / f"{rank}.pt"))
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 1], [3, -1, 2], [1, 2, 1], [3, 1, 0], [2, 1]], ids=str)
+def test_packed_data_that_nobody_has_packed_is_an_error(counts):
+    for nonlinearity in "tanh", "relu":
+        packed = packing.PackedSequence(torch.randn(4, 3), torch.tensor(counts, dtype=torch.int64))
+        with pytest.raises(ValueError, match="^batch_sizes: got .*, needs numbers of rows, 1 or more, none of them larger"):
+            RNN(3, 5, nonlinearity=nonlinearity)(packed)
+
+
+def test_another_default_device_changes_nothing():
+    rows = packing.pack_sequence([torch.randn(n, 3) for n in (5, 4, 4, 1)])
+    tokens = torch.randint(3000, (4, 2))
+    layer, of_tokens = RNN(3, 5, bidirectional=True), TokenRNN(3000, 5)
+    expected = layer(rows)[0].data, of_tokens(tokens)[0]
+    torch.set_default_device("meta")
+    try:
+        found = layer(rows)[0].data, of_tokens(tokens)[0]
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(*each) for each in zip(expected, found))

@@ -95,6 +95,31 @@ def test_first_and_second_gradients_against_differences(tokens, activation, shap
     assert torch.autograd.gradgradcheck(lambda *given: rnn_sequence(*given, activation), tensors)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 5, 6), (4, 3, 5, 6)], ids=str)
+@pytest.mark.parametrize("tokens, activation", CASES)
+def test_second_gradients_of_every_selection(tokens, activation, shape):
+    """Against autograd through the formula. With relu a gradient may depend on no tensor that needs one."""
+    def plainly(inputs, state, Wxh, Whh, bh):
+        outputs = []
+        for each in inputs:
+            sums = (Wxh[each.long()] if tokens else each @ Wxh) + state @ Whh + bh
+            outputs.append(state := torch.tanh(sums) if activation == "tanh" else torch.relu(sums))
+        return torch.stack(outputs), state
+
+    for selection in range(1, 2 ** (5 - tokens)):
+        found = []
+        for function in plainly, lambda *given: rnn_sequence(*given, activation):
+            tensors = dict(zip(NAMES, tensors_of(tokens, shape, grad=False)))
+            wanted = [tensors[name].requires_grad_() for bit, name in enumerate(NAMES[tokens:]) if selection >> bit & 1]
+            first = torch.autograd.grad(function(*tensors.values())[0].sum(), wanted, create_graph=True)
+            penalty = sum((gradient.norm() - 1) ** 2 for gradient in first)
+            second = torch.autograd.grad(penalty, wanted, allow_unused=True) if penalty.requires_grad else [None] * len(wanted)
+            found.append([torch.zeros_like(tensor) if gradient is None else gradient
+                          for tensor, gradient in zip(wanted, second)])
+        for ours, theirs in zip(*found):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("tokens", [False, True])
 def test_third_gradients_against_differences(tokens):
     def gradients(*given):
@@ -222,6 +247,13 @@ def test_a_mode_sees_the_operators():
     with Seen() as seen:
         outputs.sum().backward()
     assert "rnn_ops::rnn_sequence_backward" in seen.names
+
+
+def test_a_profiler_sees_the_operators():
+    with torch.profiler.profile() as profile:
+        gradients_of(tensors_of())
+    names = {event.name for event in profile.events()}
+    assert {"rnn_ops::rnn_sequence", "rnn_ops::rnn_sequence_backward"} <= names
 
 
 def test_without_autograd():
@@ -379,14 +411,24 @@ def test_wrong_arguments_are_named(case):
     assert str(error.value) == sentence
 
 
-@pytest.mark.parametrize("name, value", [("outputs", without(4, 3, 7)), ("doutputs", without(4, 2, 6)),
-                                         ("dlast_state", without(3, 6, dtype=torch.float32))])
-def test_wrong_arguments_of_the_gradient_are_named(name, value):
-    """It can be called by its name, and must not read behind the end of a tensor."""
+@pytest.mark.parametrize("name, value, sentence", [
+    ("outputs", without(4, 3, 7), "outputs: got float64 of shape (4, 3, 7) on cpu, needs float64 of shape (4, 3, 6) on cpu"),
+    ("doutputs", without(4, 2, 6), "doutputs: got float64 of shape (4, 2, 6) on cpu, needs float64 of shape (4, 3, 6) on cpu"),
+    ("doutputs", without(4, 3, 6).to("meta"),
+     "doutputs: got float64 of shape (4, 3, 6) on meta, needs float64 of shape (4, 3, 6) on cpu"),
+    ("Whh", without(6, 6).to("meta"), "Whh: got a tensor on meta, needs one on cpu, the device of inputs"),
+    ("dlast_state", without(3, 6, dtype=torch.float32),
+     "dlast_state: got float32 of shape (3, 6) on cpu, needs float64 of shape (3, 6) on cpu"),
+    ("wanted", [True] * 4, "wanted: got 4 flags, needs 5, for dinputs, dstate, dWxh, dWhh and dbh"),
+    ("wanted", [True] * 6, "wanted: got 6 flags, needs 5, for dinputs, dstate, dWxh, dWhh and dbh"),
+    ("inputs", torch.zeros(4, 3, dtype=torch.int32), "wanted: got True for dinputs, needs False: tokens have no gradient")])
+def test_wrong_arguments_of_the_gradient_are_named(name, value, sentence):
+    """It can be called by its name, and must not read or write behind the end of a tensor."""
     given = dict(zip(("doutputs", "dlast_state"), (without(4, 3, 6), None)), **dict(zip(NAMES, tensors_of(grad=False)[:4])),
                  outputs=without(4, 3, 6), activation="tanh", wanted=[True] * 5)
-    with pytest.raises(ValueError, match=f"^{name}: got .* needs float64 of shape"):
+    with pytest.raises(ValueError) as error:
         operator.rnn_sequence_backward(**dict(given, **{name: value}))
+    assert str(error.value) == sentence
 
 
 # --- threads --------------------------------------------------------------------------------------------------------------

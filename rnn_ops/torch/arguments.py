@@ -33,9 +33,13 @@ def check_device(given):
             raise ValueError(f"{name}: got a tensor on {tensor.device}, needs one on {device}, the device of inputs")
 
 
-def check_backward(signature, outputs, doutputs, dlast_state, device):
-    """Check the tensors that a backward pass has besides the arguments."""
-    T, B, _, H, dtype, _ = signature
+def check_backward(signature, outputs, doutputs, dlast_state, device, wanted):
+    """Check what a backward pass has besides the arguments."""
+    T, B, _, H, dtype, tokens = signature
+    if len(wanted) != 5:
+        raise ValueError(f"wanted: got {len(wanted)} flags, needs 5, for dinputs, dstate, dWxh, dWhh and dbh")
+    if tokens and wanted[0]:
+        raise ValueError("wanted: got True for dinputs, needs False: tokens have no gradient")
     for name, tensor, shape in (("outputs", outputs, (T, B, H)), ("doutputs", doutputs, (T, B, H)),
                                 ("dlast_state", dlast_state, (B, H))):
         if tensor is not None and (tensor.shape != shape or _DTYPES.get(tensor.dtype) != dtype or tensor.device != device):

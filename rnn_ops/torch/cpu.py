@@ -38,7 +38,7 @@ def forward(inputs, state, Wxh, Whh, bh, activation):
 
 def backward(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activation, wanted):
     signature = check((inputs, state, Wxh, Whh), activation)
-    check_backward(signature, outputs, doutputs, dlast_state, inputs.device)
+    check_backward(signature, outputs, doutputs, dlast_state, inputs.device, wanted)
     if wanted[0]:  # the kernel does not read it for anything else
         Wxh = Wxh.contiguous()
     read = [inputs.contiguous(), state.contiguous(), Wxh, *[

@@ -38,7 +38,7 @@ def backward(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activation
     arguments = inputs, state, Wxh, Whh
     check_device(arguments)
     signature = check(arguments, activation)
-    check_backward(signature, outputs, doutputs, dlast_state, inputs.device)
+    check_backward(signature, outputs, doutputs, dlast_state, inputs.device, wanted)
     read = [None if tensor is None else tensor.contiguous()
             for tensor in (inputs, state, Wxh, Whh, None, outputs, None, doutputs, dlast_state)]
     written = [state.new_empty(shape) if each else None for each, shape in zip(

@@ -68,7 +68,8 @@ class RNN(torch.nn.RNNBase):
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
             self._check(data, hx, weights, batch_sizes)
-            outputs, h_n = self._layers(data, hx, weights, _Packing(batch_sizes, SPARE if self.nonlinearity == "tanh" else 0))
+            packing = _Packing(batch_sizes, len(data), SPARE if self.nonlinearity == "tanh" else 0)
+            outputs, h_n = self._layers(data, hx, weights, packing)
             return (PackedSequence(outputs, batch_sizes, sorted_indices, unsorted_indices),
                     self.permute_hidden(h_n, unsorted_indices))
         batch_dim = 0 if self.batch_first else 1
@@ -113,6 +114,8 @@ class RNN(torch.nn.RNNBase):
                 raise RuntimeError(f"Input and {name} tensors are not at the same device, found input tensor at {input.device} "
                                    f"and {name} tensor at {tensor.device}")
         dtype = weights[0].dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{type(self).__name__}: got parameters of {_name(dtype)}, needs float32 or float64")
         if hx is not None and hx.dtype not in (dtype, torch.float16, torch.bfloat16):  # autocast may hand over 16 bits
             raise RuntimeError(f"hx: got dtype {_name(hx.dtype)}, needs {_name(dtype)}, the dtype of the parameters")
 
@@ -208,7 +211,7 @@ class TokenRNN(RNN):
             columns = weight_ih.index_select(1, tokens.flatten())
         except (IndexError, RuntimeError):  # the recurrence says which token
             return tokens, weight_ih
-        return torch.arange(count, dtype=torch.int32).view(tokens.shape), columns
+        return torch.arange(count, dtype=torch.int32, device="cpu").view(tokens.shape), columns
 
 
 def _name(dtype):
@@ -222,12 +225,16 @@ class _Packing:
     than a block of its own; relu, which may overflow there, gets a block for each number of rows.
     """
 
-    def __init__(self, batch_sizes, most_spare):
+    def __init__(self, batch_sizes, rows_of_data, most_spare):
+        counts = batch_sizes.tolist()
+        if counts != sorted(counts, reverse=True) or counts[-1:] < [1] or sum(counts) != rows_of_data:
+            raise ValueError(f"batch_sizes: got {counts}, needs numbers of rows, 1 or more, none of them larger than the one "
+                             f"before, that add up to the {rows_of_data} rows of data")
         self.batch_sizes = batch_sizes
-        self.rows = int(batch_sizes[0])
+        self.rows = counts[0]
         self._blocks = []  # (first step, last step + 1, whether all rows have all steps)
         step = first = 0
-        for B, equal in itertools.groupby(batch_sizes.tolist()):
+        for B, equal in itertools.groupby(counts):
             end = step + len(list(equal))
             if self._blocks and (end - step) * (first - B) <= most_spare:
                 self._blocks[-1] = self._blocks[-1][0], end, False
@@ -260,11 +267,11 @@ class _Packing:
     @functools.cached_property
     def backwards(self):
         """The places of packed data, each row from its end to its beginning."""
-        steps = torch.arange(len(self.batch_sizes))
-        lengths = (self.batch_sizes[:, None] > torch.arange(self.rows)).sum(0)
+        steps = torch.arange(len(self.batch_sizes), device="cpu")
+        lengths = (self.batch_sizes[:, None] > torch.arange(self.rows, device="cpu")).sum(0)
         offsets = self.batch_sizes.cumsum(0) - self.batch_sizes
         step = steps.repeat_interleave(self.batch_sizes)
-        row = torch.arange(len(step)) - offsets[step]
+        row = torch.arange(len(step), device="cpu") - offsets[step]
         return offsets[lengths[row] - 1 - step] + row
 
 

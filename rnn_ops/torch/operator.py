@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 
 from rnn_ops.torch import cpu, cuda
-from rnn_ops.torch.arguments import check_device, check_symbolic
+from rnn_ops.torch.arguments import check_backward, check_device, check_symbolic
 
 _library = torch.library.Library("rnn_ops", "DEF")  # the operators live as long as it does
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -40,12 +40,14 @@ def call(*arguments):
 
 
 def _are_usual(tensors):
-    """Whether tensors are on the CPU and nothing traces, wraps or counts operators: no mode, no autocast, no forward mode, no
-    torch.func. (PyTorch 2.4 cannot compare sets of keys. Nothing is usual there.)"""
+    """Whether tensors are on the CPU and nothing traces, wraps or counts operators: no mode, no profiler, no autocast, no forward
+    mode, no torch.func. (PyTorch 2.4 cannot compare sets of keys. Nothing is usual there.)"""
     for get, usual in zip(_settings, _USUAL_SETTINGS):
         if get() != usual:
             return False
-    return forward_ad._current_level < 0 and all([torch._C._dispatch_keys(tensor) == _USUAL_KEYS for tensor in tensors])
+    if forward_ad._current_level >= 0 or torch._C._autograd._profiler_enabled():
+        return False
+    return all([torch._C._dispatch_keys(tensor) == _USUAL_KEYS for tensor in tensors])
 
 
 class _Sequence(torch.autograd.Function):
@@ -84,8 +86,11 @@ class _Gradients(torch.autograd.Function):
             tensors = [None if tensor is None else tensor.view_as(tensor) if again else
                        tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, ctx.needs_input_grad)]
             needed = [tensor for tensor, need in zip(tensors, ctx.needs_input_grad) if need]
-            found = iter(torch.autograd.grad(_gradients(*tensors, *ctx.others), needed, cotangents, create_graph=again,
-                                             allow_unused=True))
+            # With relu some gradients depend on no tensor that needs one.
+            used = [(gradient, cotangent) for gradient, cotangent in zip(_gradients(*tensors, *ctx.others), cotangents)
+                    if gradient.requires_grad]
+            found = iter(torch.autograd.grad([gradient for gradient, _ in used], needed, [cotangent for _, cotangent in used],
+                                             create_graph=again, allow_unused=True) if used else [None] * len(needed))
         return (*[next(found) if need else None for need in ctx.needs_input_grad[:7]], None, None)
 
 
@@ -160,6 +165,9 @@ def _shapes(inputs, state, Wxh, Whh, bh, activation):
 
 
 def _gradients_shapes(doutputs, dlast_state, inputs, state, Wxh, Whh, outputs, activation, wanted):
+    given = inputs, state, Wxh, Whh
+    check_device(given)
+    check_backward(check_symbolic(given, activation), outputs, doutputs, dlast_state, inputs.device, wanted)
     shapes = inputs.shape, state.shape, Wxh.shape, Whh.shape, Whh.shape[:1]
     return [state.new_empty(shape) for shape, each in zip(shapes, wanted) if each]
 
