@@ -3,6 +3,7 @@ reader; names, options, links and figures are those of the code and of the resul
 import contextlib
 import glob
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -212,6 +213,8 @@ def test_files_and_names_of_ours_exist(page):
         if path and ("/" in code or code.endswith((".cc", ".cuh", ".cu", ".h", ".py"))):
             for one in alternatives(code):
                 assert found(one, os.path.dirname(page)), code
+        elif code.startswith("rnn_ops.torch") and not importlib.util.find_spec("torch"):
+            continue  # looked up where PyTorch is installed
         elif re.fullmatch(r"rnn_ops\w*(\.\w+)+(\(.*\))?", code):
             assert resolves(code.split("(")[0]), code
     for test in re.findall(r"\btests/\w+\.py", read(page)):
