@@ -3,12 +3,9 @@
 Each provider's time less that of the bare C functions, whose arguments are prepared once. All take turns, as in every benchmark
 here: best is the difference of best calls, median that of the differences within each round.
 """
-import sys
-
 import numpy as np
 
-from rnn_ops_timemachine import streams
-from rnn_ops_timemachine.options import CommandError, Parser, check_settings, positive
+from rnn_ops_timemachine.options import Parser, check_settings, positive, run_as_program
 
 from . import measure, providers, report
 from .problems import BOTH, FORWARD, Sequence, Shape
@@ -102,9 +99,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    with streams.prepared():
-        try:
-            sys.exit(main())
-        except CommandError as error:
-            streams.complain(str(error))
-            sys.exit(error.status)
+    run_as_program(main)

@@ -1,9 +1,8 @@
 """``python -m rnn_ops_benchmarks.scaling FILE``: measure what several processes cost and bring, or show it again."""
 import os
-import sys
 
 from rnn_ops_timemachine import streams
-from rnn_ops_timemachine.options import FAILURE, USAGE, CommandError, Parser, check_settings, path, positive
+from rnn_ops_timemachine.options import FAILURE, USAGE, CommandError, Parser, check_settings, path, positive, run_as_program
 
 from ..environment import Others, describe
 from ..report import write_json
@@ -51,9 +50,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    with streams.prepared():
-        try:
-            sys.exit(main())
-        except CommandError as failed:
-            streams.complain(str(failed))
-            sys.exit(failed.status)
+    run_as_program(main)

@@ -169,8 +169,8 @@ int thread_limit(int64_t wanted) {
   const int ours = number_in("RNN_OPS_NUM_THREADS");
   if (ours >= 0) return ours;
   if (wanted > 0) return static_cast<int>(std::min<int64_t>(wanted, 1 << 16));
-  const int openmp = number_in("OMP_NUM_THREADS");
-  if (openmp > 0) return openmp;
+  const int theirs = number_in("OMP_NUM_THREADS");
+  if (theirs > 0) return theirs;
 #ifdef __linux__
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);

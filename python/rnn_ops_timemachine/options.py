@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import re
+import sys
 
 from rnn_ops_timemachine import streams
 
@@ -15,6 +16,16 @@ class CommandError(Exception):
     def __init__(self, status, message):
         super().__init__(message)
         self.status = status
+
+
+def run_as_program(main):
+    """Call a module's `main` and exit with its status. A `CommandError` is a line on stderr."""
+    with streams.prepared():
+        try:
+            sys.exit(main())
+        except CommandError as error:
+            streams.complain(str(error))
+            sys.exit(error.status)
 
 
 class Parser(argparse.ArgumentParser):

@@ -43,15 +43,16 @@ def check_backward(signature, outputs, doutputs, dlast_state, device, wanted):
     for name, tensor, shape in (("outputs", outputs, (T, B, H)), ("doutputs", doutputs, (T, B, H)),
                                 ("dlast_state", dlast_state, (B, H))):
         if tensor is not None and (tensor.shape != shape or _DTYPES.get(tensor.dtype) != dtype or tensor.device != device):
-            raise ValueError(f"{name}: got {_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}, "
+            raise ValueError(f"{name}: got {dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}, "
                              f"needs {dtype} of shape {shape} on {device}")
 
 
 def _wrong_dtype(given):
     name, tensor = next((name, tensor) for name, tensor in zip(arguments.NAMES, given) if tensor.dtype not in _DTYPES)
     tokens = ", or int32 or int64 for tokens" if name == "inputs" else ""
-    return TypeError(f"{name}: got dtype {_name(tensor.dtype)}, needs float32 or float64{tokens}")
+    return TypeError(f"{name}: got dtype {dtype_name(tensor.dtype)}, needs float32 or float64{tokens}")
 
 
-def _name(dtype):
+def dtype_name(dtype):
+    """float32 for torch.float32."""
     return str(dtype)[len("torch."):]

@@ -10,6 +10,7 @@ from typing import Any, Optional, Tuple, Union
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from rnn_ops.torch.arguments import dtype_name
 from rnn_ops.torch.functions import rnn_sequence
 
 __all__ = ["RNN", "TokenRNN"]
@@ -18,7 +19,8 @@ __all__ = ["RNN", "TokenRNN"]
 # on a CPU. A layer on 64×32 tokens with 256 hidden units, both ways, on two cores: with 4,000 symbols that takes as long as
 # with a transpose of the whole table and of its gradient (7 ms), with 10,000 it takes 10 ms and not 13, with 50,000 30, not 114.
 MANY = 2048
-# So many steps of a row cost as much as another call of the recurrence, which lays out the weights anew.
+# About so many steps of a row cost as much as another call of the recurrence, which lays out the weights anew. Of 32 and 128,
+# which were measured, 128 is faster with many rows (128 of 256 hidden units) and 32 with wide states (1,024 units).
 SPARE = 64
 
 
@@ -115,9 +117,9 @@ class RNN(torch.nn.RNNBase):
                                    f"and {name} tensor at {tensor.device}")
         dtype = weights[0].dtype
         if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{type(self).__name__}: got parameters of {_name(dtype)}, needs float32 or float64")
+            raise TypeError(f"{type(self).__name__}: got parameters of {dtype_name(dtype)}, needs float32 or float64")
         if hx is not None and hx.dtype not in (dtype, torch.float16, torch.bfloat16):  # autocast may hand over 16 bits
-            raise RuntimeError(f"hx: got dtype {_name(hx.dtype)}, needs {_name(dtype)}, the dtype of the parameters")
+            raise RuntimeError(f"hx: got dtype {dtype_name(hx.dtype)}, needs {dtype_name(dtype)}, the dtype of the parameters")
 
     def _empty(self, input, hx, weights):
         """What PyTorch makes of an empty input: empty outputs of an empty batch, an error if there are no steps."""
@@ -190,7 +192,7 @@ class TokenRNN(RNN):
 
     def check_input(self, input: torch.Tensor, batch_sizes: Optional[torch.Tensor]) -> None:
         if input.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"input: got dtype {_name(input.dtype)}, needs int32 or int64, since it has tokens")
+            raise ValueError(f"input: got dtype {dtype_name(input.dtype)}, needs int32 or int64, since it has tokens")
         if input.dim() != (2 if batch_sizes is None else 1):
             raise RuntimeError(f"input: got shape {tuple(input.shape)} in a PackedSequence, needs one dimension, as tokens have")
 
@@ -212,10 +214,6 @@ class TokenRNN(RNN):
         except (IndexError, RuntimeError):  # the recurrence says which token
             return tokens, weight_ih
         return torch.arange(count, dtype=torch.int32, device="cpu").view(tokens.shape), columns
-
-
-def _name(dtype):
-    return str(dtype)[len("torch."):]
 
 
 class _Packing:
